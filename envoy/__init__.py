@@ -1,0 +1,1 @@
+"""Envoy invites: bootstrap files and manifests that put the sidecar behind the real upstreams."""

@@ -1,0 +1,268 @@
+"""One noun and one verb: a Service is `async (Call) -> Answer`; a policy wraps one in another.
+
+    application --> Call --> policy(policy(tier)) --> Answer --> application
+
+There are two ways not to answer, and each says what the next layer may do:
+
+    Refused   nothing was spent (breaker open, limit reached, no index): ask the next tier now
+    Failed    something was spent and broke: it counts against health, perhaps ask again
+
+An upstream's 400 or 401 is neither: it is an Answer, passed through, never retried, never counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
+
+Kind = Literal["embed", "retrieve", "generate", "pass"]
+Header = tuple[bytes, bytes]
+Headers = list[Header]
+
+TRAIL_STEPS_MAX = 16
+"""A trail longer than this says nothing new: retries and tiers are bounded far below it."""
+
+
+class Request:
+    """One HTTP request as the caller sent it, its body whole.
+
+    `target` is the request target in origin form, with its query; `path` is the same without the query, after a
+    route's prefix was stripped. Header names keep the caller's case.
+    """
+
+    __slots__ = ("body", "headers", "method", "path", "query", "target")
+
+    def __init__(self, method: bytes, target: bytes, headers: Headers, body: bytes = b"") -> None:
+        self.method = method
+        self.target = target
+        self.path, _, self.query = target.partition(b"?")
+        self.headers = headers
+        self.body = body
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of the header `name` (given in lower case), or None."""
+        return find_header(self.headers, name)
+
+
+def find_header(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of `name` (given in lower case) among `headers`, or None."""
+    for key, value in headers:
+        if len(key) == len(name) and key.lower() == name:
+            return value
+    return None
+
+
+class Step:
+    """One entry of a trail: who was asked, what came of it, and why."""
+
+    __slots__ = ("outcome", "reason", "tier")
+
+    def __init__(self, tier: str, outcome: Literal["refused", "failed", "answered"], reason: str) -> None:
+        self.tier = tier
+        self.outcome = outcome
+        self.reason = reason
+
+
+class Call:
+    """What the application meant, and what has happened to it so far.
+
+    Times are seconds on the event loop's clock. `deadline` is when the caller stops waiting; `until` is when the tier
+    being asked must have answered, so that a later tier still can. Whoever waits, waits no longer than `until`.
+    `asked` is where a dialect keeps what it has parsed, so that a body is parsed once.
+    """
+
+    __slots__ = (
+        "asked",
+        "attempts",
+        "born",
+        "deadline",
+        "dialect",
+        "id",
+        "kind",
+        "request",
+        "route",
+        "trail",
+        "until",
+        "upstream_s",
+        "wants_stream",
+    )
+
+    def __init__(
+        self, kind: Kind, request: Request, *, dialect: str = "plain", route: str = "", born: float = 0.0, id: str = ""
+    ) -> None:
+        self.kind: Kind = kind
+        self.request = request
+        self.dialect = dialect
+        self.route = route
+        self.id = id
+        self.born = born
+        self.deadline = float("inf")
+        self.until = float("inf")
+        self.upstream_s = 0.0
+        self.attempts = 0
+        self.wants_stream = False
+        self.trail: list[Step] = []
+        self.asked: object = None
+
+    def note(self, tier: str, outcome: Literal["refused", "failed", "answered"], reason: str) -> None:
+        """Remember that `tier` was asked; a trail is bounded, its first steps are kept."""
+        if len(self.trail) < TRAIL_STEPS_MAX:
+            self.trail.append(Step(tier, outcome, reason))
+
+
+End = Literal["done", "cut", "left"]
+"""How a stream ended: whole, broken by its source, or left by the caller (who is never the endpoint's fault)."""
+
+
+class Sink(Protocol):
+    """Where a stream goes. `write` may be followed by `pause` on the stream, from inside the same call."""
+
+    def write(self, chunk: bytes) -> None: ...
+    def end(self) -> None: ...
+    def cut(self, reason: str) -> None: ...
+
+
+class Stream:
+    """A body that arrives in pieces and is pushed, so that no chunk costs a task.
+
+    A stream is primed: its first content is in hand before an Answer carries it. `relay` delivers what is held and
+    then whatever comes. Exactly one of `end` and `cut` reaches the sink, unless `close` came first.
+    """
+
+    __slots__ = ("_watchers", "ended")
+
+    def __init__(self) -> None:
+        self.ended: End | None = None
+        self._watchers: list[Callable[[End], None]] = []
+
+    def relay(self, sink: Sink) -> None:
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """The reader is slow: stop reading from the source."""
+
+    def resume(self) -> None:
+        """The reader has caught up."""
+
+    def close(self) -> None:
+        """The caller has gone: let go of the source."""
+        self.finish("left")
+
+    def watch(self, watcher: Callable[[End], None]) -> None:
+        """Call `watcher` once when the stream has ended (at once when it already has)."""
+        if self.ended is None:
+            self._watchers.append(watcher)
+        else:
+            watcher(self.ended)
+
+    def finish(self, end: End) -> None:
+        """Mark the stream ended and tell the watchers; later calls change nothing."""
+        if self.ended is not None:
+            return
+        self.ended = end
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher(end)
+
+
+class HeldStream(Stream):
+    """A stream whose pieces are all in hand: what the local tiers and caches give when a stream was asked for."""
+
+    __slots__ = ("_at", "_paused", "_pieces", "_sink")
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__()
+        self._pieces = pieces
+        self._at = 0
+        self._paused = False
+        self._sink: Sink | None = None
+
+    def relay(self, sink: Sink) -> None:
+        self._sink = sink
+        self._push()
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._push()
+
+    def _push(self) -> None:
+        sink = self._sink
+        if sink is None:
+            return
+        while self._at < len(self._pieces) and not self._paused and self.ended is None:
+            self._at += 1
+            sink.write(self._pieces[self._at - 1])
+        if self._at == len(self._pieces) and self.ended is None:
+            self.finish("done")
+            sink.end()
+
+
+class Answer:
+    """What the application gets: a status, headers, and a body that is whole (`body`) or streamed (`stream`).
+
+    `tier`, `source` and `reason` say where it came from; the door writes them into `x-understudy-*` headers.
+    """
+
+    __slots__ = ("body", "headers", "reason", "source", "status", "stream", "tier")
+
+    def __init__(
+        self,
+        status: int,
+        headers: Headers,
+        body: bytes = b"",
+        *,
+        stream: Stream | None = None,
+        tier: str = "",
+        source: str = "",
+        reason: str = "",
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.stream = stream
+        self.tier = tier
+        self.source = source
+        self.reason = reason
+
+
+class Refused(Exception):
+    """Not asked, nothing spent: the next tier may be asked at once.
+
+    `reason` is a word or two from a bounded vocabulary (it becomes a metric label); `detail` is for people.
+    """
+
+    def __init__(self, reason: str, detail: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+        self.detail = detail or reason
+        self.retry_after_s = retry_after_s
+
+
+class Failed(Exception):
+    """Asked, and it broke: counts against the endpoint's health.
+
+    `answer` is the upstream's own error answer where there was one, given back as it is when nobody can do better.
+    `again` says whether asking the same endpoint once more could help and can do no harm.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        detail: str = "",
+        *,
+        answer: Answer | None = None,
+        retry_after_s: float | None = None,
+        again: bool = True,
+    ) -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+        self.detail = detail or reason
+        self.answer = answer
+        self.retry_after_s = retry_after_s
+        self.again = again
+
+
+Service = Callable[[Call], Awaitable[Answer]]

@@ -1,0 +1,1 @@
+"""The proxy does: sockets, dialects, configuration, the stack, the control loops and the command line."""

@@ -1,0 +1,1 @@
+"""The services that can answer a call: an upstream over HTTP, or the local models and indexes."""
