@@ -126,13 +126,15 @@ class Stream:
     """A body that arrives in pieces and is pushed, so that no chunk costs a task.
 
     A stream is primed: its first content is in hand before an Answer carries it. `relay` delivers what is held and
-    then whatever comes. Exactly one of `end` and `cut` reaches the sink, unless `close` came first.
+    then whatever comes. Exactly one of `end` and `cut` reaches the sink, unless `close` came first. `length` is the
+    number of bytes to come where that is known beforehand.
     """
 
-    __slots__ = ("_watchers", "ended")
+    __slots__ = ("_watchers", "ended", "length")
 
-    def __init__(self) -> None:
+    def __init__(self, length: int | None = None) -> None:
         self.ended: End | None = None
+        self.length = length
         self._watchers: list[Callable[[End], None]] = []
 
     def relay(self, sink: Sink) -> None:
@@ -245,7 +247,9 @@ class Failed(Exception):
     """Asked, and it broke: counts against the endpoint's health.
 
     `answer` is the upstream's own error answer where there was one, given back as it is when nobody can do better.
-    `again` says whether asking the same endpoint once more could help and can do no harm.
+    `again` says whether asking the same tier once more could help and can do no harm, `elsewhere` whether another
+    tier may be asked (not when a write may have been carried out already). `soft` marks an upstream that answered in
+    good order that it is busy (429, 503 with Retry-After): it counts for less than one that broke.
     """
 
     def __init__(
@@ -256,6 +260,8 @@ class Failed(Exception):
         answer: Answer | None = None,
         retry_after_s: float | None = None,
         again: bool = True,
+        elsewhere: bool = True,
+        soft: bool = False,
     ) -> None:
         super().__init__(detail or reason)
         self.reason = reason
@@ -263,6 +269,8 @@ class Failed(Exception):
         self.answer = answer
         self.retry_after_s = retry_after_s
         self.again = again
+        self.elsewhere = elsewhere
+        self.soft = soft
 
 
 Service = Callable[[Call], Awaitable[Answer]]

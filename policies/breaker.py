@@ -1,0 +1,218 @@
+"""Stop asking a tier that keeps failing; ask again, a little, after a pause.
+
+           too many failures                 pause elapsed
+    CLOSED ------------------> OPEN(until) ----------------> PROBING(permits)
+      ^                          ^                               |
+      |                          +---- one probe failed, or -----+
+      |                          |     probing took too long     |
+      +--------------------------+------ all probes answered ----+
+
+Two detectors run side by side: failures in a row (fast on a hard outage) and an exact failure ratio over ten fixed
+buckets (catches "half of them fail"). Exact counts and not a decaying average: an average that weighs by time can sleep
+through an outage that comes as a burst (resilience4j's and linkerd2-proxy's lesson).
+
+Every result carries the generation in which it was admitted, so that a straggler from before a change of state changes
+nothing after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from understudy.policies.service import Answer, Call, End, Failed, Refused, Service
+
+State = Literal["closed", "open", "half-open"]
+BUCKETS = 10
+JITTER = 0.25
+"""Open times vary by this share either way, so that sidecars do not probe a struggling upstream in step."""
+
+
+class BreakerRules(Protocol):
+    """What a breaker goes by (`understudy.proxy.settings.Breaker` has all of it)."""
+
+    @property
+    def enabled(self) -> bool: ...
+    @property
+    def consecutive(self) -> int: ...
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def window_s(self) -> float: ...
+    @property
+    def calls_min(self) -> int: ...
+    @property
+    def open_s(self) -> float: ...
+    @property
+    def open_s_max(self) -> float: ...
+    @property
+    def permits(self) -> int: ...
+    @property
+    def probing_s_max(self) -> float: ...
+
+
+class Breaker:
+    """The pure heart: told the time and what came of each call, it says whether the next may pass."""
+
+    __slots__ = (
+        "_answered",
+        "_bucket",
+        "_calls",
+        "_failures",
+        "_permits_left",
+        "_until",
+        "generation",
+        "in_a_row",
+        "opened_in_a_row",
+        "reason",
+        "rules",
+        "state",
+        "transitions",
+    )
+
+    def __init__(self, rules: BreakerRules) -> None:
+        self.rules = rules
+        self.state: State = "closed"
+        self.generation = 0
+        self.in_a_row = 0
+        self.opened_in_a_row = 0
+        self.reason = ""
+        self.transitions: dict[State, int] = {"closed": 0, "open": 0, "half-open": 0}
+        self._until = 0.0
+        self._permits_left = 0
+        self._answered = 0
+        self._bucket = 0
+        self._calls = [0] * BUCKETS
+        self._failures = [0] * BUCKETS
+
+    def admit(self, now: float) -> int | None:
+        """A ticket to be handed back with the result, or None: do not ask."""
+        if self.state == "closed" or not self.rules.enabled:
+            return self.generation
+        if self.state == "open":
+            if now < self._until:
+                return None
+            self._become("half-open", now)
+            self._permits_left = self.rules.permits
+            self._answered = 0
+            self._until = now + self.rules.probing_s_max
+        elif now >= self._until:
+            # probes that never come back must not hold the door half shut for ever
+            self._open(now, 0.5, None, "probing took too long")
+            return None
+        if self._permits_left <= 0:
+            return None
+        self._permits_left -= 1
+        return self.generation
+
+    def succeeded(self, now: float, ticket: int) -> None:
+        """The call was answered (with anything that is not the tier's failure)."""
+        if ticket != self.generation:
+            return
+        if self.state == "closed":
+            self.in_a_row = 0
+            self._count(now, failed=False)
+        elif self.state == "half-open":
+            self._answered += 1
+            if self._answered >= self.rules.permits:
+                self.opened_in_a_row = 0
+                self._forget()
+                self._become("closed", now)
+
+    def failed(
+        self, now: float, ticket: int, luck: float, *, soft: bool = False, retry_after_s: float | None = None
+    ) -> None:
+        """The call failed; `luck` is uniform in [0, 1). A soft failure (busy, in good order) counts in the ratio and
+        ends probing, but not in the row."""
+        if ticket != self.generation or not self.rules.enabled:
+            return
+        if self.state == "half-open":
+            self._open(now, luck, retry_after_s, "a probe failed")
+            return
+        if self.state != "closed":
+            return
+        self._count(now, failed=True)
+        if not soft:
+            self.in_a_row += 1
+            if self.in_a_row >= self.rules.consecutive:
+                self._open(now, luck, retry_after_s, f"{self.in_a_row} failures in a row")
+                return
+        calls, failures = sum(self._calls), sum(self._failures)
+        if calls >= self.rules.calls_min and failures >= self.rules.ratio * calls:
+            self._open(now, luck, retry_after_s, f"{failures} of {calls} calls failed")
+
+    def forgotten(self, ticket: int) -> None:
+        """The call came to nothing that says anything of the tier (the caller left): its permit comes back."""
+        if ticket == self.generation and self.state == "half-open":
+            self._permits_left += 1
+
+    def retry_after_s(self, now: float) -> float:
+        """Seconds until the tier may be asked again; 0 when it may be now."""
+        return max(0.0, self._until - now) if self.state == "open" else 0.0
+
+    def _count(self, now: float, *, failed: bool) -> None:
+        bucket = int(now * BUCKETS / self.rules.window_s)
+        stale = min(bucket - self._bucket, BUCKETS)
+        if stale > 0:
+            for step in range(stale):
+                at = (bucket - step) % BUCKETS
+                self._calls[at] = self._failures[at] = 0
+            self._bucket = bucket
+        self._calls[bucket % BUCKETS] += 1
+        self._failures[bucket % BUCKETS] += failed
+
+    def _open(self, now: float, luck: float, retry_after_s: float | None, reason: str) -> None:
+        rules = self.rules
+        pause_s = min(rules.open_s_max, rules.open_s * 2.0**self.opened_in_a_row)
+        pause_s *= 1 - JITTER + 2 * JITTER * luck
+        if retry_after_s is not None:
+            # the upstream's own word beats our guess, within reason
+            pause_s = min(max(retry_after_s, 1.0), 300.0)
+        self.opened_in_a_row = min(self.opened_in_a_row + 1, 16)
+        self.reason = reason
+        self._until = now + pause_s
+        self._forget()
+        self._become("open", now)
+
+    def _forget(self) -> None:
+        self.in_a_row = 0
+        self._calls = [0] * BUCKETS
+        self._failures = [0] * BUCKETS
+
+    def _become(self, state: State, now: float) -> None:
+        self.generation += 1
+        self.state = state
+        self._bucket = int(now * BUCKETS / self.rules.window_s)
+        self.transitions[state] += 1
+
+
+def breaker(service: Service, heart: Breaker, *, clock: Callable[[], float], dice: Callable[[], float]) -> Service:
+    """Ask `service` only while `heart` admits it, and tell it what came of every call."""
+
+    async def guarded(call: Call) -> Answer:
+        ticket = heart.admit(clock())
+        if ticket is None:
+            raise Refused(
+                "breaker", f"breaker {heart.state}: {heart.reason}", retry_after_s=heart.retry_after_s(clock())
+            )
+        try:
+            answer = await service(call)
+        except Failed as failed:
+            heart.failed(clock(), ticket, dice(), soft=failed.soft, retry_after_s=failed.retry_after_s)
+            raise
+        except BaseException:
+            # refused further in, cancelled, or our own bug: nothing was learnt of the tier
+            heart.forgotten(ticket)
+            raise
+        # the first content counts, and gives the permit back: a stream may last for minutes
+        heart.succeeded(clock(), ticket)
+        if answer.stream is not None:
+            answer.stream.watch(lambda end: _stream_ended(end, ticket))
+        return answer
+
+    def _stream_ended(end: End, ticket: int) -> None:
+        if end == "cut":
+            # begun with 200 and broken off: a failure of the tier all the same
+            heart.failed(clock(), ticket, dice())
+
+    return guarded

@@ -1,0 +1,100 @@
+"""Ask the tiers one after another until one answers, and let the answer say who it was and why not another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from understudy.policies.deadline import Deadline
+from understudy.policies.service import Answer, Call, Failed, Refused, Service
+
+Rank = Literal["primary", "secondary", "tertiary"]
+OUTCOMES_MAX = 64
+"""Distinct (outcome, reason) pairs counted for a tier; reasons are words of ours, so a real run stays far below."""
+
+
+def rank_of(position: int) -> Rank:
+    """What a tier at `position` (0 first) among all that are configured is called."""
+    return ("primary", "secondary", "tertiary")[min(position, 2)]
+
+
+@dataclass(slots=True)
+class Link:
+    """One tier of a chain. A tier that is configured but absent (its environment is not set) has no service."""
+
+    name: str
+    rank: Rank
+    service: Service | None
+    absent: str = ""
+    outcomes: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+
+    def count(self, outcome: str, reason: str) -> None:
+        """Add one to what came of asking this tier."""
+        key = (outcome, reason)
+        if key not in self.outcomes and len(self.outcomes) >= OUTCOMES_MAX:
+            key = (outcome, "other")
+        self.outcomes[key] = self.outcomes.get(key, 0) + 1
+
+
+def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float]) -> Service:
+    """Ask each of `links` in turn.
+
+    When none answers, an upstream's own error answer is given back as it came; without one the call is Refused (nothing
+    was spent) or Failed, with the trail in words.
+    """
+    present = [link for link in links if link.service is not None]
+    absent = "; ".join(f"{link.name}: {link.absent}" for link in links if link.service is None)
+
+    async def relayed(call: Call) -> Answer:
+        worst: Failed | None = None
+        given_back: tuple[Link, Answer] | None = None
+        retry_after_s: float | None = None
+        for link in present:
+            last = link is present[-1]
+            call.until = heart.for_tier(clock(), call.deadline, last=last)
+            assert link.service is not None
+            try:
+                answer = await link.service(call)
+            except Refused as refused:
+                call.note(link.name, "refused", refused.reason)
+                link.count("refused", refused.reason)
+                if refused.retry_after_s is not None:
+                    retry_after_s = min(retry_after_s or refused.retry_after_s, refused.retry_after_s)
+            except Failed as failed:
+                call.note(link.name, "failed", failed.reason)
+                link.count("failed", failed.reason)
+                worst = failed
+                if failed.answer is not None:
+                    given_back = (link, failed.answer)
+                if not failed.elsewhere:
+                    break
+            else:
+                link.count("answered", "")
+                return _signed(answer, link, call, absent)
+        if given_back is not None:
+            link, answer = given_back
+            return _signed(answer, link, call, absent)
+        told = explain_trail(call, absent)
+        if worst is not None:
+            raise Failed(worst.reason, told, retry_after_s=worst.retry_after_s or retry_after_s, again=False) from worst
+        raise Refused("exhausted", told, retry_after_s=retry_after_s)
+
+    return relayed
+
+
+def _signed(answer: Answer, link: Link, call: Call, absent: str) -> Answer:
+    answer.tier = link.rank
+    if not answer.source:
+        answer.source = link.name
+    if call.trail or (absent and link.rank != "primary"):
+        answer.reason = explain_trail(call, absent)
+    return answer
+
+
+def explain_trail(call: Call, absent: str) -> str:
+    """`openai: status_503; mirror: breaker`, the tiers not answering and why, in the order they were asked."""
+    steps = [f"{step.tier}: {step.reason}" for step in call.trail]
+    if absent:
+        steps.insert(0, absent)
+    return "; ".join(steps) or "no tier is configured"
