@@ -1,0 +1,325 @@
+"""Turn texts into vectors: tokenise, sort by length, run in small batches, pool, normalise, restore the order.
+
+    texts ──> prefix ──> tokens ──> shortest first ──> batches of ≤ 2,048 tokens ──> runtime ──> pool ──> unit length
+                                                                                                            │
+    rows in the texts' own order <──────────────────────────────────────────────────────────────────────────┘
+
+Sorting halves the work of a mixed batch: padding is computed like text.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from understudy.models.built import MINILM, Variant, built
+from understudy.models.errors import ModelError
+from understudy.models.manifest import Manifest, read_manifest
+from understudy.models.runtime import Device, Provider, Runtime
+from understudy.models.space import Space, same_space
+
+__all__ = ["Embedder", "Kind", "Vectors", "load"]
+
+Kind = Literal["query", "document"]
+Vectors = NDArray[np.float32]
+MakeRuntime = Callable[[Callable[[Device], Path], Provider], Runtime]
+
+CPU_BATCH_TOKENS_MAX = 2_048
+CUDA_BATCH_TOKENS_MAX = 16_384
+# No text is read further than this for its vector: 40 characters a token is more than any language needs, and a
+# megabyte of text would keep the tokeniser busy for a second before all but its first page were thrown away.
+CHARS_PER_TOKEN_MAX = 40
+UNIT_LENGTH_ERROR_MAX = 1e-3
+PROBE_COSINE_MIN: Mapping[Variant, float] = {"fp32": 0.9999, "int8": 0.97}
+
+
+class Encoding(Protocol):
+    """As much of tokenizers.Encoding as is used here."""
+
+    @property
+    def ids(self) -> list[int]: ...
+    def __len__(self) -> int: ...
+
+
+class Tokenizer(Protocol):
+    """As much of tokenizers.Tokenizer as is used here."""
+
+    def encode_batch_fast(self, input: list[str], add_special_tokens: bool = True) -> list[Encoding]: ...
+    def no_padding(self) -> None: ...
+    def no_truncation(self) -> None: ...
+    def enable_truncation(self, max_length: int) -> None: ...
+    def to_str(self) -> str: ...
+
+
+class Embedder:
+    """A model ready to embed; `load` makes one. Synchronous, and safe to call from several threads."""
+
+    def __init__(
+        self, manifest: Manifest, tokenizer: Tokenizer, runtime: Runtime, variants: Mapping[Device, Variant]
+    ) -> None:
+        # tokenizer.json may carry padding and truncation of its own: this model's pads every text to 128 tokens and
+        # cuts it there, which costs half of a page's meaning and ten times the work of a question.
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(manifest.tokens_max)
+        self._manifest = manifest
+        self._tokenizer = tokenizer
+        self._counter: Tokenizer | None = None
+        self._counter_made = threading.Lock()
+        self._runtime = runtime
+        self._variants = variants
+        self._space = manifest.space
+
+    @property
+    def space(self) -> Space:
+        """The vector space of every vector this embedder gives."""
+        return self._space
+
+    @property
+    def provider(self) -> Device:
+        """What it runs on now, "cuda" or "cpu"; a fault may change it between two calls."""
+        return self._runtime.provider
+
+    @property
+    def provider_reason(self) -> str:
+        """Why it runs on that, in a sentence for the operator."""
+        return self._runtime.provider_reason
+
+    @property
+    def variant(self) -> Variant:
+        """The precision it runs in now."""
+        return self._variants[self.provider]
+
+    @property
+    def batch_tokens_max(self) -> int:
+        """How many tokens, padding included, go through in one run: on a CPU 340 ms of work, at most."""
+        return CUDA_BATCH_TOKENS_MAX if self.provider == "cuda" else CPU_BATCH_TOKENS_MAX
+
+    def embed(self, texts: Sequence[str], kind: Kind = "query") -> Vectors:
+        """Vectors [n, d] float32 in the order of `texts`, of unit length if the space is; an empty text has one too.
+
+        Texts are cut at the model's `tokens_max`. Raises ModelError when the model cannot run or gives no numbers.
+        """
+        out = np.empty((len(texts), self._manifest.dimensions), np.float32)
+        if not texts:
+            return out
+        encodings = self._tokenizer.encode_batch_fast([self._presentable(text, kind) for text in texts])
+        ids = [encoding.ids for encoding in encodings]
+        for rows in batches([len(row) for row in ids], self.batch_tokens_max):
+            out[rows] = self._embed_batch([ids[row] for row in rows])
+        return out
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens the texts have in this model's words, uncut and without special tokens: for usage figures."""
+        with self._counter_made:
+            if self._counter is None:
+                # A second one, since truncation is a state of the tokeniser and `embed` needs it on.
+                self._counter = _tokenizer_from(self._tokenizer.to_str())
+                self._counter.no_truncation()
+        encodings = self._counter.encode_batch_fast([_whole(text) for text in texts], add_special_tokens=False)
+        return sum(len(encoding) for encoding in encodings)
+
+    def self_test(self) -> float:
+        """Embed three sentences and compare them with what they must be. Returns the worst cosine.
+
+        The embedded model has stored vectors (a float64 reference's); any other is asked only for finite vectors of the
+        promised shape. Raises ModelError below cosine .9999 (fp32) or .97 (int8).
+        """
+        sentences, expected = probes()
+        vectors = self.embed(sentences)
+        if not same_space(self._space.name, MINILM.name) or self._space.revision != MINILM.weights_sha256[:12]:
+            return 1.0
+        worst = float((vectors * expected).sum(axis=1).min())
+        least = PROBE_COSINE_MIN[self.variant]
+        if not worst > least:
+            raise ModelError(
+                f"{self._space.name} ({self.variant}, {self.provider}) gives wrong vectors: cosine {worst:.4f}"
+            )
+        return worst
+
+    def warm_up(self) -> None:
+        """Run the shapes that real calls bring, so that the first of them does not pay for allocations. About 1 s."""
+        for rows, words in ((1, 12), (8, 28), (16, self._manifest.tokens_max)):
+            self.embed([" ".join(["word"] * words)] * rows, "document")
+
+    def release_cuda(self, why: str, *, for_ever: bool = False) -> None:
+        """Give the GPU's memory back and go on with the CPU: the recovery step for a GPU that is full or failing."""
+        self._runtime.release_cuda(why, for_ever=for_ever)
+
+    def _presentable(self, text: str, kind: Kind) -> str:
+        whole = _whole(text[: self._manifest.tokens_max * CHARS_PER_TOKEN_MAX])
+        return self._space.prefixed(whole, kind)
+
+    def _embed_batch(self, ids: Sequence[Sequence[int]]) -> Vectors:
+        input_ids, mask = padded(ids)
+        names = self._manifest.inputs
+        feed = {names.get("input_ids", "input_ids"): input_ids, names.get("attention_mask", "attention_mask"): mask}
+        types = names.get("token_type_ids", "token_type_ids")
+        wanted = set(self._runtime.input_names)
+        if types in wanted:
+            feed[types] = np.zeros_like(input_ids)
+        strange = wanted.symmetric_difference(feed)
+        if strange:
+            raise ModelError(
+                f"the graph's inputs are {sorted(wanted)}; name them under `inputs`", where=self._manifest.file
+            )
+        hidden = self._runtime.run(feed, self._manifest.output)
+        return self._checked(pooled(hidden, mask, self._manifest.pooling), len(ids))
+
+    def _checked(self, vectors: NDArray[Any], rows: int) -> Vectors:
+        manifest = self._manifest
+        if vectors.shape != (rows, manifest.dimensions):
+            raise ModelError(
+                f"the model gave {list(vectors.shape)} where [{rows}, {manifest.dimensions}] was promised",
+                where=manifest.file,
+            )
+        out = vectors.astype(np.float32, copy=False)
+        # A sum is finite only if all its parts are, and one number is cheaper to ask than n × d.
+        lengths = np.sqrt(np.einsum("ij,ij->i", out, out))
+        if not np.isfinite(lengths).all():
+            raise ModelError("the model gave a vector that is no number", where=manifest.file)
+        if not manifest.normalise:
+            return out
+        if not (lengths > 0).all():
+            raise ModelError("the model gave a vector of no length", where=manifest.file)
+        if np.abs(lengths - 1.0).max() > UNIT_LENGTH_ERROR_MAX:
+            return (out / lengths[:, None]).astype(np.float32, copy=False)
+        return out
+
+
+def load(
+    model: str | Path | None,
+    cache: Path,
+    provider: Provider = "auto",
+    *,
+    make_runtime: MakeRuntime = Runtime,
+) -> Embedder:
+    """An Embedder that has passed its self-test: of the embedded model, or of the one whose manifest is at `model`.
+
+    None or "all-MiniLM-L6-v2" (under any organisation) is the embedded one, kept in the folder `cache` and built there
+    when it is missing (5 s, once). A path is a folder with `understudy-model.yaml`, or such a file. The ladder: CUDA in
+    fp32, then the CPU in int8, then the CPU in fp32 (processors without VNNI may round int8 too coarsely). Raises
+    ModelError, saying what to install where something is missing.
+    """
+    # The tokeniser's own threads would take the application's cores, and warn whenever a process forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def made(on_cpu: Variant) -> Embedder:
+        variants: dict[Device, Variant] = {"cuda": "fp32", "cpu": on_cpu}
+        manifest = built(cache, on_cpu) if own is None else own
+
+        def graph_of(device: Device) -> Path:
+            return manifest.file if own is not None or device == "cpu" else built(cache, variants[device]).file
+
+        tokenizer = _tokenizer_from(_read(manifest.tokenizer))
+        return Embedder(manifest, tokenizer, make_runtime(graph_of, provider), variants)
+
+    own = (
+        None
+        if model is None or (isinstance(model, str) and same_space(model, MINILM.name))
+        else _own_manifest(Path(model))
+    )
+    embedder = made("fp32" if own is not None else "int8")
+    if _passes(embedder):
+        return embedder
+    embedder = made("fp32")
+    embedder.self_test()
+    return embedder
+
+
+def _passes(embedder: Embedder) -> bool:
+    """Whether it passes its self-test on CUDA or, that failing, on the CPU; False asks for another variant."""
+    try:
+        embedder.self_test()
+        return True
+    except ModelError as error:
+        if embedder.provider == "cuda":
+            embedder.release_cuda(str(error), for_ever=True)
+            return _passes(embedder)
+        if embedder.variant == "fp32":
+            raise
+        return False
+
+
+def _own_manifest(path: Path) -> Manifest:
+    if not path.exists():
+        raise ModelError(f"no such model: neither a folder nor {MINILM.name}", where=path)
+    manifest = read_manifest(path)
+    if manifest.sha256:
+        from understudy.models.weights import sha256_of
+
+        if sha256_of(manifest.file) != manifest.sha256.lower():
+            raise ModelError("its SHA-256 is not the one in the manifest", where=manifest.file)
+    return manifest
+
+
+def probes() -> tuple[list[str], Vectors]:
+    """The self-test's sentences and their vectors [3, 384], as the float64 reference gives them."""
+    try:
+        text = importlib.resources.files("understudy.models").joinpath("probes.json").read_text("utf-8")
+    except OSError as error:
+        raise ModelError(f"the self-test's vectors are missing from this installation: {error}") from None
+    data = cast(dict[str, Any], json.loads(text))
+    return cast(list[str], data["sentences"]), np.array(data["vectors"], np.float32)
+
+
+def batches(lengths: Sequence[int], tokens_max: int) -> Iterator[list[int]]:
+    """Row numbers in batches, shortest rows first: each as many as fit when all are padded to its longest."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[row] * (len(batch) + 1) > tokens_max:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def padded(ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and attention mask, both int64 [n, t], padded with zeros on the right to the longest row."""
+    tokens = max(len(row) for row in ids)
+    out, mask = (np.zeros((len(ids), tokens), np.int64) for _ in range(2))
+    for row, tokens_of_row in enumerate(ids):
+        out[row, : len(tokens_of_row)] = tokens_of_row
+        mask[row, : len(tokens_of_row)] = 1
+    return out, mask
+
+
+def pooled(hidden: NDArray[Any], mask: NDArray[np.int64], pooling: str) -> NDArray[Any]:
+    """[n, t, d] → [n, d] as the manifest says; what the graph has pooled already passes through."""
+    if pooling == "none-in-graph" or hidden.ndim != 3:
+        return hidden
+    if pooling == "cls":
+        return hidden[:, 0]
+    weight = mask[:, :, None].astype(hidden.dtype)
+    return (hidden * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-9)
+
+
+def _whole(text: str) -> str:
+    # JSON may carry half a surrogate pair ("\ud83d"), which is no character and which the tokeniser refuses.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot be read: {error}", where=path) from None
+
+
+def _tokenizer_from(text: str) -> Tokenizer:
+    try:
+        from tokenizers import Tokenizer as HuggingFaceTokenizer
+    except ImportError:
+        raise ModelError("the tokeniser is not installed; run: pip install tokenizers") from None
+    try:
+        return cast(Tokenizer, HuggingFaceTokenizer.from_str(text))
+    except Exception as error:
+        # The library raises plain Exception.
+        raise ModelError(f"not a tokenizer.json: {error}") from None
