@@ -17,12 +17,18 @@ class EmbedAsk:
     tokens: tuple[tuple[int, ...], ...] = ()
 
 
-RetrieveOp = Literal["search", "scroll", "get", "count", "info", "exists", "collections", "version"]
+RetrieveOp = Literal["search", "scroll", "get", "count", "info", "exists", "collections", "version", "batch"]
+
+PayloadChoice = bool | tuple[str, ...] | dict[str, tuple[str, ...]]
+"""All or none of a payload, the fields named, or {"include": fields} or {"exclude": fields}."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetrieveAsk:
-    """One read of a collection. `shape` is the dialect's own note of how to write the answer down."""
+    """One read of a collection. `shape` is the dialect's own note of how to write the answer down.
+
+    `after` is the id a scroll's page begins with. `parts` are the searches of a batch, each a RetrieveAsk of its own.
+    """
 
     op: RetrieveOp
     collection: str = ""
@@ -34,9 +40,10 @@ class RetrieveAsk:
     after: int | str | None = None
     filter: dict[str, Any] | None = None
     score_threshold: float | None = None
-    with_payload: bool | tuple[str, ...] | dict[str, Any] = False
+    with_payload: PayloadChoice = False
     with_vector: bool = False
     shape: str = ""
+    parts: tuple[RetrieveAsk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class Retrieved:
     exists: bool = False
     info: CollectionInfo | None = None
     names: list[str] = field(default_factory=list[str])
+    parts: list[Retrieved] = field(default_factory=list["Retrieved"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,21 @@ class GenerateAsk:
     stream: bool = False
     include_usage: bool = False
     structured: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A text in answer to a GenerateAsk, with what a dialect needs to write it down.
+
+    `created_s` is seconds since the epoch; `id` is unique among answers.
+    """
+
+    text: str
+    model: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    id: str = ""
+    created_s: int = 0
 
 
 Ask = EmbedAsk | RetrieveAsk | GenerateAsk

@@ -1,0 +1,84 @@
+"""What OpenAI's endpoints share: the shape of an error, as an answer, inside a 200, and inside a stream."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import msgspec
+from understudy.policies.service import Answer, Headers
+from understudy.proxy.dialects.base import (
+    Malformed,
+    is_encoded,
+    json_answer,
+    looks_like_object,
+    parsed,
+)
+from understudy.proxy.dialects.plain import Plain
+
+# Our own retries are spent when an error of ours goes out: the SDK's would triple them, and its back-off is the
+# caller's time.
+_NO_RETRY: Headers = [(b"x-should-retry", b"false")]
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class _Peek(msgspec.Struct):
+    error: Any = None
+
+
+_PEEK = msgspec.json.Decoder(_Peek)
+
+
+class OpenAI(Plain):
+    """Errors as {"error": {"message", "type", "param", "code"}}, and 200s with such an error found out."""
+
+    def failure_within(self, answer: Answer) -> str:
+        """`garbage` for what cannot be JSON, `error_in_200` for a top-level error; costs a parse only on suspicion."""
+        if is_encoded(answer):
+            return ""
+        body = answer.body
+        if not looks_like_object(body):
+            return "garbage"
+        return "error_in_200" if error_in(body) else ""
+
+    def error(self, status: int, reason: str, detail: str, *, headers: Headers | None = None) -> Answer:
+        kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        return json_answer(status, error_body(detail, kind, reason), _NO_RETRY + (headers or []))
+
+
+def error_body(message: str, kind: str, code: str) -> dict[str, Any]:
+    """An error as OpenAI writes it, wherever it stands."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def error_in(body: bytes) -> Any:
+    """The top-level error of a JSON object, or None; a body without the word is not parsed."""
+    if b'"error"' not in body:
+        return None
+    try:
+        return parsed(_PEEK, body).error or None
+    except Malformed:
+        # Some servers write NaN: the body may serve its caller all the same.
+        return None
+
+
+def error_name(error: Any) -> str:
+    """The code or the type of an error, for logs: one plain word, and never the provider's own sentence."""
+    if isinstance(error, dict):
+        fields = cast("dict[str, Any]", error)
+        for key in ("code", "type"):
+            word = str(fields.get(key) or "")
+            if _WORD.fullmatch(word):
+                return word
+    return "unnamed"

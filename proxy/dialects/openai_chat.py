@@ -1,0 +1,272 @@
+"""OpenAI's chat completions: `POST …/chat/completions`, whole or as a stream of server-sent events.
+
+A stream that ends cleanly without `[DONE]` or a finish reason reaches the application as a success with its text cut
+short (measured with the official SDK), so an end must be proved and a break must be said aloud:
+
+    : keep-alive                       a comment: no content
+    data: {"choices":[{"delta":{"role":…}}]}     only a role: no content
+    data: {"choices":[{"delta":{"content":"Hel"}}]}     content: the stream is primed
+    data: {"error":{…}}                 an error inside a 200
+    data: {"choices":[{…,"finish_reason":"stop"}]}, data: [DONE]     the end
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Request
+from understudy.proxy.asks import GenerateAsk, Written
+from understudy.proxy.dialects.base import SPACE, BadRequest, Malformed, Primed, json_answer, parsed
+from understudy.proxy.dialects.openai import OpenAI, error_body, error_name
+from understudy.proxy.dialects.sse import events
+
+DONE = b"[DONE]"
+
+_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+# Asking again would get the same error: the account or the prompt is at fault, not the moment.
+_LASTING = frozenset(
+    {"insufficient_quota", "invalid_api_key", "invalid_request_error", "context_length_exceeded", "model_not_found"}
+)
+
+_WORD = re.compile(r"\S+\s*|\s+")
+_SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
+
+
+class _Peek(msgspec.Struct):
+    stream: Any = None
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Body(msgspec.Struct):
+    messages: list[dict[str, Any]] | None = None
+    model: str = ""
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    n: int | None = None
+    logprobs: bool | None = None
+    audio: Any = None
+    modalities: list[str] | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    tool_choice: Any = None
+    response_format: dict[str, Any] | None = None
+
+
+# Loose on purpose: a provider's own idea of a field's type must not make an event unreadable.
+class _Choice(msgspec.Struct):
+    delta: Any = None
+    text: Any = None
+    finish_reason: Any = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | UnsetType | None = UNSET
+    error: Any = None
+
+
+_PEEK = msgspec.json.Decoder(_Peek)
+_BODY = msgspec.json.Decoder(_Body)
+_CHUNK = msgspec.json.Decoder(_Chunk)
+
+
+class OpenAIChat(OpenAI):
+    """`openai-chat`: a POST is of kind generate, everything else is passed through."""
+
+    name = "openai-chat"
+
+    def read(self, request: Request) -> Call:
+        """Looks for `stream` only. A body that is no JSON is the upstream's business while there is one."""
+        call = Call("generate" if request.method == b"POST" else "pass", request, dialect=self.name)
+        if b'"stream"' in request.body and call.kind == "generate":
+            try:
+                call.wants_stream = parsed(_PEEK, request.body).stream is True
+            except Malformed:
+                call.wants_stream = False
+        return call
+
+    def ask(self, call: Call) -> GenerateAsk:
+        """The prompt. Raises BadRequest where OpenAI would answer 400, Refused for what one text cannot answer."""
+        if isinstance(call.asked, GenerateAsk):
+            return call.asked
+        if call.kind != "generate":
+            raise Refused("unsupported", "only POST asks for a completion")
+        try:
+            body = parsed(_BODY, call.request.body)
+        except Malformed as fault:
+            raise BadRequest(f"We could not read the JSON body of your request: {fault}") from None
+        if body.messages is None:
+            raise Refused("unsupported", "there are no `messages`: another endpoint than chat completions")
+        ask = GenerateAsk(
+            _believed(body.messages),
+            body.model,
+            stream=body.stream is True,
+            include_usage=body.stream_options is not None and body.stream_options.include_usage is True,
+            structured=_structure_asked(body),
+        )
+        _refuse_unsupported(body)
+        call.asked = ask
+        return ask
+
+    def primed(self, held: bytes) -> Primed:
+        """`go` at the first content, tool call, refusal, finish reason or [DONE]; a role and comments are none."""
+        if held[:64].lstrip(SPACE)[:1] in (b"{", b"<", b"["):
+            raise Failed("garbage", "a stream was asked for, and no event stream came")
+        for name, data in events(held):
+            if data.strip() == DONE:
+                return "go"
+            chunk = _chunk(data)
+            if name == b"error" or (chunk is not None and chunk.error):
+                raise _failed(None if chunk is None else chunk.error)
+            if chunk is not None and _has_content(chunk):
+                return "go"
+        return "wait"
+
+    def stream_complete(self, tail: bytes) -> bool:
+        """Whether a finish reason or [DONE] is among the last events; `tail` may begin inside an event."""
+        for _, data in events(tail, ended=True):
+            if data.strip() == DONE:
+                return True
+            if b"finish_reason" in data:
+                chunk = _chunk(data)
+                if chunk is not None and chunk.choices and any(choice.finish_reason for choice in chunk.choices):
+                    return True
+        return False
+
+    def broken_off(self, reason: str) -> bytes:
+        """An error event, which the SDK raises, and no [DONE].
+
+        The blank line in front ends an event that was cut short, so that the error is read as an event of its own.
+        """
+        message = f"The answer broke off before its end ({reason})."
+        return b"\n\n" + _event(error_body(message, "server_error", "stream_broken"))
+
+    def generated(self, ask: GenerateAsk, written: Written) -> Answer:
+        """The same text whole, or in pieces of a sentence or a line when a stream was asked for.
+
+        A top-level `understudy` says that this is no model's answer; SDKs leave unknown fields alone.
+        """
+        usage = _usage(written)
+        if not ask.stream:
+            message = {"role": "assistant", "content": written.text, "refusal": None}
+            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+            return json_answer(200, _head(written, "chat.completion") | {"choices": [choice], "usage": usage})
+        head = _head(written, "chat.completion.chunk") | ({"usage": None} if ask.include_usage else {})
+        deltas = [{"role": "assistant", "content": ""}, *({"content": piece} for piece in pieces_of(written.text))]
+        stream = [_event(head | {"choices": [_delta(delta)]}) for delta in deltas]
+        stream.append(_event(head | {"choices": [_delta({}, "stop")]}))
+        if ask.include_usage:
+            stream.append(_event(head | {"choices": [], "usage": usage}))
+        stream.append(b"data: [DONE]\n\n")
+        return Answer(200, list(_STREAM_HEADERS), stream=HeldStream(stream))
+
+
+def pieces_of(text: str) -> list[str]:
+    """`text` cut after its sentences and lines; put together, the pieces are the text."""
+    pieces = [""]
+    for word in _WORD.findall(text):
+        pieces[-1] += word
+        if "\n" in word or word.rstrip().rstrip("\"'”’)]").endswith(_SENTENCE_ENDS):
+            pieces.append("")
+    return [piece for piece in pieces if piece]
+
+
+def _believed(messages: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    if not messages:
+        raise BadRequest("'messages' must not be an empty array")
+    for at, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise BadRequest(f"messages[{at}].role must be a string")
+    return tuple(messages)
+
+
+def _structure_asked(body: _Body) -> str:
+    """Which structure the caller wants the answer in, or ''."""
+    if (body.tools or body.functions) and body.tool_choice != "none":
+        return "tools"
+    if body.response_format is not None:
+        kind = body.response_format.get("type")
+        return "" if kind in (None, "text") else str(kind)[:32]
+    return ""
+
+
+def _refuse_unsupported(body: _Body) -> None:
+    wanted = {
+        "n": (body.n or 1) > 1,
+        "logprobs": bool(body.logprobs),
+        "audio": bool(body.audio) or "audio" in (body.modalities or ()),
+        "content other than text": any(map(_beyond_text, body.messages or ())),
+    }
+    for word, is_wanted in wanted.items():
+        if is_wanted:
+            raise Refused("unsupported", f"{word} cannot be answered from passages")
+
+
+def _beyond_text(message: dict[str, Any]) -> bool:
+    content: Any = message.get("content")
+    if not isinstance(content, list):
+        return False
+    parts = cast("list[Any]", content)
+    return any(not _is_text(part) for part in parts)
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and cast("dict[str, Any]", part).get("type") in ("text", "refusal")
+
+
+def _chunk(data: bytes) -> _Chunk | None:
+    """One event's data, or None when it is malformed: a single bad event is the caller's to skip, as it would be
+    without us."""
+    try:
+        return parsed(_CHUNK, data)
+    except Malformed:
+        return None
+
+
+def _has_content(chunk: _Chunk) -> bool:
+    """Whether an application could act on anything in a chunk: any value but a role's, and but padding."""
+    if chunk.choices is UNSET:
+        # No chat chunk at all: what we cannot read is not ours to hold back.
+        return True
+    return any(choice.finish_reason or choice.text or _says(choice.delta) for choice in chunk.choices or ())
+
+
+def _says(delta: Any) -> bool:
+    if not isinstance(delta, dict):
+        return False
+    fields = cast("dict[str, Any]", delta)
+    return any(value for name, value in fields.items() if name not in ("role", "obfuscation"))
+
+
+def _failed(error: Any) -> Failed:
+    word = error_name(error)
+    return Failed("error_in_stream", word, again=word not in _LASTING)
+
+
+def _head(written: Written, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{written.id}",
+        "object": kind,
+        "created": written.created_s,
+        "model": written.model,
+        "understudy": {"fallback": True, "source": "extractive"},
+    }
+
+
+def _usage(written: Written) -> dict[str, int]:
+    prompt, completion = written.prompt_tokens, written.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _delta(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _event(value: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"

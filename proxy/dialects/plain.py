@@ -1,0 +1,56 @@
+"""Any API we know nothing of: everything is passed through, and an error of ours is plain JSON.
+
+Every other dialect begins as this one and says only what it knows better.
+"""
+
+# ruff: noqa: ARG002 - to know nothing of an API is to look at no argument
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from understudy.policies.service import Answer, Call, Headers, Refused, Request
+from understudy.proxy.asks import Ask, EmbedAsk, GenerateAsk, RetrieveAsk, Retrieved, Written
+from understudy.proxy.dialects.base import Primed, json_answer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Plain:
+    """Calls of kind `pass`: forwarded and guarded, but never answered locally."""
+
+    name = "plain"
+
+    def read(self, request: Request) -> Call:
+        return Call("pass", request, dialect=self.name)
+
+    def ask(self, call: Call) -> Ask:
+        """Raises Refused always: nobody here knows what the bytes mean."""
+        raise Refused("unsupported", f"{call.request.method.decode('latin-1')} here is only ever forwarded")
+
+    def failure_within(self, answer: Answer) -> str:
+        return ""
+
+    def primed(self, held: bytes) -> Primed:
+        return "go" if held else "wait"
+
+    def stream_complete(self, tail: bytes) -> bool:
+        """HTTP's own framing says where such a body ends."""
+        return True
+
+    def broken_off(self, reason: str) -> bytes:
+        return b""
+
+    def error(self, status: int, reason: str, detail: str, *, headers: Headers | None = None) -> Answer:
+        return json_answer(status, {"error": {"message": detail, "code": reason}}, headers)
+
+    def embedded(self, ask: EmbedAsk, vectors: NDArray[np.float32], tokens: int, model: str) -> Answer:
+        raise Refused("unsupported", f"{self.name} has no words for vectors")
+
+    def retrieved(self, ask: RetrieveAsk, result: Retrieved, took_s: float) -> Answer:
+        raise Refused("unsupported", f"{self.name} has no words for points")
+
+    def generated(self, ask: GenerateAsk, written: Written) -> Answer:
+        raise Refused("unsupported", f"{self.name} has no words for a text")
