@@ -1,0 +1,615 @@
+"""The door callers come in by: bytes become calls, answers become bytes, and every limit on a caller is enforced here.
+
+One Door a connection. Requests on it are answered strictly in order, one at a time; those that a client has sent ahead
+wait parsed, and reading stops until they are served.
+
+    IDLE --first byte--> HEAD --head complete--> BODY --complete--> served in turn --> IDLE (or closed)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+import secrets
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import httptools
+from understudy.policies.observe import RouteTally
+from understudy.policies.service import Answer, Call, Failed, Headers, Refused, Request, Service, Stream, find_header
+from understudy.proxy.dialects.base import BadRequest, Dialect
+from understudy.proxy.http.heads import body_is_absent, status_line
+from understudy.proxy.settings import Limits
+
+log = logging.getLogger("understudy.door")
+
+Phase = Literal["idle", "head", "body", "busy", "lingering"]
+LINGER_S = 1.0
+"""How long we go on reading after refusing a body, so that the refusal is not lost in a reset."""
+OVERDUE_S = 1.0
+"""How far past its deadline a call may be before it is interrupted wherever it waits: a backstop, tiers keep `until`."""
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class Entry(Protocol):
+    """What a route is to the door."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dialect(self) -> Dialect: ...
+    @property
+    def service(self) -> Service: ...
+    @property
+    def body_bytes_max(self) -> int: ...
+    @property
+    def tally(self) -> RouteTally: ...
+
+
+class Logged(Protocol):
+    """Where a finished exchange is written down."""
+
+    def __call__(self, exchange: Exchange, end: str) -> None: ...
+
+
+class Listener:
+    """What the doors of one address share. `find` and `limits` are swapped on reload by assignment."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        port: int,
+        find: Callable[[bytes | None, int, bytes], tuple[Entry, bytes] | None],
+        fallback: Dialect,
+        limits: Limits,
+        *,
+        logged: Logged | None = None,
+        route_names: Callable[[], list[str]] = list,
+    ) -> None:
+        self.loop = loop
+        self.port = port
+        self.find = find
+        self.fallback = fallback
+        self.limits = limits
+        self.logged = logged
+        self.route_names = route_names
+        self.doors: set[Door] = set()
+        self.draining = False
+        self.refused_connections = 0
+        self.unrouted = 0
+        self.bad_requests = 0
+        self._boot = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    def __call__(self) -> Door:
+        return Door(self)
+
+    def new_id(self) -> str:
+        """An id for a request that brings none: unique, and short enough to read out over the phone."""
+        return f"{self._boot}-{next(self._numbers):x}"
+
+    def sweep(self, now: float) -> None:
+        """Look at every door's clocks; called about once a second, so that no door needs a timer."""
+        for door in list(self.doors):
+            door.check_clocks(now)
+
+    def drain(self) -> None:
+        """Answer what is in hand and nothing more: idle connections are closed now, busy ones after their answer."""
+        self.draining = True
+        for door in list(self.doors):
+            door.drain()
+
+    def cut(self) -> None:
+        """The time for draining is over: streams are told so in band, everything is closed."""
+        for door in list(self.doors):
+            door.cut_off()
+
+
+class Exchange:
+    """One request and its answer on a door; the sink of the answer's stream."""
+
+    __slots__ = (
+        "answer",
+        "body_bytes",
+        "call",
+        "chunked",
+        "door",
+        "entry",
+        "keep_alive",
+        "overdue",
+        "prepared",
+        "request",
+        "started",
+        "stream",
+        "task",
+        "version",
+    )
+
+    def __init__(self, door: Door, request: Request, entry: Entry | None, version: str, *, keep_alive: bool) -> None:
+        self.door = door
+        self.request = request
+        self.entry = entry
+        self.version = version
+        self.keep_alive = keep_alive
+        self.call: Call | None = None
+        self.prepared: Answer | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.stream: Stream | None = None
+        self.answer: Answer | None = None
+        self.chunked = False
+        self.overdue = False
+        self.body_bytes = 0
+        self.started = door.listener.loop.time()
+
+    def write(self, chunk: bytes) -> None:
+        if not chunk:
+            return
+        self.body_bytes += len(chunk)
+        self.door.send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.chunked else chunk)
+
+    def end(self) -> None:
+        if self.chunked:
+            self.door.send(b"0\r\n\r\n")
+        self.door.finished(self, "done")
+
+    def cut(self, reason: str) -> None:
+        """The stream broke: say so in band where the dialect can, else break the connection. Never a clean end."""
+        assert self.entry is not None
+        self.entry.tally.streams_broken += 1
+        self.keep_alive = False
+        notice = self.entry.dialect.broken_off(reason) if self._is_event_stream() else b""
+        if notice:
+            self.write(notice)
+            if self.chunked:
+                self.door.send(b"0\r\n\r\n")
+            self.door.finished(self, "cut")
+        else:
+            self.door.finished(self, "cut", abort=True)
+
+    def _is_event_stream(self) -> bool:
+        assert self.answer is not None
+        return any(
+            key.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
+            for key, value in self.answer.headers
+        )
+
+
+class Door(asyncio.Protocol):
+    """One connection from a caller. Callbacks named `on_*` are httptools'."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_current",
+        "_entry",
+        "_failing",
+        "_head_bytes",
+        "_headers",
+        "_parser",
+        "_phase",
+        "_prepared",
+        "_queue",
+        "_read_paused",
+        "_since",
+        "_target",
+        "_transport",
+        "_write_paused",
+        "listener",
+    )
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._queue: deque[Exchange] = deque()
+        self._current: Exchange | None = None
+        self._phase: Phase = "idle"
+        self._since = listener.loop.time()
+        self._read_paused = False
+        self._write_paused = False
+        self._failing = False
+        self._begin_request()
+
+    def _begin_request(self) -> None:
+        self._target = b""
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._entry: tuple[Entry, bytes] | None = None
+        self._prepared: Answer | None = None
+
+    # --- asyncio's side --------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        listener = self.listener
+        if len(listener.doors) >= listener.limits.connections_max or listener.draining:
+            listener.refused_connections += 1
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(high=listener.limits.write_buffer_bytes_max)
+        listener.doors.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._failing:
+            return
+        if self._phase == "head":
+            self._head_bytes += len(data)
+            if self._head_bytes > self.listener.limits.head_bytes_max:
+                self._refuse(431, "head_too_large", "the request's head is too large")
+                return
+        elif self._phase == "body":
+            self._since = self.listener.loop.time()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(501, "upgrade", "switching protocols is not supported")
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, BadRequest):
+                self._refuse(cause.status, "bad_request", cause.detail)
+            elif isinstance(cause, Exception) and not isinstance(cause, httptools.HttpParserError):
+                log.error("a request could not be read", exc_info=cause)
+                self._refuse(500, "internal", "an error of the sidecar's own")
+            else:
+                self._refuse(400, "bad_request", "the request is not valid HTTP/1.1")
+        if self._queue and self._transport is not None and not self._transport.is_closing():
+            # what was sent ahead waits in the socket until we are done with what we have
+            self._read_paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
+        self._transport = None
+        self.listener.doors.discard(self)
+        self._queue.clear()
+        current, self._current = self._current, None
+        if current is None:
+            return
+        if current.stream is not None:
+            current.stream.close()
+            current.stream = None
+        elif current.task is not None:
+            current.task.cancel()
+        self._log(current, "left")
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        if self._current is not None and self._current.stream is not None:
+            self._current.stream.pause()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._current is None:
+            self._next()
+        elif self._current.stream is not None:
+            self._current.stream.resume()
+
+    # --- httptools' side -------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if len(self._queue) >= self.listener.limits.pipelined_max:
+            raise BadRequest("too many requests sent ahead on one connection")
+        self._begin_request()
+        self._phase = "head"
+        self._since = self.listener.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        if len(self._target) > self.listener.limits.target_bytes_max:
+            raise BadRequest("the request target is too long", status=414)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        headers = self._headers
+        headers.append((name, value))
+        if len(headers) > self.listener.limits.headers_max:
+            raise BadRequest("the request has too many headers", status=431)
+
+    def on_headers_complete(self) -> None:
+        limits = self.listener.limits
+        if sum(len(name) + len(value) + 4 for name, value in self._headers) > limits.head_bytes_max:
+            raise BadRequest("the request's head is too large", status=431)
+        self._phase = "body"
+        self._since = self.listener.loop.time()
+        host, length, expects = self._read_head()
+        path = self._target.partition(b"?")[0]
+        self._entry = self.listener.find(host, self.listener.port, path)
+        if self._entry is None:
+            self._prepared = self._unrouted(path)
+        elif length > self._body_bytes_max():
+            raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
+        if expects and self._current is None and not self._queue:
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, piece: bytes) -> None:
+        self._body_bytes += len(piece)
+        if self._body_bytes > self._body_bytes_max():
+            raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
+        self._body.append(piece)
+
+    def on_message_complete(self) -> None:
+        self._phase = "busy"
+        parser = self._parser
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        request = Request(parser.get_method(), self._target, self._headers, body)
+        entry = None
+        if self._entry is not None:
+            entry, request.path = self._entry
+        exchange = Exchange(
+            self, request, entry, parser.get_http_version(), keep_alive=bool(parser.should_keep_alive())
+        )
+        exchange.prepared = self._prepared
+        self._queue.append(exchange)
+        if self._current is None:
+            self._next()
+
+    def _body_bytes_max(self) -> int:
+        return self._entry[0].body_bytes_max if self._entry else self.listener.limits.body_bytes_max
+
+    def _read_head(self) -> tuple[bytes | None, int, bool]:
+        """Host, declared length and whether 100-continue is expected. Raises BadRequest."""
+        host: bytes | None = None
+        length = 0
+        expects = False
+        for name, value in self._headers:
+            size = len(name)
+            if size == 4 and name.lower() == b"host":
+                if host is not None:
+                    raise BadRequest("more than one Host header")
+                host = value
+            elif size == 14 and name.lower() == b"content-length":
+                length = int(value)
+            elif size == 6 and name.lower() == b"expect":
+                expects = value.lower() == b"100-continue"
+                if not expects:
+                    raise BadRequest("an unknown expectation", status=417)
+        if host is None and self._parser.get_http_version() == "1.1":
+            raise BadRequest("no Host header")
+        self._target = _origin_form(self._target, host)
+        return host, length, expects
+
+    # --- serving ---------------------------------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        if self._transport is None or self._transport.is_closing() or self._write_paused:
+            return
+        if not self._queue:
+            if self._phase == "busy":
+                self._phase = "idle"
+                self._since = self.listener.loop.time()
+            self._resume_reading()
+            return
+        exchange = self._current = self._queue.popleft()
+        if exchange.prepared is not None:
+            self._send_answer(exchange, exchange.prepared)
+        else:
+            exchange.task = self.listener.loop.create_task(self._serve(exchange))
+
+    async def _serve(self, exchange: Exchange) -> None:
+        entry = exchange.entry
+        assert entry is not None
+        try:
+            call = exchange.call = entry.dialect.read(exchange.request)
+            call.dialect = entry.dialect.name
+            call.route = entry.name
+            call.born = exchange.started
+            call.id = self._request_id(exchange.request)
+            answer = await entry.service(call)
+        except BadRequest as bad:
+            answer = entry.dialect.error(bad.status, "bad_request", bad.detail)
+        except Refused as refused:
+            answer = _apology(entry.dialect, 503, refused.reason, refused.detail, refused.retry_after_s)
+        except Failed as failed:
+            status = 504 if failed.reason in ("deadline", "first_byte_timeout", "connect_timeout") else 502
+            answer = _apology(entry.dialect, status, failed.reason, failed.detail, failed.retry_after_s)
+        except asyncio.CancelledError:
+            if not exchange.overdue:
+                raise
+            answer = _apology(entry.dialect, 504, "deadline", "no tier answered by the deadline", None)
+        except Exception:
+            log.exception("an error of our own on route %s", entry.name)
+            answer = entry.dialect.error(500, "internal", "an error of the sidecar's own; its log says more")
+        if self._current is exchange:
+            self._send_answer(exchange, answer)
+        elif answer.stream is not None:
+            answer.stream.close()
+
+    def _request_id(self, request: Request) -> str:
+        given = request.header(b"x-request-id")
+        if given and _SANE_ID.fullmatch(given):
+            return given.decode("ascii")
+        return self.listener.new_id()
+
+    def _send_answer(self, exchange: Exchange, answer: Answer) -> None:
+        exchange.answer = answer
+        if self.listener.draining:
+            exchange.keep_alive = False
+        stream = answer.stream
+        if stream is None:
+            body = b"" if exchange.request.method == b"HEAD" else answer.body
+            head = self._head(exchange, answer, len(answer.body))
+            exchange.body_bytes = len(body)
+            self.send(head + body if len(body) < 4096 else head)
+            if len(body) >= 4096:
+                self.send(body)
+            self.finished(exchange, "done")
+        elif body_is_absent(exchange.request.method, answer.status):
+            stream.close()
+            self.send(self._head(exchange, answer, stream.length))
+            self.finished(exchange, "done")
+        else:
+            if stream.length is None:
+                exchange.chunked = exchange.version == "1.1"
+                exchange.keep_alive = exchange.keep_alive and exchange.chunked
+            self.send(self._head(exchange, answer, stream.length))
+            exchange.stream = stream
+            stream.relay(exchange)
+
+    def _head(self, exchange: Exchange, answer: Answer, length: int | None) -> bytes:
+        lines = [status_line(answer.status)]
+        lines += [b"%b: %b\r\n" % header for header in answer.headers]
+        call = exchange.call
+        lines.append(
+            b"x-understudy-tier: %b\r\nx-understudy-source: %b\r\nx-request-id: %b\r\n"
+            % (
+                (answer.tier or "none").encode(),
+                (answer.source or "understudy").encode(),
+                (call.id if call else self.listener.new_id()).encode(),
+            )
+        )
+        if answer.reason:
+            lines.append(b"x-understudy-reason: %b\r\n" % header_safe(answer.reason))
+        if exchange.chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        elif length is not None and _says_length(exchange.request.method, answer, length):
+            lines.append(b"content-length: %d\r\n" % length)
+        if not exchange.keep_alive:
+            lines.append(b"connection: close\r\n")
+        elif exchange.version == "1.0":
+            lines.append(b"connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def send(self, data: bytes) -> None:
+        """Write to the caller, if there still is one."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None:
+        """The answer is out, or will never be; on to what comes next."""
+        if self._current is not exchange:
+            return
+        self._current = None
+        exchange.stream = None
+        self._log(exchange, end)
+        if abort:
+            self._abort()
+        elif not exchange.keep_alive or self._failing:
+            self._close_gently()
+        else:
+            self._next()
+
+    # --- ending ----------------------------------------------------------------------------------------------------
+
+    def check_clocks(self, now: float) -> None:
+        """Close what has been idle or slow for too long, and interrupt a call that has outlived its deadline."""
+        limits = self.listener.limits
+        current = self._current
+        if current is not None:
+            call = current.call
+            if call is not None and current.stream is None and current.task and now > call.deadline + OVERDUE_S:
+                current.overdue = True
+                current.task.cancel()
+            return
+        waited_s = now - self._since
+        if self._phase == "head" and waited_s > limits.head_s:
+            self._refuse(408, "head_timeout", "the request's head took too long")
+        elif self._phase == "body" and waited_s > limits.body_s:
+            self._refuse(408, "body_timeout", "the request's body took too long")
+        elif (self._phase == "idle" and waited_s > limits.idle_s) or (
+            self._phase == "lingering" and waited_s > LINGER_S
+        ):
+            self._abort()
+
+    def _resume_reading(self) -> None:
+        if self._read_paused and self._transport is not None:
+            self._read_paused = False
+            self._transport.resume_reading()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def drain(self) -> None:
+        """Close now if nothing is in hand; otherwise the answer says `connection: close`."""
+        if self._current is None and self._phase == "idle" and self._transport is not None:
+            self._transport.close()
+
+    def cut_off(self) -> None:
+        """Stop whatever is going on: a stream is told so in band."""
+        current = self._current
+        if current is not None and current.stream is not None:
+            current.stream.close()
+            current.cut("draining")
+        else:
+            self._abort()
+
+    def _refuse(self, status: int, reason: str, detail: str) -> None:
+        """Answer that the request can't be served, after those before it, and read no more from this connection."""
+        self._failing = True
+        self.listener.bad_requests += 1
+        dialect = self._entry[0].dialect if self._entry else self.listener.fallback
+        request = Request(b"", self._target, [])
+        exchange = Exchange(self, request, None, "1.1", keep_alive=False)
+        exchange.prepared = dialect.error(status, reason, detail)
+        self._queue.append(exchange)
+        if self._current is None:
+            self._next()
+
+    def _close_gently(self) -> None:
+        if self._transport is None:
+            return
+        if self._failing and self._transport.can_write_eof():
+            # what the caller is still sending is read and dropped for a moment, so that it can read our answer
+            self._transport.write_eof()
+            self._resume_reading()
+            self._phase = "lingering"
+            self._since = self.listener.loop.time()
+        else:
+            self._transport.close()
+
+    def _unrouted(self, path: bytes) -> Answer:
+        self.listener.unrouted += 1
+        names = ", ".join(self.listener.route_names()) or "none"
+        shown = path[:200].decode("latin-1")
+        return self.listener.fallback.error(404, "no_route", f"no route claims {shown!r}; the routes are: {names}")
+
+    def _log(self, exchange: Exchange, end: str) -> None:
+        if self.listener.logged is not None:
+            self.listener.logged(exchange, end)
+
+
+def _apology(dialect: Dialect, status: int, reason: str, detail: str, retry_after_s: float | None) -> Answer:
+    """An error of ours after every tier was asked. SDKs are told not to multiply our attempts by theirs."""
+    headers: Headers = [(b"x-should-retry", b"false")]
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, round(min(retry_after_s, 60.0)))))
+    answer = dialect.error(status, reason, detail, headers=headers)
+    answer.reason = detail
+    return answer
+
+
+def _origin_form(target: bytes, host: bytes | None) -> bytes:
+    """The target as path and query. Absolute form is accepted when it names the same host (RFC 9112 section 3.2.2)."""
+    if target.startswith(b"/"):
+        path = target.partition(b"?")[0]
+        if b"/../" in path + b"/":
+            raise BadRequest("the path climbs out of itself")
+        return target
+    if target == b"*":
+        return target
+    scheme, separator, rest = target.partition(b"://")
+    authority, slash, path = rest.partition(b"/")
+    if separator and scheme.lower() in (b"http", b"https") and authority.lower() == (host or b"").lower():
+        return _origin_form(slash + path or b"/", host)
+    raise BadRequest("the request target is not a path")
+
+
+def _says_length(method: bytes, answer: Answer, length: int) -> bool:
+    if answer.status in (204, 304):
+        return False
+    # an upstream's answer to HEAD brings its own length, or none: zero would be a claim of ours
+    return method != b"HEAD" or (length > 0 and find_header(answer.headers, b"content-length") is None)
+
+
+def header_safe(text: str) -> bytes:
+    """`text` as a header value: printable ASCII, bounded."""
+    return re.sub(rb"[^\x20-\x7e]+", b" ", text[:512].encode("ascii", "replace"))

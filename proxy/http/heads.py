@@ -1,0 +1,60 @@
+"""What a head may say and what is passed on of it: hop-by-hop headers, framing, status lines."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from understudy.policies.service import Headers
+
+HOP_BY_HOP = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+"""Headers that speak of one connection only (RFC 9110 section 7.6.1)."""
+
+NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+"""Of a request: what each hop says for itself."""
+
+NOT_RETURNED = HOP_BY_HOP | {b"content-length", b"x-understudy-tier", b"x-understudy-source", b"x-understudy-reason"}
+"""Of an answer: what we say for ourselves. Nobody else may claim where an answer came from."""
+
+IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
+
+STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+
+
+def status_line(status: int) -> bytes:
+    """`HTTP/1.1 200 OK` and its line end; an unregistered status gets an empty reason, which is allowed."""
+    return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def kept(headers: Headers, dropped: frozenset[bytes]) -> Headers:
+    """`headers` without those in `dropped` (lower case) and those that a Connection header names."""
+    named = connection_options(headers)
+    if named:
+        dropped = dropped | named
+    return [header for header in headers if header[0].lower() not in dropped]
+
+
+def connection_options(headers: Headers) -> frozenset[bytes]:
+    """What Connection headers name, in lower case, less the options every hop knows by itself."""
+    options: set[bytes] = set()
+    for key, value in headers:
+        if len(key) == 10 and key.lower() == b"connection":
+            options.update(option.strip().lower() for option in value.split(b","))
+    options.discard(b"")
+    return frozenset(options - {b"close", b"keep-alive"})
+
+
+def body_is_absent(method: bytes, status: int) -> bool:
+    """Whether an answer has no body whatever its headers say (RFC 9112 section 6.3)."""
+    return method == b"HEAD" or status in (204, 304) or status < 200

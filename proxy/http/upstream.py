@@ -1,0 +1,540 @@
+"""Pooled keep-alive connections to one upstream: a request goes out, and its answer comes back whole or primed.
+
+    connect --> IDLE --send--> BUSY --whole answer, keep-alive--> IDLE (pooled, last in first out)
+                                 |
+                                 +--primed stream--> STREAMING --end, keep-alive--> IDLE
+                                 +--anything else--> closed
+
+An answer is held back until it is whole (`held_bytes_max`), so that a broken one can still be asked for elsewhere; what
+is longer, or made of events, is handed over as a stream once its first content is in hand. A request that met a
+connection the upstream had already given up is the caller's to repeat: `DeadConnection` says that not one byte of an
+answer was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import httptools
+from understudy.policies.service import Answer, Failed, Headers, Refused, Sink, Stream
+from understudy.proxy.http.heads import NOT_RETURNED, body_is_absent, kept
+
+HEAD_BYTES_MAX = 64 * 1024
+PRIMING_BYTES_MAX = 64 * 1024
+"""How much of a stream is held while waiting for its first content; more than this is content enough."""
+TAIL_PIECES = 4
+"""How many of a stream's last pieces are kept to tell whether it was really at its end."""
+PASSED_WHOLE_BYTES_MAX = 64 * 1024
+IDLE_S_MAX = 60.0
+IDLE_CONNECTIONS_MAX = 64
+STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
+EVENT_STREAM = b"text/event-stream"
+
+
+class DeadConnection(Exception):
+    """The connection was lost before any byte of an answer."""
+
+
+class Reading(Protocol):
+    """What an exchange asks of a dialect while an answer arrives (`understudy.proxy.dialects.base.Dialect` has it)."""
+
+    def primed(self, held: bytes) -> str: ...
+    def stream_complete(self, tail: bytes) -> bool: ...
+
+
+class UpstreamStream(Stream):
+    """An answer's body as it arrives on its connection."""
+
+    __slots__ = ("_connection", "_held", "_held_bytes", "_paused", "_sink", "_tail", "events", "reading")
+
+    def __init__(self, connection: Connection, length: int | None, reading: Reading | None, *, events: bool) -> None:
+        super().__init__(length)
+        self._connection: Connection | None = connection
+        self._sink: Sink | None = None
+        self._paused = False
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._tail: deque[bytes] = deque(maxlen=TAIL_PIECES)
+        self.reading = reading
+        self.events = events
+
+    def hold(self, piece: bytes) -> None:
+        """Keep what arrived before anybody was there to take it."""
+        self._held.append(piece)
+
+    def relay(self, sink: Sink) -> None:
+        self._sink = sink
+        if self.ended is not None and not self._held:
+            self._tell(sink)
+            return
+        self._flush()
+        if self._connection is not None and not self._paused:
+            self._connection.resume()
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._flush()
+        if self._connection is not None and not self._paused:
+            self._connection.resume()
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+        self._held.clear()
+        self._sink = None
+        self.finish("left")
+
+    def feed(self, piece: bytes) -> None:
+        """A piece has arrived from the upstream."""
+        self._tail.append(piece)
+        if self._sink is not None and not self._paused:
+            self._sink.write(piece)
+            return
+        self._held.append(piece)
+        self._held_bytes += len(piece)
+        if self._held_bytes > PRIMING_BYTES_MAX and self._connection is not None:
+            # nobody takes it yet: what we hold is bounded, the rest waits in the socket
+            self._connection.pause()
+
+    def over(self, broken: str) -> None:
+        """The body is over: whole when `broken` is empty."""
+        self._connection = None
+        if not broken and self.events and self.reading and not self.reading.stream_complete(b"".join(self._tail)):
+            broken = "truncated"
+        self.finish("cut" if broken else "done")
+        if self._sink is not None and not self._held:
+            self._tell(self._sink)
+
+    def _flush(self) -> None:
+        sink = self._sink
+        if sink is None:
+            return
+        held, self._held, self._held_bytes = self._held, [], 0
+        for at, piece in enumerate(held):
+            if self._paused:
+                self._held = held[at:]
+                return
+            sink.write(piece)
+        if self.ended in ("done", "cut"):
+            self._tell(sink)
+
+    def _tell(self, sink: Sink) -> None:
+        self._sink = None
+        if self.ended == "done":
+            sink.end()
+        else:
+            sink.cut("truncated")
+
+
+class Connection(asyncio.Protocol):
+    """One connection: at most one exchange at a time. Callbacks named `on_*` are httptools'."""
+
+    __slots__ = (
+        "_answer_bytes",
+        "_body",
+        "_body_bytes",
+        "_events",
+        "_framed",
+        "_head_bytes",
+        "_head_is_done",
+        "_headers",
+        "_hold_bytes_max",
+        "_length",
+        "_method",
+        "_parser",
+        "_paused",
+        "_pool",
+        "_reading",
+        "_skip_interim",
+        "_stream",
+        "_stream_at_head",
+        "_transport",
+        "_waiter",
+        "heard_at",
+        "idle_since",
+        "uses",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._stream: UpstreamStream | None = None
+        self._paused = False
+        self.uses = 0
+        self.idle_since = 0.0
+        self.heard_at = 0.0
+        self._reset(b"", None, 0, stream_at_head=False)
+
+    def _reset(self, method: bytes, reading: Reading | None, hold_bytes_max: int, *, stream_at_head: bool) -> None:
+        self._method = method
+        self._reading = reading
+        self._hold_bytes_max = hold_bytes_max
+        self._stream_at_head = stream_at_head
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._answer_bytes = 0
+        self._events = False
+        self._framed = True
+        self._length: int | None = None
+        self._skip_interim = False
+        self._head_is_done = False
+
+    # --- the exchange ----------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        method: bytes,
+        head: bytes,
+        body: bytes,
+        *,
+        reading: Reading | None,
+        hold_bytes_max: int,
+        stream_at_head: bool = False,
+    ) -> asyncio.Future[Answer]:
+        """Write a request; the future gives its Answer, raises Failed, or raises DeadConnection.
+
+        Cancelling the future ends the exchange and the connection.
+        """
+        assert self._transport is not None
+        self._reset(method, reading, hold_bytes_max, stream_at_head=stream_at_head)
+        self.uses += 1
+        waiter = self._waiter = self._pool.loop.create_future()
+        if body:
+            self._transport.writelines((head, body))
+        else:
+            self._transport.write(head)
+        return waiter
+
+    def expire(self, reason: str, soft: bool) -> None:
+        """The clock of this exchange has run out."""
+        self._fail(Failed(reason, f"no answer in time ({reason})", soft=soft))
+        self.abort()
+
+    def abort(self) -> None:
+        """Close at once, whatever is going on."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    # --- asyncio's side --------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._waiter is None and self._stream is None:
+            # bytes nobody asked for: whatever follows on this connection can't be told apart
+            self.abort()
+            return
+        self.heard_at = self._pool.loop.time()
+        self._answer_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._break("upgrade")
+        except Failed as failed:
+            self._fail(failed)
+            self.abort()
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, Failed):
+                self._fail(cause)
+                self.abort()
+            else:
+                self._break("garbage")
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._pool.lost(self)
+        if self._stream is not None or self._waiter is not None:
+            self._lost_in_exchange(exc)
+
+    def pause(self) -> None:
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            # a slow reader's pause is not the upstream's silence
+            self.heard_at = self._pool.loop.time()
+            self._transport.resume_reading()
+
+    def silent_for(self, now: float) -> float:
+        """Seconds since a streaming upstream last said anything, while we were listening."""
+        return 0.0 if self._paused or self._stream is None else now - self.heard_at
+
+    # --- httptools' side -------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._waiter is None:
+            raise Failed("garbage", "an answer to nothing")
+        self._headers = []
+        self._head_bytes = 0
+        self._skip_interim = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise Failed("head_too_large", "the answer's head is too large")
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            if status == 101:
+                raise Failed("upgrade", "the upstream switched protocols unasked")
+            self._skip_interim = True
+            return
+        self._head_is_done = True
+        self._read_framing()
+        if body_is_absent(self._method, status):
+            self._framed = True
+            if self._method == b"HEAD":
+                # llhttp would wait for the body that the head speaks of
+                self._complete()
+            return
+        whole = self._length is not None and self._length <= self._hold_bytes_max
+        if not whole and status < 400 and (self._stream_at_head or (self._length or 0) > self._hold_bytes_max):
+            self._become_stream(status)
+
+    def on_body(self, piece: bytes) -> None:
+        stream = self._stream
+        if stream is not None:
+            stream.feed(piece)
+            return
+        if self._waiter is None:
+            return
+        self._body.append(piece)
+        self._body_bytes += len(piece)
+        if self._body_bytes > self._hold_bytes_max or (self._events and self._content_has_come()):
+            self._become_stream(self._parser.get_status_code())
+
+    def on_message_complete(self) -> None:
+        if self._skip_interim:
+            return
+        if self._stream is not None or self._waiter is not None:
+            self._complete()
+
+    # --- what becomes of it ----------------------------------------------------------------------------------------
+
+    def _read_framing(self) -> None:
+        self._framed = False
+        for key, value in self._headers:
+            size = len(key)
+            if size == 14 and key.lower() == b"content-length":
+                self._length = int(value)
+                self._framed = True
+            elif size == 17 and key.lower() == b"transfer-encoding":
+                self._framed = True
+            elif size == 12 and key.lower() == b"content-type":
+                self._events = value.lower().startswith(STREAM_TYPES)
+
+    def _content_has_come(self) -> bool:
+        if self._parser.get_status_code() >= 400:
+            # an error is short, whatever it calls itself: it is wanted whole
+            return False
+        if self._reading is None or self._body_bytes >= PRIMING_BYTES_MAX:
+            return True
+        return self._reading.primed(b"".join(self._body)) == "go"
+
+    def _become_stream(self, status: int) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        stream = self._stream = UpstreamStream(self, self._length, self._reading, events=self._events)
+        for piece in self._body:
+            stream.hold(piece)
+        self._body = []
+        self._waiter = None
+        waiter.set_result(Answer(status, kept(self._headers, NOT_RETURNED), stream=stream))
+
+    def _complete(self) -> None:
+        keep = self._framed and self._parser.should_keep_alive()
+        if self._method == b"HEAD":
+            # the parser is in the middle of a body that will not come; a new one begins clean
+            self._parser = httptools.HttpResponseParser(self)
+        stream, self._stream = self._stream, None
+        waiter, self._waiter = self._waiter, None
+        self._paused_off()
+        if keep and self.usable:
+            self._pool.give_back(self)
+        elif self._transport is not None:
+            self._transport.close()
+        if stream is not None:
+            stream.over("")
+        elif waiter is not None and not waiter.done():
+            waiter.set_result(self._whole_answer())
+
+    def _whole_answer(self) -> Answer:
+        status = self._parser.get_status_code()
+        headers = kept(self._headers, NOT_RETURNED)
+        if self._length is not None and (self._method == b"HEAD" or status == 304):
+            headers.append((b"content-length", b"%d" % self._length))
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        return Answer(status, headers, body)
+
+    def _paused_off(self) -> None:
+        if self._paused:
+            self.resume()
+
+    def _break(self, reason: str) -> None:
+        self._fail(Failed(reason, "the upstream's answer is not HTTP"))
+        self.abort()
+
+    def _fail(self, failed: Failed) -> None:
+        stream, self._stream = self._stream, None
+        waiter, self._waiter = self._waiter, None
+        if stream is not None:
+            stream.over(failed.reason)
+        elif waiter is not None and not waiter.done():
+            waiter.set_exception(failed)
+
+    def _lost_in_exchange(self, exc: Exception | None) -> None:
+        if self._head_is_done and not self._framed and exc is None:
+            # the end of the connection is the end of the body: there is no other mark
+            self._complete()
+        elif self._answer_bytes == 0:
+            waiter, self._waiter = self._waiter, None
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(DeadConnection("the connection was lost before any byte of an answer"))
+        else:
+            self._fail(Failed("truncated", "the upstream broke off in the middle of its answer"))
+
+
+class Pool:
+    """The connections to one upstream. Bounded; the least used are closed first."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+        connections_max: int = 256,
+        idle_s: float = 60.0,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.host = host
+        self.port = port
+        self.connections_max = connections_max
+        self._tls = tls
+        self._server_name = server_name or host
+        self._stream_idle_s = idle_s
+        self._idle: list[Connection] = []
+        self._all: set[Connection] = set()
+        self._opening = 0
+        self._clock = clock or loop.time
+        self.opened = 0
+        self.closed = False
+
+    @property
+    def size(self) -> int:
+        """Connections open or being opened."""
+        return len(self._all) + self._opening
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    def take(self) -> Connection | None:
+        """The idle connection used last, or None."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    async def connect(self, wait_s: float) -> Connection:
+        """A new connection. Raises Failed (connect_refused, connect_timeout, dns, tls), or Refused when
+        the pool is at its bound."""
+        if self.size >= self.connections_max:
+            raise Refused("connections", f"all {self.connections_max} connections to the upstream are in use")
+        self._opening += 1
+        try:
+            async with asyncio.timeout(wait_s):
+                _, connection = await self.loop.create_connection(
+                    lambda: Connection(self),
+                    self.host,
+                    self.port,
+                    ssl=self._tls,
+                    server_hostname=self._server_name if self._tls else None,
+                )
+        except TimeoutError:
+            raise Failed("connect_timeout", f"no connection within {wait_s:.3f} s") from None
+        except ssl.SSLError as error:
+            raise Failed("tls", f"TLS: {error.reason or 'handshake failed'}") from None
+        except OSError as error:
+            raise _as_failed(error) from None
+        finally:
+            self._opening -= 1
+        self._all.add(connection)
+        self.opened += 1
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """An exchange is over and the connection can serve another."""
+        if self.closed or len(self._idle) >= IDLE_CONNECTIONS_MAX:
+            connection.abort()
+            return
+        connection.idle_since = self._clock()
+        self._idle.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self, now: float) -> None:
+        """Close what has been idle too long, and streams whose upstream has fallen silent."""
+        while self._idle and now - self._idle[0].idle_since > IDLE_S_MAX:
+            self._idle.pop(0).abort()
+        for connection in list(self._all):
+            if connection.silent_for(now) > self._stream_idle_s:
+                connection.expire("stalled", soft=False)
+
+    def close(self) -> None:
+        """Close idle connections now; busy ones when their exchange is over."""
+        self.closed = True
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.abort()
+
+
+def _as_failed(error: OSError) -> Failed:
+    if isinstance(error, socket.gaierror):
+        return Failed("dns", "the upstream's name can't be resolved")
+    if isinstance(error, ConnectionRefusedError):
+        return Failed("connect_refused", "the upstream refused the connection")
+    if isinstance(error, ssl.CertificateError):
+        return Failed("tls", "the upstream's certificate is not trusted")
+    if isinstance(error, ConnectionResetError):
+        return Failed("reset", "the upstream reset the connection")
+    return Failed("connect", f"no connection: {error.strerror or type(error).__name__}")

@@ -1,0 +1,204 @@
+"""The upstream tier: forward a call to the service behind us, and tell its failures from its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from understudy.policies.service import Answer, Call, Failed, Headers, Service
+from understudy.proxy.dialects.base import Dialect
+from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept
+from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection, Pool
+from understudy.proxy.settings import Tls, UpstreamTier
+
+FAILURES = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
+"""Statuses by which an upstream says that it, not the caller, is at fault or too busy."""
+RETRY_AFTER_S_MAX = 300.0
+BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
+
+
+class Target:
+    """Where an upstream tier's requests go, worked out once from its settings."""
+
+    __slots__ = ("base_path", "host", "host_header", "overridden", "own_headers", "port", "tls")
+
+    def __init__(self, settings: UpstreamTier) -> None:
+        url = urlsplit(settings.url)
+        self.tls = url.scheme == "https"
+        self.host = url.hostname or ""
+        self.port = url.port or (443 if self.tls else 80)
+        self.host_header = url.netloc.encode()
+        self.base_path = url.path.rstrip("/").encode()
+        self.own_headers: Headers = [
+            (name.encode(), value.reveal().encode()) for name, value in settings.headers.items()
+        ]
+        self.overridden = NOT_FORWARDED | {name.lower() for name, _ in self.own_headers} | {b"x-request-id"}
+
+    def head(self, call: Call) -> bytes:
+        """The request head as this upstream gets it: the caller's headers less what belongs to each hop, and ours."""
+        request = call.request
+        query = b"?" + request.query if request.query else b""
+        lines = [
+            b"%b %b%b%b HTTP/1.1\r\nhost: %b\r\n"
+            % (request.method, self.base_path, request.path, query, self.host_header)
+        ]
+        lines += [b"%b: %b\r\n" % header for header in kept(request.headers, self.overridden)]
+        lines += [b"%b: %b\r\n" % header for header in self.own_headers]
+        if request.body or request.method in BODY_METHODS:
+            lines.append(b"content-length: %d\r\n" % len(request.body))
+        lines.append(b"x-request-id: %b\r\n\r\n" % call.id.encode())
+        return b"".join(lines)
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """How an https upstream is trusted. Raises OSError or ssl.SSLError for an unusable `ca_file`."""
+    context = ssl.create_default_context(cafile=tls.ca_file)
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def make_pool(settings: UpstreamTier, loop: asyncio.AbstractEventLoop) -> Pool:
+    """The connections to a tier's upstream; the first is opened by the first call."""
+    target = Target(settings)
+    return Pool(
+        loop,
+        target.host,
+        target.port,
+        tls=tls_context(settings.tls) if target.tls else None,
+        server_name=settings.tls.server_name,
+        connections_max=settings.connections_max,
+        idle_s=settings.idle_s,
+    )
+
+
+class Connections(Protocol):
+    """What the tier needs of a pool."""
+
+    def take(self) -> Connection | None: ...
+    async def connect(self, wait_s: float) -> Connection: ...
+
+
+def upstream_tier(settings: UpstreamTier, dialect: Dialect, pool: Connections, clock: Callable[[], float]) -> Service:
+    """A Service that asks the upstream. Raises Failed; statuses in `FAILURES` are Failed with the answer attached."""
+    target = Target(settings)
+
+    async def asked(call: Call) -> Answer:
+        started = clock()
+        call.attempts += 1
+        try:
+            answer = await _exchange(call, target, settings, dialect, pool, clock)
+        finally:
+            call.upstream_s += clock() - started
+        return _judged(call, answer, dialect)
+
+    return asked
+
+
+async def _exchange(
+    call: Call,
+    target: Target,
+    settings: UpstreamTier,
+    dialect: Dialect,
+    pool: Connections,
+    clock: Callable[[], float],
+) -> Answer:
+    head = target.head(call)
+    request = call.request
+    passed = call.kind == "pass"
+    repeatable = not passed or request.method in IDEMPOTENT
+    pooled = pool.take()
+    while True:
+        connection = pooled or await pool.connect(_wait_s(settings.connect_s, call, clock))
+        wait_s = _wait_s(settings.first_byte_s, call, clock)
+        waiter = connection.send(
+            request.method,
+            head,
+            request.body,
+            reading=None if passed else dialect,
+            hold_bytes_max=PASSED_WHOLE_BYTES_MAX if passed else settings.held_bytes_max,
+            stream_at_head=passed,
+        )
+        cut_short = wait_s < settings.first_byte_s
+        reason = "deadline" if cut_short else "first_byte_timeout"
+        # the caller's own impatience says less of the upstream than our clock does: it counts as soft
+        timer = asyncio.get_running_loop().call_later(wait_s, connection.expire, reason, cut_short)
+        try:
+            return await waiter
+        except DeadConnection:
+            if pooled is not None and repeatable:
+                # the upstream had given the connection up before we used it: once more, on a new one
+                pooled = None
+                continue
+            raise Failed(
+                "reset", "the upstream closed the connection", again=repeatable, elsewhere=repeatable
+            ) from None
+        except Failed as failed:
+            failed.again = failed.again and repeatable and failed.reason != "deadline"
+            failed.elsewhere = repeatable
+            raise
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+        finally:
+            timer.cancel()
+
+
+def _wait_s(wait_s: float, call: Call, clock: Callable[[], float]) -> float:
+    wait_s = min(wait_s, call.until - clock())
+    if wait_s <= 0:
+        raise Failed("deadline", "no time is left to ask the upstream", soft=True, again=False)
+    return wait_s
+
+
+def _judged(call: Call, answer: Answer, dialect: Dialect) -> Answer:
+    """The answer, or Failed when it says, in its status or within, that the upstream could not."""
+    status = answer.status
+    if status < 400:
+        if answer.stream is None and call.kind != "pass" and not _is_encoded(answer.headers):
+            within = dialect.failure_within(answer)
+            if within:
+                raise Failed(within, f"a {status} that is a failure ({within})", again=True)
+        return answer
+    if status not in FAILURES:
+        return answer
+    retry_after_s = read_retry_after(answer.headers, time.time)
+    repeatable = call.kind != "pass" or call.request.method in IDEMPOTENT
+    raise Failed(
+        f"status_{status}",
+        f"the upstream answered {status}",
+        answer=answer,
+        retry_after_s=retry_after_s,
+        again=repeatable,
+        elsewhere=repeatable or status in (429, 503),
+        soft=status in (429, 529) or (status == 503 and retry_after_s is not None),
+    )
+
+
+def _is_encoded(headers: Headers) -> bool:
+    # a compressed body is passed on as it is: looking inside would cost more than it tells
+    return any(key.lower() == b"content-encoding" and value != b"identity" for key, value in headers)
+
+
+def read_retry_after(headers: Headers, wall_clock: Callable[[], float]) -> float | None:
+    """When the upstream wants to be asked again, in seconds from now: `retry-after-ms`, `retry-after` as seconds or as
+    a date (RFC 9110 section 10.2.3), at most five minutes; None when it does not say."""
+    found: float | None = None
+    for key, value in headers:
+        name = key.lower()
+        try:
+            if name == b"retry-after-ms":
+                found = float(value) / 1000
+                break
+            if name == b"retry-after":
+                text = value.decode("latin-1").strip()
+                found = float(text) if text[:1].isdigit() else parsedate_to_datetime(text).timestamp() - wall_clock()
+        except (ValueError, OverflowError):
+            continue
+    return None if found is None else min(max(found, 0.0), RETRY_AFTER_S_MAX)
