@@ -11,10 +11,12 @@ import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from understudy.policies.service import Answer, Call, Failed, Refused
 
 from tests.kit.acts import answer, broken, drip, early, hang_up, interim, pieces, raw, reset, silence, sse
 from tests.kit.fake_upstream import FakeUpstream, deaf_port, in_thread
 from tests.kit.virtual_clock import START_S, Stuck, Untidy, VirtualClockLoop, run, run_on
+from tests.kit.weather import Outages, Weather, call_of, calls, weathered
 
 GET = b"GET /v1/models HTTP/1.1\r\nhost: u\r\n\r\n"
 
@@ -377,3 +379,70 @@ def test_an_upstream_on_a_thread_serves_synchronous_clients():
             else:
                 with pytest.raises(ConnectionRefusedError):
                     client.request("GET", "/x")
+
+
+# --- the weather ---------------------------------------------------------------------------------------------------
+
+
+async def _sunny(call: Call) -> Answer:
+    return Answer(200, [], call.id.encode())
+
+
+async def _hour_of_weather(seed: int) -> list[str]:
+    """What became of each call of an hour, as `id: outcome at time`."""
+    clock = asyncio.get_running_loop().time
+    service = weathered(_sunny, Weather(seed, began=clock()), clock)
+    told: list[str] = []
+
+    async def make(at: float, call: Call) -> None:
+        await asyncio.sleep(at - clock())
+        call.until = clock() + 30
+        try:
+            outcome = str((await service(call)).status)
+        except (Failed, Refused) as error:
+            outcome = error.reason
+        told.append(f"{call.id}: {outcome} at {clock():.6f}")
+        assert clock() <= call.until
+
+    async with asyncio.TaskGroup() as group:
+        for at, call in calls(1000, seed, rate=1000 / 3600, began=clock()):
+            group.create_task(make(at, call))
+    return told
+
+
+def test_the_same_seed_is_the_same_weather_and_another_seed_is_not():
+    assert run(_hour_of_weather(1)) == run(_hour_of_weather(1))
+    assert run(_hour_of_weather(1)) != run(_hour_of_weather(2))
+
+
+def test_an_hour_of_weather_has_every_kind_of_fault():
+    outcomes = {line.split()[1] for line in run(_hour_of_weather(3))}
+    assert {"200", "connect", "weather", "timeout", "429", "5xx", "404"} <= outcomes
+
+
+async def test_an_endpoint_is_down_for_its_times_and_takes_with_it_what_it_was_doing():
+    clock = asyncio.get_running_loop().time
+    outages = Outages({"a": [(clock() + 10, clock() + 20)]})
+
+    async def slow(call: Call) -> Answer:
+        await asyncio.sleep(4)
+        return Answer(200, [])
+
+    mortal, other = outages.mortal("a", slow, clock), outages.mortal("b", slow, clock)
+    told: list[str] = []
+    for _ in range(6):
+        try:
+            told.append(str((await mortal(call_of("embed", "x"))).status))
+        except Failed as error:
+            told.append(error.reason)
+            await asyncio.sleep(4)
+    assert told == ["200", "200", "reset", "connect", "200", "200"]
+    assert (await other(call_of("embed", "x"))).status == 200
+
+
+def test_drawn_outages_are_as_long_and_as_far_apart_as_asked_on_average():
+    outages = Outages.drawn(7, ["a", "b"], began=0, length_s=1e6, up_s=900, down_s=100)
+    down_s = sum(back - dies for dies, back in outages.schedule["a"])
+    assert down_s / 1e6 == pytest.approx(0.1, abs=0.02)
+    assert outages.schedule["a"] != outages.schedule["b"]
+    assert outages.schedule == Outages.drawn(7, ["a", "b"], began=0, length_s=1e6, up_s=900, down_s=100).schedule
