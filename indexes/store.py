@@ -1,0 +1,314 @@
+"""Keep points on disk: one SQLite file is the truth, and everything else is derived from it.
+
+    Store         living: upsert and delete while others read; the mirror writes here
+      freeze()
+    FrozenStore   never written again, rows 0..n-1 in id order; any number of threads read it
+
+Ids are kept as bytes whose order is the order of Qdrant's scroll (see `points.id_key`). What a filter looks at lies in
+`points`; text and vectors lie in `contents`, so that a scan of payloads does not page through vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import threading
+import urllib.parse
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from understudy.indexes.faults import BadPoint, CorruptIndex, NotFinite, WrongDimension
+from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, id_key, key_id
+
+READERS: Final = 4
+PAYLOAD_BYTES_MAX: Final = 16 * 2**20
+_BATCH_POINTS: Final = 1_000
+# SQLite allows 32 766 parameters a statement; far fewer keep the statement cache useful
+_BATCH_KEYS: Final = 200
+
+# two points of 384 dimensions share a page of 4 KiB badly and one of 16 KiB well
+_PAGE_BYTES: Final = 16_384
+_TABLES: Final = """
+CREATE TABLE points
+    (row INTEGER PRIMARY KEY, key BLOB NOT NULL {unique}, payload BLOB NOT NULL, version INTEGER NOT NULL);
+CREATE TABLE contents
+    (row INTEGER PRIMARY KEY, text TEXT NOT NULL, source TEXT NOT NULL, vector BLOB NOT NULL);
+"""
+_COLUMNS: Final = "key, payload, version, text, source"
+_NEXT_IN_ORDER: Final = (
+    f"SELECT {_COLUMNS}, vector FROM points JOIN contents USING (row)"  # noqa: S608
+    f" WHERE key > ? ORDER BY key LIMIT {_BATCH_POINTS}"
+)
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Store:
+    """A living point store. One writer at a time and any thread; every call is one transaction.
+
+    `durable` keeps a write-ahead log, so that readers never wait for the writer and a crash loses at most the last
+    transactions, never the file. Without it the file is scratch, worthless unless it is finished.
+    """
+
+    def __init__(self, path: Path, dimensions: int, *, durable: bool = True) -> None:
+        self.dimensions = dimensions
+        self._lock = threading.Lock()
+        self._sql = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._sql.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        self._sql.execute("PRAGMA journal_mode = WAL" if durable else "PRAGMA journal_mode = OFF")
+        self._sql.execute("PRAGMA synchronous = NORMAL" if durable else "PRAGMA synchronous = OFF")
+        if self._sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            self._sql.executescript(_TABLES.format(unique="UNIQUE"))
+
+    @property
+    def count(self) -> int:
+        """How many points are held."""
+        with self._lock:
+            return int(self._sql.execute("SELECT count(*) FROM points").fetchone()[0])
+
+    def upsert(self, points: Iterable[Point]) -> int:
+        """Add points, or replace those with the same id; how many were given.
+
+        All or none are kept. Raises BadPoint, WrongDimension or NotFinite for a point that cannot be stored.
+        """
+        given = 0
+        with self._lock, self._transaction():
+            for point in points:
+                self._put(point)
+                given += 1
+        return given
+
+    def delete(self, ids: Iterable[PointId]) -> int:
+        """Forget points by id, in any spelling of a UUID; how many were there."""
+        gone = 0
+        with self._lock, self._transaction():
+            for point_id in ids:
+                keys = (id_key(point_id), id_key(canonical_id(point_id)))
+                rows = self._sql.execute("DELETE FROM points WHERE key IN (?, ?) RETURNING row", keys).fetchall()
+                self._sql.executemany("DELETE FROM contents WHERE row = ?", rows)
+                gone += len(rows)
+        return gone
+
+    def points(self) -> Iterator[Point]:
+        """All points with their vectors, in id order; one written meanwhile may come as it was or as it is."""
+        yield from map(_point, self._read_in_order())
+
+    def freeze(self, path: Path) -> int:
+        """Write a copy that FrozenStore opens, its rows numbered in id order; how many points it holds."""
+        frozen = sqlite3.connect(path, isolation_level=None)
+        try:
+            frozen.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            # nobody knows of this file before it is whole: a journal would only be written twice
+            frozen.execute("PRAGMA journal_mode = OFF")
+            frozen.execute("PRAGMA synchronous = OFF")
+            frozen.executescript(_TABLES.format(unique=""))
+            frozen.execute("BEGIN")
+            row = 0
+            for row, (key, payload, version, text, source, vector) in enumerate(self._read_in_order(), start=1):
+                frozen.execute("INSERT INTO points VALUES (?, ?, ?, ?)", (row - 1, key, payload, version))
+                frozen.execute("INSERT INTO contents VALUES (?, ?, ?, ?)", (row - 1, text, source, vector))
+            frozen.execute("COMMIT")
+            return row
+        finally:
+            frozen.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._sql.close()
+
+    def _read_in_order(self) -> Iterator[tuple[Any, ...]]:
+        # batches by key instead of one long cursor: a writer is never kept waiting, nor the caller's pace the lock's
+        last = b""
+        while True:
+            with self._lock:
+                rows = self._sql.execute(_NEXT_IN_ORDER, (last,)).fetchall()
+            yield from rows
+            if len(rows) < _BATCH_POINTS:
+                return
+            last = rows[-1][0]
+
+    def _put(self, point: Point) -> None:
+        vector = checked_vector(point.vector, self.dimensions, f"the vector of point {point.id!r}")
+        payload = _encoded(point)
+        key = id_key(point.id)
+        row = self._sql.execute(
+            "INSERT INTO points (key, payload, version) VALUES (?, ?, ?)"
+            " ON CONFLICT (key) DO UPDATE SET payload = excluded.payload, version = excluded.version RETURNING row",
+            (key, payload, point.version),
+        ).fetchone()[0]
+        try:
+            self._sql.execute(
+                "INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)",
+                (row, point.text, point.source, vector.tobytes()),
+            )
+        except UnicodeEncodeError as error:
+            raise BadPoint(f"point {point.id!r}: its text or source is not valid Unicode") from error
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        self._sql.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._sql.execute("ROLLBACK")
+            raise
+        self._sql.execute("COMMIT")
+
+
+class FrozenStore:
+    """A store that is never written again; its rows are 0..n-1 in id order. Safe to read from any thread.
+
+    All its connections are opened at once, so that it goes on answering after its file has been unlinked.
+    """
+
+    def __init__(self, path: Path, dimensions: int) -> None:
+        self.dimensions = dimensions
+        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        # immutable: no locks and no journal are looked for, so a read-only folder will do
+        uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro&immutable=1"
+        try:
+            for _ in range(READERS):
+                self._idle.put(sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None))
+            with self._reader() as sql:
+                self.keys: list[bytes] = [key for (key,) in sql.execute("SELECT key FROM points ORDER BY row")]
+        except sqlite3.Error as error:
+            self.close()
+            raise CorruptIndex(f"{path.name}: {error}") from error
+
+    @property
+    def count(self) -> int:
+        """How many points are held."""
+        return len(self.keys)
+
+    def row_of(self, id: PointId) -> int | None:
+        """The row of a point, by its id in any spelling of a UUID; None if it is not here."""
+        for key in dict.fromkeys((id_key(id), id_key(canonical_id(id)))):
+            row = bisect_left(self.keys, key)
+            if row < len(self.keys) and self.keys[row] == key:
+                return row
+        return None
+
+    def rows_from(self, id: PointId) -> int:
+        """The first row whose id is not before `id` in scroll order."""
+        return bisect_left(self.keys, id_key(canonical_id(id)))
+
+    def id_of(self, row: int) -> PointId:
+        """The id of the point in a row."""
+        return key_id(self.keys[row])
+
+    def fetch(self, rows: Sequence[int], *, with_vectors: bool = False) -> list[Point]:
+        """The points of these rows, in the order asked for."""
+        found: dict[int, Point] = {}
+        vector = "vector" if with_vectors else "NULL"
+        with self._reader() as sql:
+            for at in range(0, len(rows), _BATCH_KEYS):
+                batch = [int(row) for row in rows[at : at + _BATCH_KEYS]]
+                marks = ",".join("?" * len(batch))
+                joined = f"SELECT row, {_COLUMNS}, {vector} FROM points JOIN contents USING (row)"  # noqa: S608
+                for row, *values in sql.execute(f"{joined} WHERE row IN ({marks})", batch):
+                    found[row] = _point(tuple(values))
+        return [found[int(row)] for row in rows]
+
+    def payloads(self, start: int = 0, stop: int | None = None) -> Iterator[Payload]:
+        """The payloads of rows [start, stop), in row order."""
+        for (payload,) in self._scan("payload FROM points", start, stop):
+            yield _decode(payload)
+
+    def words(self) -> Iterator[tuple[str, Payload]]:
+        """(text, payload) of every row, in row order."""
+        for text, payload in self._scan("text, payload FROM points JOIN contents USING (row)"):
+            yield text, _decode(payload)
+
+    def points(self) -> Iterator[Point]:
+        """All points with their vectors, in row order."""
+        yield from map(_point, self._scan(_COLUMNS + ", vector FROM points JOIN contents USING (row)"))
+
+    def words_sum(self) -> str:
+        """SHA-256, in hex, over everything but the vectors."""
+        total = hashlib.sha256()
+        for values in self._scan(_COLUMNS + " FROM points JOIN contents USING (row)"):
+            total.update(repr(values).encode())
+        return total.hexdigest()
+
+    def vectors(self) -> Iterator[Vector]:
+        """The vector [d] of every row as it was given, in row order. Raises CorruptIndex for one of another size."""
+        for (blob,) in self._scan("vector FROM contents"):
+            yield _vector(blob, self.dimensions)
+
+    def close(self) -> None:
+        """Let go of the file; idempotent."""
+        while not self._idle.empty():
+            self._idle.get().close()
+
+    def _scan(self, what: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[Any, ...]]:
+        # a reader is held for one batch at a time: a slow consumer must not starve the questions
+        end = self.count if stop is None else min(stop, self.count)
+        for at in range(start, end, _BATCH_POINTS):
+            with self._reader() as sql:
+                rows = sql.execute(
+                    f"SELECT {what} WHERE row >= ? AND row < ? ORDER BY row", (at, min(at + _BATCH_POINTS, end))
+                ).fetchall()
+            yield from rows
+
+    @contextmanager
+    def _reader(self) -> Generator[sqlite3.Connection]:
+        sql = self._idle.get()
+        try:
+            yield sql
+        finally:
+            self._idle.put(sql)
+
+
+def checked_vector(vector: Any, dimensions: int, what: str = "query") -> Vector:
+    """`vector` as contiguous float32 [dimensions]. Raises WrongDimension or NotFinite."""
+    try:
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, and is refused below
+            array = np.ascontiguousarray(vector, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NotFinite(f"the {what} vector is no list of numbers") from error
+    if array.shape != (dimensions,):
+        raise WrongDimension(array.shape, dimensions, what)
+    # NaN fails this comparison too
+    if not bool(np.all(np.abs(array) <= COMPONENT_MAX)):
+        raise NotFinite(f"the {what} vector holds NaN, infinity or a component beyond {COMPONENT_MAX:g}")
+    return array
+
+
+# squares of components this large, summed over 65 536 dimensions, still fit float32
+COMPONENT_MAX: Final = 1e16
+
+
+def _encoded(point: Point) -> bytes:
+    try:
+        payload = _encode(point.payload)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadPoint(f"point {point.id!r}: its payload is not JSON: {error}") from error
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise BadPoint(f"point {point.id!r}: a payload of {len(payload)} bytes, more than {PAYLOAD_BYTES_MAX}")
+    return payload
+
+
+def _point(values: tuple[Any, ...]) -> Point:
+    key, payload, version, text, source, vector = values
+    return Point(
+        id=key_id(key),
+        vector=None if vector is None else np.frombuffer(vector, np.float32),
+        payload=_decode(payload),
+        text=text,
+        source=source,
+        version=version,
+    )
+
+
+def _vector(blob: bytes, dimensions: int) -> Vector:
+    if len(blob) != 4 * dimensions:
+        raise CorruptIndex(f"a stored vector has {len(blob)} bytes, not {4 * dimensions}")
+    return np.frombuffer(blob, np.float32)
