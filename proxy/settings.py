@@ -1,12 +1,16 @@
 """What a policy folder means: frozen, typed values, believed once.
 
-YAML files -> plain values with the spot each came from -> defaults laid under -> these types. `proxy.reading` does
-the reading and finds every fault; the rest of the program sees only what is defined here.
+    YAML files -> trees in which every value knows its spot -> defaults laid under -> these types
+
+`proxy.reading` does the reading and finds every fault; the rest of the program sees only what is defined here. The
+JSON Schema that editors use is made from this file as well: a type's docstring, the string under a field and a Meta's
+description are what an editor shows.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -15,11 +19,21 @@ PositiveSeconds = Annotated[float, Meta(gt=0, description="seconds")]
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=1, description="bytes")]
 Share = Annotated[float, Meta(gt=0, le=1, description="a share of one")]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="lower case, up to 63 characters")]
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="lower-case letters, digits, '.', '_' and '-', a letter or digit first, up to 63 characters",
+    ),
+]
 
 
 class Secret(str):
-    """A string that does not print: logs, errors, `explain` and `/status` show `***`."""
+    """A string that does not print: logs, errors, `explain` and `/status` show `***`.
+
+    In a policy file it is written out, taken from the environment (`${NAME}`), or read from a file
+    (`file:/run/secrets/token`, relative to the policy file's folder, the line break at its end taken off).
+    """
 
     __slots__ = ()
 
@@ -28,6 +42,9 @@ class Secret(str):
 
     def __str__(self) -> str:
         return "***"
+
+    def __format__(self, spec: str) -> str:
+        return format("***", spec)
 
     def reveal(self) -> str:
         """The value itself, for the one place that sends it."""
@@ -41,14 +58,14 @@ class Frozen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 # --- policies: what a route or a tier may say about each; the defaults suit a sidecar's low traffic ----------------
 
 
-class Deadline(Frozen):
+class Deadline(Frozen, frozen=True):
     """How long a call may take, and how much of that is kept back for the tiers after the one being asked."""
 
     total_s: PositiveSeconds = 30.0
     reserve_s: Seconds = 1.0
 
 
-class Retry(Frozen):
+class Retry(Frozen, frozen=True):
     """Ask the same tier again: attempts in all (1: never again), full jitter between 0 and base * 2**n, capped."""
 
     attempts: Annotated[int, Meta(ge=1, le=5)] = 2
@@ -56,7 +73,7 @@ class Retry(Frozen):
     wait_s_max: Seconds = 1.0
 
 
-class Breaker(Frozen):
+class Breaker(Frozen, frozen=True):
     """When to stop asking a tier that keeps failing, and how to come back."""
 
     enabled: bool = True
@@ -70,7 +87,7 @@ class Breaker(Frozen):
     probing_s_max: PositiveSeconds = 30.0
 
 
-class Limit(Frozen):
+class Limit(Frozen, frozen=True):
     """A bulkhead: how many calls at once, how many may wait, and for how long."""
 
     concurrent: Count = 256
@@ -81,7 +98,7 @@ class Limit(Frozen):
 # --- tiers ---------------------------------------------------------------------------------------------------------
 
 
-class Tls(Frozen):
+class Tls(Frozen, frozen=True):
     """How to trust an https upstream."""
 
     verify: bool = True
@@ -89,16 +106,18 @@ class Tls(Frozen):
     server_name: str | None = None
 
 
-class UpstreamTier(Frozen, tag_field="kind", tag="upstream"):
-    """A service behind us, by base URL. `headers` are set on every request, over the caller's own."""
+class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
+    """A service behind us. After reading, `retry`, `breaker` and `limit` are complete: laid over the route's."""
 
     name: Name
     url: str
+    """http(s)://host[:port][/base]; the whole path of the request is put behind it."""
     when_env: list[str] = []
     """Only there when all these environment variables are set and not empty."""
     space: str | None = None
     """The vector space this tier embeds into or searches in, where it differs from the route's."""
     headers: dict[str, Secret] = {}
+    """Set on every request, over the caller's own. One whose value comes out empty is left out."""
     connect_s: PositiveSeconds = 2.0
     first_byte_s: PositiveSeconds = 30.0
     """From the request's last byte to the answer's first content."""
@@ -113,17 +132,20 @@ class UpstreamTier(Frozen, tag_field="kind", tag="upstream"):
     limit: Limit | UnsetType = UNSET
 
 
-class LocalTier(Frozen, tag_field="kind", tag="local"):
-    """Ourselves: the local model and the local index."""
+class LocalTier(Frozen, frozen=True, tag_field="kind", tag="local"):
+    """Ourselves: the local model and the local index. Always a route's last tier, for it always answers."""
 
     name: Name = "local"
     when_env: list[str] = []
+    """Only there when all these environment variables are set and not empty."""
     collections: dict[str, str] = {}
     """Caller's collection name -> local collection name, where they differ."""
     collection: str = "knowledge"
     """Where extractive answers are looked up when the prompt brings no context."""
     passages: Annotated[int, Meta(ge=1, le=50)] = 5
+    """How many passages an extractive answer is drawn from."""
     sentences: Annotated[int, Meta(ge=1, le=10)] = 3
+    """How many sentences an extractive answer has."""
     limit: Limit | UnsetType = UNSET
 
 
@@ -133,34 +155,50 @@ Tier = UpstreamTier | LocalTier
 # --- routes --------------------------------------------------------------------------------------------------------
 
 
-class Match(Frozen):
-    """Which requests a route claims: any of `prefix` (on segment boundaries) or `path` (exact), on a host and port."""
+class Match(Frozen, frozen=True):
+    """Which requests a route claims: those under a `prefix` or at a `path`, on any or one host and port."""
 
     prefix: str | None = None
+    """On segment boundaries: `/v1` claims /v1 and /v1/x, not /v1x."""
     path: str | None = None
+    """Exactly this path; it goes before any prefix."""
     host: str | None = None
+    """The Host header's name, without a port, in any case of letters."""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    """One of the ports that `server.listen` names."""
     strip: bool = False
     """Take the prefix off before the request is read and forwarded."""
 
 
-class Route(Frozen):
-    """One leg of the application: what it claims, how it speaks, and who answers, in order."""
+class Route(Frozen, frozen=True):
+    """One leg of the application: what it claims, how it speaks, and who answers, in order.
+
+    After reading, its policies are complete (laid over `defaults`) and `body_bytes_max` is set.
+    """
 
     name: Name
     match: Match | list[Match]
     dialect: str
+    """Whose wire format is spoken here; `plain` passes everything through untouched."""
     tiers: Annotated[list[Tier], Meta(min_length=1)]
+    """Who is asked, in this order, until one answers."""
     space: str | None = None
+    """The vector space of this route; without it, that of the first tier that is there."""
     body_bytes_max: Bytes | UnsetType = UNSET
+    """The largest request body; without it, the server's."""
     deadline: Deadline = Deadline()
     retry: Retry = Retry()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
 
+    @property
+    def claims(self) -> tuple[Match, ...]:
+        """`match` as what it always means: one or more claims."""
+        return tuple(self.match) if isinstance(self.match, list) else (self.match,)
 
-class Defaults(Frozen):
-    """What routes inherit unless they say otherwise."""
+
+class Defaults(Frozen, frozen=True):
+    """What routes inherit key by key unless they say otherwise."""
 
     deadline: Deadline = Deadline()
     retry: Retry = Retry()
@@ -171,7 +209,7 @@ class Defaults(Frozen):
 # --- the sidecar itself --------------------------------------------------------------------------------------------
 
 
-class Limits(Frozen):
+class Limits(Frozen, frozen=True):
     """The bound on everything a caller can make us hold."""
 
     head_bytes_max: Bytes = 64 * 1024
@@ -186,31 +224,34 @@ class Limits(Frozen):
     idle_s: PositiveSeconds = 75.0
 
 
-class Server(Frozen):
+class Server(Frozen, frozen=True):
     """Where the sidecar listens, and how it behaves as a process."""
 
     listen: str | list[str] = "127.0.0.1:8787"
+    """host:port or [v6]:port, one or several; port 0 takes a free one."""
     admin: str = "127.0.0.1:8788"
+    """Where health, metrics and status are served."""
     limits: Limits = Limits()
     access_log: bool = True
     drain_s: Seconds = 25.0
+    """How long calls in flight may take to finish when the sidecar is told to stop."""
     reload_s: PositiveSeconds = 1.0
     """How often the policy files are looked at."""
 
 
-class Local(Frozen):
+class Local(Frozen, frozen=True):
     """The local model and the local indexes."""
 
     model: str = "all-MiniLM-L6-v2"
     """The embedded default, or the path of a folder with an understudy-model.yaml."""
-    provider: Annotated[str, Meta(pattern="^(auto|cpu|cuda)$")] = "auto"
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     queue_texts_max: Count = 512
     knowledge: bool | list[str] = True
     """What is indexed as `knowledge` at first start: our own operating handbook, nothing, or these files."""
 
 
-class File(Frozen):
+class File(Frozen, frozen=True):
     """One policy file. `server`, `local` and `defaults` may each stand in one file of a folder."""
 
     server: Server | UnsetType = UNSET
@@ -219,11 +260,46 @@ class File(Frozen):
     routes: list[Route] = []
 
 
-class Settings(Frozen):
-    """A whole policy folder. Tiers whose `when_env` is not met are kept here, and left out by `proxy.stack`."""
+class Settings(Frozen, frozen=True):
+    """A whole policy folder, as it was read in one environment.
+
+    Tiers whose `when_env` was not met are kept in their routes, so that people can be shown what is missing, and are
+    named in `inactive`; `proxy.stack` leaves them out.
+    """
 
     server: Server = Server()
     local: Local = Local()
     routes: tuple[Route, ...] = ()
     digest: str = ""
     """A hash over all the files, so that a log line can say which policies were live."""
+    inactive: dict[str, dict[str, str]] = {}
+    """Route name -> tier name -> why that tier is not there."""
+
+    def active(self, route: Route) -> tuple[Tier, ...]:
+        """The tiers of `route` that are there, in order."""
+        missing = self.inactive.get(route.name, {})
+        return tuple(tier for tier in route.tiers if tier.name not in missing)
+
+    def space_of(self, route: Route) -> str:
+        """The vector space of `route`: its own, else its first active tier's; '' where nobody says.
+
+        A local tier's space is the local model's, named here as `local.model` names it.
+        """
+        if route.space:
+            return route.space
+        for tier in self.active(route)[:1]:
+            return self.local.model if isinstance(tier, LocalTier) else tier.space or ""
+        return ""
+
+
+def inactive_reason(tier: Tier, environ: Mapping[str, str]) -> str | None:
+    """Why `tier` is not there in this environment (`OPENAI_API_KEY is not set`), or None when it is."""
+    missing = [name for name in tier.when_env if not environ.get(name)]
+    if not missing:
+        return None
+    return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
+
+
+def active_tiers(route: Route, environ: Mapping[str, str]) -> tuple[Tier, ...]:
+    """The tiers of `route` that are there in this environment, in order."""
+    return tuple(tier for tier in route.tiers if inactive_reason(tier, environ) is None)

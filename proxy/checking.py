@@ -1,0 +1,381 @@
+"""Check nodes against the settings types, all of them, and keep going: one run tells everything that is wrong.
+
+msgspec's own conversion stops at the first error and knows no lines. This one walks the same types (through
+`msgspec.inspect`), so that a field added to `proxy.settings` is checked without a word here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import cast
+
+from msgspec import UNSET, inspect
+from understudy.proxy import settings
+from understudy.proxy.filling import Filled, Unfilled, fill, read_secret
+from understudy.proxy.policy_files import PolicyFile, Unfolding, kind_of, spot_of
+from understudy.proxy.settings import Secret
+from understudy.proxy.spots import Branch, Fault, Leaf, Pairs, Row, Spot, Tree, join, shown
+from yaml.constructor import SafeConstructor
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+VALUES_MAX = 50_000
+"""How many values one file may come to: anchors make long lists of short files."""
+
+NUMBER_MAX = 2**53
+"""No number is larger: beyond it a float has gaps between whole numbers."""
+
+WHEN_ENV = "when_env"
+_FILE = cast("inspect.StructType", inspect.type_info(settings.File))
+_NAMES: dict[type[inspect.Type], str] = {
+    inspect.StrType: "str",
+    inspect.CustomType: "str",
+    inspect.IntType: "int",
+    inspect.FloatType: "float",
+    inspect.BoolType: "bool",
+    inspect.ListType: "list",
+    inspect.VarTupleType: "list",
+    inspect.DictType: "mapping",
+    inspect.StructType: "mapping",
+}
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_INT = re.compile(r"[+-]?[0-9]{1,18}")
+_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+
+
+class TooMuchError(Exception):
+    """A file whose anchors multiply it beyond VALUES_MAX."""
+
+
+def check_file(file: PolicyFile, node: MappingNode, environ: Mapping[str, str], faults: list[Fault]) -> Branch:
+    """The tree of one file; what is wrong with it is added to `faults` and broken in the tree."""
+    checker = Checker(file, environ, faults)
+    try:
+        tree = checker.tree(node, _FILE, "")
+    except TooMuchError:
+        faults.append(Fault.at(spot_of(node, file.name), f"anchors multiply this file to over {VALUES_MAX} values"))
+        return Branch(None, settings.File)
+    return tree if isinstance(tree, Branch) else Branch(None, settings.File)
+
+
+class Checker:
+    """Walks one file's nodes and the types side by side. `faults` grows; every call gives a tree."""
+
+    def __init__(self, file: PolicyFile, environ: Mapping[str, str], faults: list[Fault]) -> None:
+        self._file = file.name
+        self._folder = file.path.parent
+        self._environ = environ
+        self._faults = faults
+        self._unfolding = Unfolding(file.name, faults)
+        self._constructor = SafeConstructor()
+        self._values = 0
+        # Inside a tier that isn't there, what the environment leaves open may stay open.
+        self._lenient = False
+
+    def tree(self, node: Node, wanted: inspect.Type, key: str) -> Tree:
+        """`node`, standing at `key`, read as a `wanted`. Raises TooMuchError."""
+        self._values += 1
+        if self._values > VALUES_MAX:
+            raise TooMuchError
+        bare, words = _unwrap(wanted)
+        match bare:
+            case inspect.UnionType():
+                return self._either(node, bare, key)
+            case inspect.StructType() if bare.tag_field:
+                return self._tagged(node, [bare], key)
+            case inspect.StructType():
+                return self._struct(node, bare, key)
+            case inspect.ListType() | inspect.VarTupleType():
+                return self._list(node, bare, key)
+            case inspect.DictType():
+                return self._dict(node, bare, key)
+            case _:
+                return self._scalar(node, bare, words, key)
+
+    # --- one of several types ---
+
+    def _either(self, node: Node, wanted: inspect.UnionType, key: str) -> Tree:
+        types = [each for each in wanted.types if not isinstance(each, inspect.NoneType)]
+        optional = len(types) < len(wanted.types)
+        if optional and kind_of(node) == "nothing":
+            return Leaf(self._spot(node, key), None, "null")
+        tagged = [each for each in types if isinstance(each, inspect.StructType) and each.tag_field]
+        if tagged:
+            return self._tagged(node, tagged, key)
+        for each in types:
+            bare, words = _unwrap(each)
+            if isinstance(node, _node_type(bare)):
+                scalar = isinstance(node, ScalarNode)
+                return (
+                    self._scalar(node, bare, words, key, optional=optional, names=_names(types))
+                    if scalar
+                    else self.tree(node, bare, key)
+                )
+        return self._wrong(node, _names(types), key)
+
+    def _tagged(self, node: Node, types: list[inspect.StructType], key: str) -> Tree:
+        if not isinstance(node, MappingNode):
+            return self._wrong(node, "mapping", key)
+        by_tag = {str(each.tag): each for each in types}
+        tag_field = types[0].tag_field or ""
+        pairs = {name: value for name, _, value in self._pairs(node, key)}
+        tag = pairs.get(tag_field)
+        kinds = " or ".join(by_tag)
+        word = tag.value if isinstance(tag, ScalarNode) else ""
+        if tag is None:
+            self._fault(node, join(key, tag_field), f"missing; it says which this is: {kinds}")
+        elif word not in by_tag:
+            known = did_you_mean(word, by_tag)
+            said = f'"{shown(word)}"' if kind_of(tag) == "str" and isinstance(tag, ScalarNode) else kind_of(tag)
+            self._fault(tag, join(key, tag_field), f"expected {kinds}, got {said}{known}")
+        # A wrong word for its kind is no reason to be silent about the rest of it.
+        meant = by_tag.get(word) or by_tag.get(_closest(word, by_tag)) or _fitting(types, pairs)
+        return self._gated(node, meant, key, pairs.get(WHEN_ENV))
+
+    def _gated(self, node: MappingNode, wanted: inspect.StructType, key: str, when_env: Node | None) -> Tree:
+        names = cast("list[Node]", when_env.value) if isinstance(when_env, SequenceNode) else []
+        absent = any(isinstance(name, ScalarNode) and not self._environ.get(name.value) for name in names)
+        before, self._lenient = self._lenient, self._lenient or absent
+        try:
+            return self._struct(node, wanted, key)
+        finally:
+            self._lenient = before
+
+    # --- containers ---
+
+    def _struct(self, node: Node, wanted: inspect.StructType, key: str) -> Tree:
+        if not isinstance(node, MappingNode) or kind_of(node) != "mapping":
+            return self._wrong(node, "mapping", key)
+        fields = {field.encode_name: field for field in wanted.fields}
+        parts: dict[str, Tree] = {}
+        for name, name_node, value in self._pairs(node, key):
+            if name in fields:
+                part = self.tree(value, fields[name].type, join(key, name))
+                parts[name] = _stood_in(part, fields[name]) if isinstance(part, Leaf) else part
+            elif name != wanted.tag_field:
+                hint = did_you_mean(name, fields) or f"; known here: {', '.join(fields)}"
+                self._fault(name_node, join(key, shown(name)), f"unknown key{hint}")
+        for name, field in fields.items():
+            if field.required and name not in parts:
+                self._fault(node, join(key, name), "missing")
+                parts[name] = _stood_in(Leaf(self._spot(node, join(key, name)), UNSET, broken=True), field)
+        return Branch(self._spot(node, key), wanted.cls, parts)
+
+    def _dict(self, node: Node, wanted: inspect.DictType, key: str) -> Tree:
+        if not isinstance(node, MappingNode) or kind_of(node) != "mapping":
+            return self._wrong(node, "mapping", key)
+        items: dict[str, Tree] = {}
+        for name, _, value in self._pairs(node, key):
+            part = self.tree(value, wanted.value_type, join(key, shown(name)))
+            # A header that only some environments have a value for is left out in the others.
+            if not (isinstance(part, Leaf) and isinstance(part.value, Secret) and not part.value):
+                items[name] = part
+        return Pairs(self._spot(node, key), items)
+
+    def _list(self, node: Node, wanted: inspect.ListType | inspect.VarTupleType, key: str) -> Tree:
+        if not isinstance(node, SequenceNode) or kind_of(node) != "list":
+            return self._wrong(node, "list", key)
+        spot = self._spot(node, key)
+        if wanted.min_length is not None and len(node.value) < wanted.min_length:
+            self._fault(node, key, f"must have at least {wanted.min_length}")
+            return Leaf(spot, UNSET, broken=True)
+        return Row(spot, [self.tree(item, wanted.item_type, f"{key}[{n}]") for n, item in enumerate(node.value)])
+
+    def _pairs(self, node: MappingNode, key: str) -> Iterator[tuple[str, ScalarNode, Node]]:
+        for name, value in self._unfolding.pairs(node, key):
+            if isinstance(name, ScalarNode) and kind_of(name) == "str":
+                yield name.value, name, value
+            else:
+                self._fault(name, key, f"expected str as a key, got {kind_of(name)}{_quote_hint(name)}")
+
+    # --- scalars ---
+
+    def _scalar(
+        self, node: Node, wanted: inspect.Type, words: str, key: str, *, optional: bool = False, names: str = ""
+    ) -> Leaf:
+        secret = isinstance(wanted, inspect.CustomType)
+        if not isinstance(node, ScalarNode):
+            return self._wrong(node, names or _name(wanted), key)
+        leaf = Leaf(self._spot(node, key), UNSET, "***" if secret else shown(node.value))
+        try:
+            filled = self._filled(node, secret=secret)
+            if optional and filled and filled.whole and not filled.text:
+                # The one way to leave an optional key out from outside: ca_file: ${CA_FILE:-}
+                return replace(leaf, value=None)
+            value = _value(node, filled, wanted, names or _name(wanted), words, self._constructor)
+            return replace(leaf, value=_bounded(value, wanted, words))
+        except Unfilled as fault:
+            if not (self._lenient and fault.unset):
+                self._fault(node, key, fault.why)
+            left_open = Secret(node.value) if secret else node.value
+            stands = self._lenient and isinstance(wanted, inspect.StrType | inspect.CustomType)
+            return replace(leaf, value=left_open if stands else UNSET, broken=True)
+
+    def _filled(self, node: ScalarNode, *, secret: bool) -> Filled | None:
+        if kind_of(node) != "str":
+            return None
+        filled = fill(node.value, self._environ)
+        if secret and node.value.startswith("file:"):
+            # What the file says decides, not what a variable holds: the environment can't make us open a file.
+            return filled._replace(text=read_secret(filled.text.removeprefix("file:"), self._folder))
+        return filled
+
+    # --- faults ---
+
+    def _spot(self, node: Node, key: str) -> Spot:
+        return spot_of(node, self._file, key)
+
+    def _fault(self, node: Node, key: str, why: str) -> None:
+        self._faults.append(Fault.at(self._spot(node, key), why))
+
+    def _wrong(self, node: Node, expected: str, key: str) -> Leaf:
+        self._fault(node, key, f"expected {expected}, got {kind_of(node)}")
+        return Leaf(self._spot(node, key), UNSET, broken=True)
+
+
+def _value(
+    node: ScalarNode,
+    filled: Filled | None,
+    wanted: inspect.Type,
+    expected: str,
+    words: str,
+    constructor: SafeConstructor,
+) -> object:
+    """What the scalar says, as the type wanted. Raises Unfilled."""
+    kind = kind_of(node)
+    if isinstance(wanted, inspect.StrType | inspect.CustomType | inspect.LiteralType):
+        if filled is None:
+            hint = _quote_hint(node, secret=isinstance(wanted, inspect.CustomType))
+            raise Unfilled(f"expected {expected}, got {kind}{hint}")
+        return Secret(filled.text) if isinstance(wanted, inspect.CustomType) else filled.text
+    unit = f" ({words})" if words and not isinstance(wanted, inspect.BoolType) else ""
+    if filled is not None and filled.whole:
+        if (value := _from_outside(filled.text, wanted)) is None:
+            raise Unfilled(f"expected {expected}{unit}, and what {filled.names[0]} says is none")
+        return value
+    try:
+        match wanted, kind:
+            case inspect.IntType(), "int":
+                return constructor.construct_yaml_int(node)
+            case inspect.FloatType(), "int" | "float":
+                return float(constructor.construct_yaml_float(node) if kind == "float" else _int(constructor, node))
+            case inspect.FloatType(), "str" if node.style is None and _FLOAT.fullmatch(node.value):
+                # YAML 1.1 takes 1e3 for a word.
+                return float(node.value)
+            case inspect.BoolType(), "bool":
+                return constructor.construct_yaml_bool(node)
+            case _:
+                raise Unfilled(f"expected {expected}{unit}, got {kind}")
+    except (ValueError, OverflowError, LookupError):
+        raise Unfilled(f"expected {expected}{unit}, and this can't be read as one") from None
+
+
+def _int(constructor: SafeConstructor, node: ScalarNode) -> int:
+    return constructor.construct_yaml_int(node)
+
+
+def _from_outside(text: str, wanted: inspect.Type) -> int | float | bool | None:
+    """What an environment variable says, as the number or the truth value wanted; None where it says neither."""
+    match wanted:
+        case inspect.IntType() if _INT.fullmatch(text):
+            return int(text)
+        case inspect.FloatType() if _FLOAT.fullmatch(text):
+            return float(text)
+        case inspect.BoolType():
+            return _WORDS.get(text.lower())
+        case _:
+            return None
+
+
+def _bounded(value: object, wanted: inspect.Type, words: str) -> object:
+    """`value`, when it keeps to the type's constraints. Raises Unfilled with the constraint in words."""
+    match wanted:
+        case inspect.IntType() | inspect.FloatType():
+            _keep_bounds(cast("float", value), wanted)
+        case inspect.StrType():
+            if wanted.pattern and not re.search(wanted.pattern, cast("str", value)):
+                raise Unfilled(f"must be {words}" if words else f"must match {wanted.pattern}")
+        case inspect.LiteralType():
+            if value not in wanted.values:
+                known = [str(each) for each in wanted.values]
+                raise Unfilled(f"must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
+        case _:
+            pass
+    return value
+
+
+def _keep_bounds(value: float, wanted: inspect.IntType | inspect.FloatType) -> None:
+    if not abs(value) < NUMBER_MAX:
+        raise Unfilled("must be a finite number" if isinstance(wanted, inspect.FloatType) else "far too large")
+    bounds = (
+        ("at least", wanted.ge, wanted.ge is None or value >= wanted.ge),
+        ("more than", wanted.gt, wanted.gt is None or value > wanted.gt),
+        ("at most", wanted.le, wanted.le is None or value <= wanted.le),
+        ("less than", wanted.lt, wanted.lt is None or value < wanted.lt),
+    )
+    missed = [f"{words} {bound}" for words, bound, kept in bounds if not kept]
+    if missed:
+        raise Unfilled(f"must be {' and '.join(missed)}")
+
+
+def _unwrap(wanted: inspect.Type) -> tuple[inspect.Type, str]:
+    """The type itself, and its Meta's description."""
+    words = ""
+    while isinstance(wanted, inspect.Metadata):
+        words = words or str(cast("dict[str, object]", wanted.extra_json_schema or {}).get("description", ""))
+        wanted = wanted.type
+    return wanted, words
+
+
+def _node_type(wanted: inspect.Type) -> type[Node]:
+    match wanted:
+        case inspect.StructType() | inspect.DictType():
+            return MappingNode
+        case inspect.ListType() | inspect.VarTupleType():
+            return SequenceNode
+        case _:
+            return ScalarNode
+
+
+def _name(wanted: inspect.Type) -> str:
+    bare, _ = _unwrap(wanted)
+    return "str" if isinstance(bare, inspect.LiteralType) else _NAMES.get(type(bare), "value")
+
+
+def _names(types: list[inspect.Type]) -> str:
+    return " or ".join(dict.fromkeys(_name(each) for each in types))
+
+
+def _stood_in(leaf: Leaf, field: inspect.Field) -> Leaf:
+    """A broken leaf of a required field gets something to stand in, so that the rest of its struct can be judged."""
+    if not field.required or leaf.value is not UNSET:
+        return leaf
+    bare, _ = _unwrap(field.type)
+    return replace(leaf, value="" if isinstance(bare, inspect.StrType) else [])
+
+
+def _fitting(types: list[inspect.StructType], names: Mapping[str, object]) -> inspect.StructType:
+    """The type whose fields these names fit best."""
+    return max(types, key=lambda each: sum(field.encode_name in names for field in each.fields))
+
+
+def _closest(word: str, known: Mapping[str, object] | list[str]) -> str:
+    return next(iter(difflib.get_close_matches(word[:64], list(known), n=1)), "")
+
+
+def did_you_mean(word: str, known: Mapping[str, object] | list[str]) -> str:
+    """`, did you mean x?`, or nothing."""
+    match = _closest(word, known)
+    return f", did you mean {match}?" if match else ""
+
+
+def _quote_hint(node: Node, *, secret: bool = False) -> str:
+    """How to write what YAML took for something other than the string that was meant."""
+    kind = kind_of(node)
+    if kind == "bool" and isinstance(node, ScalarNode) and not secret:
+        truth = "true" if node.value.lower() in ("yes", "on", "true") else "false"
+        if node.value.lower() != truth:
+            return f': YAML reads {node.value} as {truth}; quote it: "{node.value}"'
+    return "; quote it" if kind in ("bool", "int", "float", "date") else ""

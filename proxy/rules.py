@@ -1,0 +1,347 @@
+"""Say what the types can't: which values don't go together, and which will surprise somebody.
+
+A rule looks at values that are already of the right type and yields faults or warnings. It names the keys it reads;
+where one of them was broken, the rule keeps quiet, for its fault would be the first one's echo.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from understudy.proxy.checking import did_you_mean
+from understudy.proxy.settings import LocalTier, Match, Route, Settings, Tier, UpstreamTier
+from understudy.proxy.spots import Fault, Grown, Spot, join
+
+PLAIN = "plain"
+SPACED_KINDS = ("embed", "retrieve")
+
+# What belongs to one connection, or is ours to write: a tier that set these would break the framing.
+OWN_HEADERS = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
+_PATH = re.compile(r"/[\x21\x22\x24-\x3e\x40-\x7e]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the settings a rule looks, and what can be said about it."""
+
+    grown: Grown
+    path: str
+    folder: Spot
+
+    def at(self, key: str) -> Place:
+        return Place(self.grown, join(self.path, key), self.folder)
+
+    def fault(self, why: str, *keys: str) -> Iterator[Fault]:
+        """`why`, said of the first of `keys` that somebody wrote, unless one of them was broken before."""
+        paths = [join(self.path, key) for key in keys] or [self.path]
+        if all(self.grown.sound(path) for path in paths):
+            written = next((path for path in paths if path in self.grown.spots), paths[0])
+            yield Fault.at(self.grown.spot(written) or self.folder, why)
+
+    def place(self, key: str = "") -> str:
+        """`file:line` of `key`."""
+        return (self.grown.spot(join(self.path, key)) or self.folder).place
+
+    def written(self, key: str) -> str:
+        """`key`'s value in the file's own words: what a variable holds is never repeated."""
+        return f'"{self.grown.written.get(join(self.path, key), "")}"'
+
+
+def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> Iterator[Fault]:
+    """What doesn't go together. `dialects` says which kind of call each dialect speaks."""
+    yield from _listen_faults(settings, top.at("server"))
+    yield from _repeated_names(settings.routes, top)
+    yield from _repeated_claims(settings.routes, top)
+    ports = _ports(settings) if top.grown.whole("server.listen") else set[int]()
+    for n, route in enumerate(settings.routes):
+        at = top.at(f"routes[{n}]")
+        yield from _dialect_faults(route, dialects, at)
+        if not route.claims:
+            yield from at.fault("must have at least 1", "match")
+        for key, match in claims_of(route):
+            yield from _match_faults(match, ports, at.at(key))
+        yield from _policy_faults(route, at)
+        yield from _tier_order_faults(route, dialects, at)
+        yield from _space_faults(settings, route, dialects, at)
+        for m, tier in enumerate(route.tiers):
+            if isinstance(tier, UpstreamTier):
+                yield from _upstream_faults(tier, at.at(f"tiers[{m}]"))
+
+
+def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> Iterator[Fault]:
+    """What is allowed, and may surprise."""
+    for key, address in _named_addresses(settings):
+        host, _ = parse_address(address)
+        if host and not _is_loopback(host):
+            yield from top.at("server").fault("listens beyond this host: anybody who reaches it may use it", key)
+    for n, route in enumerate(settings.routes):
+        at = top.at(f"routes[{n}]")
+        if route.tiers and not settings.active(route):
+            missing = "; ".join(settings.inactive[route.name].values())
+            yield from at.fault(f"no tier is there ({missing}), so this route isn't either", "tiers")
+        for m, tier in enumerate(route.tiers):
+            if isinstance(tier, UpstreamTier):
+                yield from _upstream_warnings(tier, at.at(f"tiers[{m}]"))
+        for m, _ in _unspaced(settings, route, dialects, active=False):
+            yield from at.fault(_no_space(route, m), f"tiers[{m}].space")
+
+
+# --- addresses ---------------------------------------------------------------------------------------------------
+
+
+def addresses(settings: Settings) -> list[str]:
+    """`server.listen` as what it always means: a list."""
+    listen = settings.server.listen
+    return [listen] if isinstance(listen, str) else listen
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """host:port or [v6]:port as (host, port), the host without brackets; ('', 0) when it is neither."""
+    host, colon, digits = address.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", digits) or int(digits) > 65535:
+        return "", 0
+    if host.startswith("[") and host.endswith("]"):
+        inner = host[1:-1]
+        return (inner, int(digits)) if _ip(inner.partition("%")[0], 6) else ("", 0)
+    numeric = re.fullmatch(r"[0-9.]+", host) is not None
+    return (host, int(digits)) if (_ip(host, 4) if numeric else _HOST.fullmatch(host)) else ("", 0)
+
+
+def _ip(text: str, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == version
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
+def _named_addresses(settings: Settings) -> list[tuple[str, str]]:
+    listen = settings.server.listen
+    named = [("listen", listen)] if isinstance(listen, str) else [(f"listen[{n}]", at) for n, at in enumerate(listen)]
+    return [*named, ("admin", settings.server.admin)]
+
+
+def _listen_faults(settings: Settings, at: Place) -> Iterator[Fault]:
+    if not addresses(settings):
+        yield from at.fault("must have at least 1", "listen")
+    taken: dict[tuple[str, int], str] = {}
+    for key, address in _named_addresses(settings):
+        host, port = parse_address(address)
+        if address.startswith("unix:"):
+            yield from at.fault("unix sockets can't be listened on yet; write host:port", key)
+        elif not host:
+            hint = "; for every interface write 0.0.0.0:port or [::]:port" if address[:1] in (":", "*") else ""
+            yield from at.fault(f"expected host:port or [v6]:port{hint}", key)
+        elif port and (other := _clash(host, port, taken)):
+            yield from at.fault(f"the same address as {other}", key, other)
+        else:
+            taken[host, port] = key
+
+
+def _ports(settings: Settings) -> set[int]:
+    """The ports listened on; none where one can't be known."""
+    ports = [parse_address(address)[1] for address in addresses(settings)]
+    return set(ports) if all(ports) else set()
+
+
+def _clash(host: str, port: int, taken: dict[tuple[str, int], str]) -> str:
+    # The wildcard addresses take a port on every interface at once.
+    for (other, taken_port), key in taken.items():
+        if port == taken_port and (host == other or {host, other} & {"0.0.0.0", "::"}):  # noqa: S104  compared, not bound
+            return key
+    return ""
+
+
+# --- routes ------------------------------------------------------------------------------------------------------
+
+
+def claims_of(route: Route) -> list[tuple[str, Match]]:
+    """Each claim of a route and the key it stands at."""
+    if isinstance(route.match, Match):
+        return [("match", route.match)]
+    return [(f"match[{n}]", match) for n, match in enumerate(route.match)]
+
+
+def _repeated_names(routes: tuple[Route, ...], top: Place) -> Iterator[Fault]:
+    first: dict[str, int] = {}
+    for n, route in enumerate(routes):
+        if first.setdefault(route.name, n) != n:
+            other = top.place(f"routes[{first[route.name]}].name")
+            yield from top.fault(f"another route has this name, at {other}", f"routes[{n}].name")
+        yield from _repeated_tiers(route, top.at(f"routes[{n}]"))
+
+
+def _repeated_tiers(route: Route, at: Place) -> Iterator[Fault]:
+    first: dict[str, int] = {}
+    for m, tier in enumerate(route.tiers):
+        if first.setdefault(tier.name, m) != m:
+            yield from at.fault(f"tiers[{first[tier.name]}] has this name already", f"tiers[{m}].name")
+
+
+def _repeated_claims(routes: tuple[Route, ...], top: Place) -> Iterator[Fault]:
+    first: dict[tuple[str | int | None, ...], str] = {}
+    for n, route in enumerate(routes):
+        for key, match in claims_of(route):
+            prefix = None if match.prefix is None else match.prefix.rstrip("/")
+            claim = ((match.host or "").lower() or None, match.port, prefix, match.path)
+            path = f"routes[{n}].{key}"
+            if first.setdefault(claim, path) != path:
+                read = [
+                    f"{each}.{part}" for each in (path, first[claim]) for part in ("host", "port", "prefix", "path")
+                ]
+                yield from top.fault(f"the same claim as at {top.place(first[claim])}", path, first[claim], *read)
+
+
+def _match_faults(match: Match, ports: set[int], at: Place) -> Iterator[Fault]:
+    if (match.prefix is None) == (match.path is None):
+        yield from at.fault("needs either prefix or path", "", "prefix", "path")
+    for key, path in (("prefix", match.prefix), ("path", match.path)):
+        if path is not None and not _PATH.fullmatch(path):
+            yield from at.fault(_path_hint(path), key)
+    if match.strip and match.prefix is None:
+        yield from at.fault("only a prefix can be stripped", "strip", "prefix")
+    if match.host is not None and not (_HOST.fullmatch(match.host) or parse_address(f"{match.host}:1")[0]):
+        yield from at.fault("expected a host name, without scheme, port or *", "host")
+    if match.port is not None and ports and match.port not in ports:
+        known = ", ".join(map(str, sorted(ports)))
+        yield from at.fault(f"server.listen has no such port, only {known}", "port")
+
+
+def _path_hint(path: str) -> str:
+    if not path.startswith("/"):
+        return 'must start with "/"'
+    return "must be a path as it is sent: no query, no spaces, other letters percent-encoded"
+
+
+def _dialect_faults(route: Route, dialects: Mapping[str, str], at: Place) -> Iterator[Fault]:
+    if route.dialect not in dialects:
+        hint = did_you_mean(route.dialect, dialects) or f"; known here: {', '.join(dialects)}"
+        yield from at.fault(f"unknown dialect {at.written('dialect')}{hint}", "dialect")
+
+
+def _policy_faults(route: Route, at: Place) -> Iterator[Fault]:
+    deadline = route.deadline
+    if deadline.reserve_s >= deadline.total_s:
+        keys = "deadline.reserve_s", "deadline.total_s"
+        yield from at.fault(f"reserve_s must be less than total_s ({deadline.total_s:g})", *keys)
+    yield from _breaker_faults(route, at)
+    for m, tier in enumerate(route.tiers):
+        # What a tier has from its route was judged there.
+        if isinstance(tier, UpstreamTier) and tier.breaker != route.breaker:
+            yield from _breaker_faults(tier, at.at(f"tiers[{m}]"))
+
+
+def _breaker_faults(owner: Route | UpstreamTier, at: Place) -> Iterator[Fault]:
+    breaker = owner.breaker
+    if breaker and breaker.open_s > breaker.open_s_max:
+        keys = "breaker.open_s", "breaker.open_s_max"
+        yield from at.fault(f"open_s must be at most open_s_max ({breaker.open_s_max:g})", *keys)
+
+
+# --- tiers -------------------------------------------------------------------------------------------------------
+
+
+def _tier_order_faults(route: Route, dialects: Mapping[str, str], at: Place) -> Iterator[Fault]:
+    for m, tier in enumerate(route.tiers):
+        if not isinstance(tier, LocalTier):
+            continue
+        if m < len(route.tiers) - 1:
+            yield from at.fault("a local tier always answers, so it must be the last", f"tiers[{m}]")
+        if dialects.get(route.dialect) == "pass":
+            why = f"nothing can be answered locally in dialect {PLAIN}, whose calls nobody understands"
+            yield from at.fault(why, f"tiers[{m}]", "dialect")
+
+
+def _space_faults(settings: Settings, route: Route, dialects: Mapping[str, str], at: Place) -> Iterator[Fault]:
+    for m, _ in _unspaced(settings, route, dialects, active=True):
+        yield from at.fault(_no_space(route, m), f"tiers[{m}].space", "space", "dialect")
+
+
+def _unspaced(
+    settings: Settings, route: Route, dialects: Mapping[str, str], *, active: bool
+) -> Iterator[tuple[int, Tier]]:
+    """The upstream tiers beside a local one of which nobody says what space they are in."""
+    spaced = dialects.get(route.dialect) in SPACED_KINDS
+    if not spaced or route.space or not any(isinstance(tier, LocalTier) for tier in route.tiers):
+        return
+    missing = settings.inactive.get(route.name, {})
+    for m, tier in enumerate(route.tiers):
+        if isinstance(tier, UpstreamTier) and not tier.space and (tier.name not in missing) == active:
+            yield m, tier
+
+
+def _no_space(route: Route, m: int) -> str:
+    # Two spaces of one dimension compare without an error and mean nothing: an answer of ours would be a wrong one.
+    name = route.tiers[m].name
+    return f"which vector space does tier {name} answer in? Say so here, or as the route's space"
+
+
+def _upstream_faults(tier: UpstreamTier, at: Place) -> Iterator[Fault]:
+    if why := _url_fault(tier.url):
+        yield from at.fault(why, "url")
+    seen: set[str] = set()
+    for name, value in tier.headers.items():
+        here = at.at("headers").at(name)
+        if not _TOKEN.fullmatch(name):
+            yield from here.fault("not a legal header name")
+        elif name.lower() in OWN_HEADERS:
+            yield from here.fault("belongs to the connection, and is not for a tier to set")
+        elif name.lower() in seen:
+            yield from here.fault("this header is set twice")
+        seen.add(name.lower())
+        if not _PRINTABLE.fullmatch(value.reveal()):
+            broken = set(value.reveal()) & set("\r\n")
+            yield from here.fault("has a line break in it" if broken else "must be printable ASCII")
+
+
+def _url_fault(url: str) -> str:
+    """What is wrong with a base URL, without repeating it; '' when nothing is."""
+    if not re.fullmatch(r"[\x21-\x7e]+", url):
+        return "expected http(s)://host[:port][/base], without spaces or other letters than ASCII's"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "expected http(s)://host[:port][/base], and its host or port can't be read"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "expected http(s)://host[:port][/base]"
+    if "@" in parts.netloc:
+        return "put credentials into headers, where they don't print"
+    if "?" in url or "#" in url:
+        return "a base URL has no query and no fragment"
+    if port == 0 or not (_HOST.fullmatch(parts.hostname) or _ip(parts.hostname.partition("%")[0], 6)):
+        return "expected http(s)://host[:port][/base], and its host or port can't be read"
+    return ""
+
+
+def _upstream_warnings(tier: UpstreamTier, at: Place) -> Iterator[Fault]:
+    if not tier.tls.verify:
+        yield from at.fault("certificates are not verified: anybody in between can read and answer", "tls.verify")
