@@ -139,7 +139,9 @@ class Batcher:
 
     def _forget(self, entry: _Entry) -> None:
         """Take an entry that was answered, cancelled or timed out off the queue, with what it still had there."""
-        if self._lane_of(entry).pop(entry, self) is None:
+        lane = self._lane_of(entry)
+        if entry in lane:
+            del lane[entry]
             self._queued_texts -= len(entry.texts) - entry.begun
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -161,16 +163,15 @@ class Batcher:
 
     def _next_pieces(self) -> list[_Piece]:
         """Whose turn it is, first come first served within a lane, up to the budget of one run and of one kind."""
+        # Some callers are gone, or late, but have not had their turn on the loop yet to say so.
+        for entry in [entry for lane in (self._interactive, self._bulk) for entry in lane if entry.done.done()]:
+            self._forget(entry)
         bulk_is_due = self._interactive_runs >= INTERACTIVE_RUNS_MAX and bool(self._bulk)
         lane = self._bulk if bulk_is_due or not self._interactive else self._interactive
         self._interactive_runs = self._interactive_runs + 1 if lane is self._interactive else 0
         pieces: list[_Piece] = []
         left = self._run_tokens_max
         for entry in list(lane):
-            if entry.done.done():
-                # Its caller is gone, or late, but has not had its turn on the loop yet to say so.
-                self._forget(entry)
-                continue
             if pieces and (left <= 0 or entry.kind != pieces[0][0].kind):
                 break
             begin = entry.begun
@@ -196,7 +197,6 @@ class Batcher:
             if entry.done.done():
                 continue
             if error is not None:
-                # Each caller gets an exception of its own: raising one object in several tasks tangles its traceback.
                 entry.done.set_exception(_own_copy(error))
             elif not entry.missing:
                 entry.done.set_result(entry.rows)
@@ -208,8 +208,11 @@ def _expire(done: asyncio.Future[Vectors]) -> None:
         done.set_exception(DeadlinePassed("the deadline passed before the model had answered"))
 
 
-def _own_copy(error: BaseException) -> ModelError:
-    copy = ModelError(str(error) or type(error).__name__)
+def _own_copy(error: BaseException) -> BaseException:
+    """A ModelError for each caller, since one raised in several tasks tangles its traceback; a bug stays itself."""
+    if not isinstance(error, ModelError):
+        return error
+    copy = ModelError(error.why, where=error.where)
     copy.__cause__ = error
     return copy
 

@@ -9,7 +9,6 @@ Sorting halves the work of a mixed batch: padding is computed like text.
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import os
 import threading
@@ -261,11 +260,7 @@ def _own_manifest(path: Path) -> Manifest:
 
 def probes() -> tuple[list[str], Vectors]:
     """The self-test's sentences and their vectors [3, 384], as the float64 reference gives them."""
-    try:
-        text = importlib.resources.files("understudy.models").joinpath("probes.json").read_text("utf-8")
-    except OSError as error:
-        raise ModelError(f"the self-test's vectors are missing from this installation: {error}") from None
-    data = cast(dict[str, Any], json.loads(text))
+    data = cast(dict[str, Any], json.loads(_read(Path(__file__).with_name("probes.json"))))
     return cast(list[str], data["sentences"]), np.array(data["vectors"], np.float32)
 
 
