@@ -63,18 +63,17 @@ class _Paths(Generic[T]):
 
 
 class Table(Generic[T]):
-    """Claims, and behind each group of them what they lead to. Where two claims are equal, the first is kept."""
+    """Claims and what stands behind each. Where two claims are equal, the first is kept."""
 
     __slots__ = ("_has_hosts", "_places")
 
-    def __init__(self, routes: Iterable[tuple[Iterable[Match], T]]) -> None:
+    def __init__(self, claims: Iterable[tuple[Match, T]]) -> None:
         self._places: dict[_Spot, _Paths[T]] = {}
         self._has_hosts = False
-        for claims, value in routes:
-            for match in claims:
-                host = bare_host(match.host.encode() + b":") if match.host else None
-                self._has_hosts |= host is not None
-                self._places.setdefault((host, match.port), _Paths()).add(match, value)
+        for match, value in claims:
+            host = bare_host(match.host.encode() + b":") if match.host else None
+            self._has_hosts |= host is not None
+            self._places.setdefault((host, match.port), _Paths()).add(match, value)
 
     def find(self, host: bytes | None, port: int, path: bytes) -> tuple[T, bytes] | None:
         """What claims `path` (without its query) at a Host header and a local port, and the path to go on with.
@@ -95,7 +94,7 @@ class Routes(Table[Route]):
     __slots__ = ()
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        super().__init__((route.claims, route) for route in routes)
+        super().__init__((match, route) for route in routes for match in route.claims)
 
 
 def bare_host(host: bytes) -> bytes:
