@@ -1,0 +1,215 @@
+"""Real processes for tests: the sidecar itself, the services behind it, and whether a program is there at all.
+
+    with OpenAIService() as openai, Sidecar(policies, state, env={"OPENAI_BASE_URL": openai.url}) as sidecar:
+        requests go to sidecar.url
+
+Every process is ended by its own id, never by its name; what it wrote is in `logs()` and in the error when it dies
+before it is ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+READY_S_MAX = 60.0
+STOP_S_MAX = 40.0
+POLL_S = 0.02
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now; whoever asks next gets another one for a good while."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def needs(program: str) -> str:
+    """The path of `program`. Without it the test is skipped, which in CI is a failure (see tests/conftest.py)."""
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"needs the program {program}, which is not installed here")
+    return found
+
+
+def is_ready(port: int, path: str) -> bool:
+    """Whether a GET there is answered with 200."""
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        client.request("GET", path)
+        return client.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        client.close()
+
+
+class Process:
+    """A child process that is ready once `ready_path` on `ready_port` answers 200; a context manager.
+
+    `start` may be called again after `stop` or `kill`: the same command on the same ports.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        ready_port: int,
+        ready_path: str = "/",
+        env: Mapping[str, str] | None = None,
+        ready_s_max: float = READY_S_MAX,
+    ) -> None:
+        self.command = list(command)
+        self.env = dict(env or {})
+        self.ready_port = ready_port
+        self.ready_path = ready_path
+        self.ready_s_max = ready_s_max
+        self.child: subprocess.Popen[bytes] | None = None
+        self._log = Path(tempfile.mkdtemp(prefix="understudy-test-")) / "log"
+
+    @property
+    def pid(self) -> int:
+        """The process's id, while there is one."""
+        assert self.child is not None, "not started"
+        return self.child.pid
+
+    def logs(self) -> str:
+        """Everything it has written, over all its starts."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def start(self) -> None:
+        """Start it and wait until it is ready. Raises RuntimeError, with its log, if it dies or takes too long."""
+        self.spawn()
+        self.wait_ready()
+
+    def spawn(self) -> None:
+        """Start it, without waiting."""
+        with self._log.open("ab") as log:
+            self.child = subprocess.Popen(
+                self.command, cwd=REPOSITORY, env={**os.environ, **self.env}, stdout=log, stderr=log
+            )
+
+    def wait_ready(self) -> None:
+        """Wait until it is ready; see `start`."""
+        assert self.child is not None, "not started"
+        give_up = time.monotonic() + self.ready_s_max
+        while not is_ready(self.ready_port, self.ready_path):
+            if self.child.poll() is not None:
+                raise RuntimeError(f"{self.command} ended with {self.child.returncode}:\n{self.logs()}")
+            if time.monotonic() > give_up:
+                self.kill()
+                raise RuntimeError(f"{self.command} was not ready within {self.ready_s_max} s:\n{self.logs()}")
+            time.sleep(POLL_S)
+
+    def stop(self, *, within_s: float = STOP_S_MAX) -> int:
+        """SIGTERM, and its exit status; it is killed, and TimeoutExpired raised, if it takes longer."""
+        assert self.child is not None, "not started"
+        self.child.terminate()
+        try:
+            return self.child.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end: no handler runs, nothing is flushed."""
+        assert self.child is not None, "not started"
+        self.child.kill()
+        self.child.wait(10)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, such as SIGHUP, SIGSTOP or SIGCONT."""
+        os.kill(self.pid, number)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child is not None and self.child.poll() is None:
+            # A stopped process would take its SIGTERM only when it is continued.
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(signal.SIGCONT)
+            self.stop()
+        shutil.rmtree(self._log.parent, ignore_errors=True)
+
+
+class Sidecar(Process):
+    """The real thing, as a user starts it: `understudy run` with a policy folder and a state folder."""
+
+    def __init__(
+        self,
+        policies: Path | None,
+        state: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        ready_s_max: float = READY_S_MAX,
+    ) -> None:
+        self.port, self.admin_port = free_port(), free_port()
+        self.state = state
+        named = ["--policies", str(policies)] if policies is not None else []
+        super().__init__(
+            [sys.executable, "-m", "understudy.proxy.cli", "run", *named, *arguments],
+            ready_port=self.admin_port,
+            ready_path="/readyz",
+            ready_s_max=ready_s_max,
+            env={
+                "UNDERSTUDY_LISTEN": f"127.0.0.1:{self.port}",
+                "UNDERSTUDY_ADMIN": f"127.0.0.1:{self.admin_port}",
+                "UNDERSTUDY_STATE": str(state),
+                **(env or {}),
+            },
+        )
+
+    @property
+    def url(self) -> str:
+        """What an application sets as its base URL, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        """Where /readyz, /metrics and /status are."""
+        return f"http://127.0.0.1:{self.admin_port}"
+
+
+class Service(Process):
+    """One of the kit's fake services as a process of its own, so that it can be killed."""
+
+    module = ""
+
+    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        self.port = free_port()
+        command = [sys.executable, "-m", self.module, "--port", str(self.port), *arguments]
+        super().__init__(command, ready_port=self.port, ready_path="/healthz", env=env)
+
+    @property
+    def url(self) -> str:
+        """Its base URL, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+class OpenAIService(Service):
+    """`tests.kit.openai_service`; `--model-cache FOLDER` says where the built model is kept."""
+
+    module = "tests.kit.openai_service"
+
+
+class QdrantService(Service):
+    """`tests.kit.qdrant_service`: what it stores is gone when it is killed."""
+
+    module = "tests.kit.qdrant_service"
