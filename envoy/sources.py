@@ -1,0 +1,64 @@
+"""Where Envoy finds the secrets it must send, without anybody writing them down: `%ENVIRONMENT(NAME)%`.
+
+Settings hold what a secret is, not where it came from. So the folder is read once more, with the names of variables in
+the place of their values; a header that then holds a name is one whose value Envoy can find by itself. What comes from
+a file, or stands in the policy, can't be told so, and is left to the sidecar.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from understudy.envoy.legs import Templates
+from understudy.proxy.settings import Settings, UpstreamTier
+
+_MARK = re.compile(r"ENV--([A-Za-z_][A-Za-z0-9_]*)--ENV")
+NAMES_MAX = 64
+"""How many variables are looked at: each costs one reading of the folder."""
+
+Load = Callable[[Mapping[str, str]], Settings | None]
+"""Read the folder with this environment; None when it has faults."""
+
+
+def find_templates(settings: Settings, names: list[str], environ: Mapping[str, str], load: Load) -> Templates:
+    """For each tier, those of its headers whose values Envoy can put together from variables among `names`.
+
+    One variable at a time takes the place of its value, and only stays if the folder still reads without a fault: one
+    that is also a port or a URL somewhere would not.
+    """
+    marked = dict(environ)
+    read = settings
+    for name in names[:NAMES_MAX]:
+        if environ.get(name):
+            tried = {**marked, name: f"ENV--{name}--ENV"}
+            found = load(tried)
+            if found is not None and _same_shape(found, settings):
+                marked, read = tried, found
+    return {
+        (route.name, tier.name): _templates(tier, other, environ)
+        for route, twin in zip(settings.routes, read.routes, strict=True)
+        for tier, other in zip(route.tiers, twin.tiers, strict=True)
+        if isinstance(tier, UpstreamTier) and isinstance(other, UpstreamTier)
+    }
+
+
+def _same_shape(found: Settings, settings: Settings) -> bool:
+    return [(route.name, [tier.name for tier in route.tiers]) for route in found.routes] == [
+        (route.name, [tier.name for tier in route.tiers]) for route in settings.routes
+    ]
+
+
+def _templates(tier: UpstreamTier, other: UpstreamTier, environ: Mapping[str, str]) -> dict[str, str]:
+    templates: dict[str, str] = {}
+    for name, secret in tier.headers.items():
+        marked = other.headers.get(name)
+        if marked is None or not _MARK.search(marked.reveal()):
+            continue
+        parts = _MARK.split(marked.reveal())
+        # what stands between the variables is written as it is, so it is only believed when it makes the very value
+        if "".join(environ.get(part, "") if odd % 2 else part for odd, part in enumerate(parts)) == secret.reveal():
+            templates[name] = "".join(
+                f"%ENVIRONMENT({part})%" if odd % 2 else part.replace("%", "%%") for odd, part in enumerate(parts)
+            )
+    return templates
