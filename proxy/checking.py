@@ -6,43 +6,26 @@ msgspec's own conversion stops at the first error and knows no lines. This one w
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import cast
 
 from msgspec import UNSET, inspect
+from yaml.constructor import SafeConstructor
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
 from understudy.proxy import settings
 from understudy.proxy.filling import Filled, Unfilled, fill, read_secret
 from understudy.proxy.policy_files import PolicyFile, Unfolding, kind_of, spot_of
+from understudy.proxy.scalars import Bare, closest, did_you_mean, names_of, quote_hint, read_scalar, unwrap
 from understudy.proxy.settings import Secret
 from understudy.proxy.spots import Branch, Fault, Leaf, Pairs, Row, Spot, Tree, join, shown
-from yaml.constructor import SafeConstructor
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 VALUES_MAX = 50_000
 """How many values one file may come to: anchors make long lists of short files."""
 
-NUMBER_MAX = 2**53
-"""No number is larger: beyond it a float has gaps between whole numbers."""
-
 WHEN_ENV = "when_env"
 _FILE = cast("inspect.StructType", inspect.type_info(settings.File))
-_NAMES: dict[type[inspect.Type], str] = {
-    inspect.StrType: "str",
-    inspect.CustomType: "str",
-    inspect.IntType: "int",
-    inspect.FloatType: "float",
-    inspect.BoolType: "bool",
-    inspect.ListType: "list",
-    inspect.VarTupleType: "list",
-    inspect.DictType: "mapping",
-    inspect.StructType: "mapping",
-}
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-_INT = re.compile(r"[+-]?[0-9]{1,18}")
-_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 class TooMuchError(Exception):
@@ -79,20 +62,20 @@ class Checker:
         self._values += 1
         if self._values > VALUES_MAX:
             raise TooMuchError
-        bare, words = _unwrap(wanted)
-        match bare:
+        bare = unwrap(wanted)
+        match bare.type:
             case inspect.UnionType():
-                return self._either(node, bare, key)
-            case inspect.StructType() if bare.tag_field:
-                return self._tagged(node, [bare], key)
+                return self._either(node, bare.type, key)
+            case inspect.StructType() if bare.type.tag_field:
+                return self._tagged(node, [bare.type], key)
             case inspect.StructType():
-                return self._struct(node, bare, key)
+                return self._struct(node, bare.type, key)
             case inspect.ListType() | inspect.VarTupleType():
-                return self._list(node, bare, key)
+                return self._list(node, bare.type, key)
             case inspect.DictType():
-                return self._dict(node, bare, key)
+                return self._dict(node, bare.type, key)
             case _:
-                return self._scalar(node, bare, words, key)
+                return self._scalar(node, bare, key)
 
     # --- one of several types ---
 
@@ -104,16 +87,12 @@ class Checker:
         tagged = [each for each in types if isinstance(each, inspect.StructType) and each.tag_field]
         if tagged:
             return self._tagged(node, tagged, key)
-        for each in types:
-            bare, words = _unwrap(each)
-            if isinstance(node, _node_type(bare)):
-                scalar = isinstance(node, ScalarNode)
-                return (
-                    self._scalar(node, bare, words, key, optional=optional, names=_names(types))
-                    if scalar
-                    else self.tree(node, bare, key)
-                )
-        return self._wrong(node, _names(types), key)
+        for bare in map(unwrap, types):
+            if isinstance(node, _node_type(bare.type)):
+                if isinstance(node, ScalarNode):
+                    return self._scalar(node, bare, key, optional=optional, expected=names_of(*types))
+                return self.tree(node, bare.type, key)
+        return self._wrong(node, names_of(*types), key)
 
     def _tagged(self, node: Node, types: list[inspect.StructType], key: str) -> Tree:
         if not isinstance(node, MappingNode):
@@ -131,7 +110,7 @@ class Checker:
             said = f'"{shown(word)}"' if kind_of(tag) == "str" and isinstance(tag, ScalarNode) else kind_of(tag)
             self._fault(tag, join(key, tag_field), f"expected {kinds}, got {said}{known}")
         # A wrong word for its kind is no reason to be silent about the rest of it.
-        meant = by_tag.get(word) or by_tag.get(_closest(word, by_tag)) or _fitting(types, pairs)
+        meant = by_tag.get(word) or by_tag.get(closest(word, by_tag)) or _fitting(types, pairs)
         return self._gated(node, meant, key, pairs.get(WHEN_ENV))
 
     def _gated(self, node: MappingNode, wanted: inspect.StructType, key: str, when_env: Node | None) -> Tree:
@@ -188,29 +167,29 @@ class Checker:
             if isinstance(name, ScalarNode) and kind_of(name) == "str":
                 yield name.value, name, value
             else:
-                self._fault(name, key, f"expected str as a key, got {kind_of(name)}{_quote_hint(name)}")
+                self._fault(name, key, f"expected str as a key, got {kind_of(name)}{quote_hint(name)}")
 
     # --- scalars ---
 
-    def _scalar(
-        self, node: Node, wanted: inspect.Type, words: str, key: str, *, optional: bool = False, names: str = ""
-    ) -> Leaf:
-        secret = isinstance(wanted, inspect.CustomType)
+    def _scalar(self, node: Node, bare: Bare, key: str, *, optional: bool = False, expected: str = "") -> Leaf:
+        expected = expected or names_of(bare.type)
         if not isinstance(node, ScalarNode):
-            return self._wrong(node, names or _name(wanted), key)
+            return self._wrong(node, expected, key)
+        secret = isinstance(bare.type, inspect.CustomType)
         leaf = Leaf(self._spot(node, key), UNSET, "***" if secret else shown(node.value))
         try:
             filled = self._filled(node, secret=secret)
             if optional and filled and filled.whole and not filled.text:
                 # The one way to leave an optional key out from outside: ca_file: ${CA_FILE:-}
                 return replace(leaf, value=None)
-            value = _value(node, filled, wanted, names or _name(wanted), words, self._constructor)
-            return replace(leaf, value=_bounded(value, wanted, words))
+            return replace(leaf, value=read_scalar(node, filled, bare, expected, self._folder))
         except Unfilled as fault:
             if not (self._lenient and fault.unset):
                 self._fault(node, key, fault.why)
+                return replace(leaf, broken=True)
+            # In a tier that isn't there a string stays as it was written, and all else stays what is built in.
+            stands = isinstance(bare.type, inspect.StrType | inspect.CustomType)
             left_open = Secret(node.value) if secret else node.value
-            stands = self._lenient and isinstance(wanted, inspect.StrType | inspect.CustomType)
             return replace(leaf, value=left_open if stands else UNSET, broken=True)
 
     def _filled(self, node: ScalarNode, *, secret: bool) -> Filled | None:
@@ -235,100 +214,6 @@ class Checker:
         return Leaf(self._spot(node, key), UNSET, broken=True)
 
 
-def _value(
-    node: ScalarNode,
-    filled: Filled | None,
-    wanted: inspect.Type,
-    expected: str,
-    words: str,
-    constructor: SafeConstructor,
-) -> object:
-    """What the scalar says, as the type wanted. Raises Unfilled."""
-    kind = kind_of(node)
-    if isinstance(wanted, inspect.StrType | inspect.CustomType | inspect.LiteralType):
-        if filled is None:
-            hint = _quote_hint(node, secret=isinstance(wanted, inspect.CustomType))
-            raise Unfilled(f"expected {expected}, got {kind}{hint}")
-        return Secret(filled.text) if isinstance(wanted, inspect.CustomType) else filled.text
-    unit = f" ({words})" if words and not isinstance(wanted, inspect.BoolType) else ""
-    if filled is not None and filled.whole:
-        if (value := _from_outside(filled.text, wanted)) is None:
-            raise Unfilled(f"expected {expected}{unit}, and what {filled.names[0]} says is none")
-        return value
-    try:
-        match wanted, kind:
-            case inspect.IntType(), "int":
-                return constructor.construct_yaml_int(node)
-            case inspect.FloatType(), "int" | "float":
-                return float(constructor.construct_yaml_float(node) if kind == "float" else _int(constructor, node))
-            case inspect.FloatType(), "str" if node.style is None and _FLOAT.fullmatch(node.value):
-                # YAML 1.1 takes 1e3 for a word.
-                return float(node.value)
-            case inspect.BoolType(), "bool":
-                return constructor.construct_yaml_bool(node)
-            case _:
-                raise Unfilled(f"expected {expected}{unit}, got {kind}")
-    except (ValueError, OverflowError, LookupError):
-        raise Unfilled(f"expected {expected}{unit}, and this can't be read as one") from None
-
-
-def _int(constructor: SafeConstructor, node: ScalarNode) -> int:
-    return constructor.construct_yaml_int(node)
-
-
-def _from_outside(text: str, wanted: inspect.Type) -> int | float | bool | None:
-    """What an environment variable says, as the number or the truth value wanted; None where it says neither."""
-    match wanted:
-        case inspect.IntType() if _INT.fullmatch(text):
-            return int(text)
-        case inspect.FloatType() if _FLOAT.fullmatch(text):
-            return float(text)
-        case inspect.BoolType():
-            return _WORDS.get(text.lower())
-        case _:
-            return None
-
-
-def _bounded(value: object, wanted: inspect.Type, words: str) -> object:
-    """`value`, when it keeps to the type's constraints. Raises Unfilled with the constraint in words."""
-    match wanted:
-        case inspect.IntType() | inspect.FloatType():
-            _keep_bounds(cast("float", value), wanted)
-        case inspect.StrType():
-            if wanted.pattern and not re.search(wanted.pattern, cast("str", value)):
-                raise Unfilled(f"must be {words}" if words else f"must match {wanted.pattern}")
-        case inspect.LiteralType():
-            if value not in wanted.values:
-                known = [str(each) for each in wanted.values]
-                raise Unfilled(f"must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
-        case _:
-            pass
-    return value
-
-
-def _keep_bounds(value: float, wanted: inspect.IntType | inspect.FloatType) -> None:
-    if not abs(value) < NUMBER_MAX:
-        raise Unfilled("must be a finite number" if isinstance(wanted, inspect.FloatType) else "far too large")
-    bounds = (
-        ("at least", wanted.ge, wanted.ge is None or value >= wanted.ge),
-        ("more than", wanted.gt, wanted.gt is None or value > wanted.gt),
-        ("at most", wanted.le, wanted.le is None or value <= wanted.le),
-        ("less than", wanted.lt, wanted.lt is None or value < wanted.lt),
-    )
-    missed = [f"{words} {bound}" for words, bound, kept in bounds if not kept]
-    if missed:
-        raise Unfilled(f"must be {' and '.join(missed)}")
-
-
-def _unwrap(wanted: inspect.Type) -> tuple[inspect.Type, str]:
-    """The type itself, and its Meta's description."""
-    words = ""
-    while isinstance(wanted, inspect.Metadata):
-        words = words or str(cast("dict[str, object]", wanted.extra_json_schema or {}).get("description", ""))
-        wanted = wanted.type
-    return wanted, words
-
-
 def _node_type(wanted: inspect.Type) -> type[Node]:
     match wanted:
         case inspect.StructType() | inspect.DictType():
@@ -339,43 +224,14 @@ def _node_type(wanted: inspect.Type) -> type[Node]:
             return ScalarNode
 
 
-def _name(wanted: inspect.Type) -> str:
-    bare, _ = _unwrap(wanted)
-    return "str" if isinstance(bare, inspect.LiteralType) else _NAMES.get(type(bare), "value")
-
-
-def _names(types: list[inspect.Type]) -> str:
-    return " or ".join(dict.fromkeys(_name(each) for each in types))
-
-
 def _stood_in(leaf: Leaf, field: inspect.Field) -> Leaf:
     """A broken leaf of a required field gets something to stand in, so that the rest of its struct can be judged."""
     if not field.required or leaf.value is not UNSET:
         return leaf
-    bare, _ = _unwrap(field.type)
-    return replace(leaf, value="" if isinstance(bare, inspect.StrType) else [])
+    stand_in = "" if isinstance(unwrap(field.type).type, inspect.StrType) else []
+    return replace(leaf, value=stand_in)
 
 
 def _fitting(types: list[inspect.StructType], names: Mapping[str, object]) -> inspect.StructType:
     """The type whose fields these names fit best."""
     return max(types, key=lambda each: sum(field.encode_name in names for field in each.fields))
-
-
-def _closest(word: str, known: Mapping[str, object] | list[str]) -> str:
-    return next(iter(difflib.get_close_matches(word[:64], list(known), n=1)), "")
-
-
-def did_you_mean(word: str, known: Mapping[str, object] | list[str]) -> str:
-    """`, did you mean x?`, or nothing."""
-    match = _closest(word, known)
-    return f", did you mean {match}?" if match else ""
-
-
-def _quote_hint(node: Node, *, secret: bool = False) -> str:
-    """How to write what YAML took for something other than the string that was meant."""
-    kind = kind_of(node)
-    if kind == "bool" and isinstance(node, ScalarNode) and not secret:
-        truth = "true" if node.value.lower() in ("yes", "on", "true") else "false"
-        if node.value.lower() != truth:
-            return f': YAML reads {node.value} as {truth}; quote it: "{node.value}"'
-    return "; quote it" if kind in ("bool", "int", "float", "date") else ""

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import cast
 
 import yaml
-from understudy.proxy.spots import Fault, Spot, shown
 from yaml.composer import ComposerError
 from yaml.nodes import MappingNode, Node, ScalarNode
 from yaml.reader import ReaderError
+
+from understudy.proxy.spots import Fault, Spot, shown
 
 FILES_MAX = 256
 FILE_BYTES_MAX = 256 * 1024

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from msgspec import Struct, inspect, structs
+
 from understudy.proxy import settings as types
 from understudy.proxy.checking import check_file
 from understudy.proxy.policy_files import compose, digest, digest_folder, find_files

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from understudy.proxy.checking import did_you_mean
+from understudy.proxy.scalars import did_you_mean
 from understudy.proxy.settings import LocalTier, Match, Route, Settings, Tier, UpstreamTier
 from understudy.proxy.spots import Fault, Grown, Spot, join
 

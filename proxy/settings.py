@@ -26,6 +26,7 @@ Name = Annotated[
         description="lower-case letters, digits, '.', '_' and '-', a letter or digit first, up to 63 characters",
     ),
 ]
+FilePath = Annotated[str, Meta(extra={"file": True}, description="a file, its path seen from the policy file's folder")]
 
 
 class Secret(str):
@@ -102,7 +103,7 @@ class Tls(Frozen, frozen=True):
     """How to trust an https upstream."""
 
     verify: bool = True
-    ca_file: str | None = None
+    ca_file: FilePath | None = None
     server_name: str | None = None
 
 
@@ -247,7 +248,7 @@ class Local(Frozen, frozen=True):
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     queue_texts_max: Count = 512
-    knowledge: bool | list[str] = True
+    knowledge: bool | list[FilePath] = True
     """What is indexed as `knowledge` at first start: our own operating handbook, nothing, or these files."""
 
 

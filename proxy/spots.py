@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, Struct
+
 from understudy.proxy.settings import Secret
 
 SHOWN_CHARS_MAX = 60

@@ -1,0 +1,250 @@
+"""Say what would become of a request, and which line of which file made it so: `understudy explain`.
+
+Written to be read at three in the morning: who is asked, in what order, what each layer would do, and where to change
+it. Secrets are shown as `***`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from msgspec import Struct
+
+from understudy.proxy.reading import Reading
+from understudy.proxy.routes import Table
+from understudy.proxy.rules import addresses, claims_of, parse_address
+from understudy.proxy.settings import LocalTier, Match, Route, Secret, Settings, Tier
+from understudy.proxy.spots import join, masked, shown
+
+Order = Sequence[tuple[str, str]]
+"""The layers of a stack from outside in, and why each stands where it does."""
+
+BUILT_IN = "built in"
+_STACKED = ("retry", "breaker", "limit", "deadline")
+
+
+def explain_data(
+    reading: Reading,
+    method: str,
+    path: str,
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    route_order: Order | None = None,
+    tier_order: Order | None = None,
+) -> dict[str, Any]:
+    """What `explain` says, as plain values for JSON: request, route (None where nobody claims it), layers and tiers."""
+    settings = reading.settings
+    if settings is None:
+        return {"faults": [str(fault) for fault in reading.faults]}
+    bare_path = path.partition("?")[0]
+    port = _first_port(settings) if port is None else port
+    data: dict[str, Any] = {
+        "request": {"method": method, "path": path, "host": host, "port": port},
+        "digest": settings.digest,
+        "route": None,
+    }
+    claims = ((match, (n, key, match)) for n, route in enumerate(settings.routes) for key, match in claims_of(route))
+    found = Table(claims).find(host.encode() if host else None, port, bare_path.encode())
+    if found is None:
+        return data
+    (n, key, match), forwarded = found
+    route_order, tier_order = route_order or _orders()[0], tier_order or _orders()[1]
+    at = f"routes[{n}]"
+    route = settings.routes[n]
+    described = _Described(reading)
+    data["route"] = {
+        "name": route.name,
+        "from": described.place(at),
+        "because": _because(match),
+        "claim_from": described.place(f"{at}.{key}"),
+        "forwarded_path": forwarded.decode(),
+        "dialect": described.value(f"{at}.dialect", route.dialect),
+        "space": _space(settings, route, at, described),
+        "body_bytes_max": described.value(f"{at}.body_bytes_max", route.body_bytes_max),
+        "layers": [
+            {"name": name, "why": why, "values": described.policy(route, name, at)}
+            for name, why in route_order
+            if name != "chain"
+        ],
+        "tiers": [
+            _tier_data(settings, route, tier, f"{at}.tiers[{m}]", tier_order, described)
+            for m, tier in enumerate(route.tiers)
+        ],
+    }
+    return data
+
+
+def explain(
+    reading: Reading,
+    method: str,
+    path: str,
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    route_order: Order | None = None,
+    tier_order: Order | None = None,
+) -> str:
+    """Which route a request takes and why, and its stack from outside in, each value with the line it came from.
+
+    `port` is the local port it comes in on (the first of `server.listen` where none is given). The orders are those of
+    `proxy.stack` unless others are given.
+    """
+    data = explain_data(reading, method, path, host, port, route_order=route_order, tier_order=tier_order)
+    return "\n".join(_lines(data)) + "\n"
+
+
+# --- gathering ---------------------------------------------------------------------------------------------------
+
+
+class _Described:
+    """Looks values up: what they are as people may see them, and where they came from."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._origins = reading.origins
+
+    def place(self, path: str) -> str:
+        spot = self._origins.get(path)
+        return spot.place if spot else BUILT_IN
+
+    def value(self, path: str, value: object) -> dict[str, Any]:
+        return {"value": _plain(value), "from": self.place(path)}
+
+    def policy(self, owner: Struct, name: str, at: str) -> dict[str, Any]:
+        """The values of the policy `name` of a route or tier; nothing where it has none."""
+        policy = getattr(owner, name, None)
+        return self.fields(policy, f"{at}.{name}") if isinstance(policy, Struct) else {}
+
+    def fields(self, owner: Struct, at: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
+        """Every value in `owner`, the nested ones under `outer.inner`."""
+        values: dict[str, Any] = {}
+        for name in owner.__struct_fields__:
+            if name in skipped:
+                continue
+            value, path = getattr(owner, name), join(at, name)
+            if isinstance(value, Struct):
+                values |= {join(name, inner): each for inner, each in self.fields(value, path).items()}
+            elif isinstance(value, dict) and value:
+                pairs = cast("dict[str, object]", value)
+                for inner, each in pairs.items():
+                    values[join(name, shown(inner))] = self.value(join(path, shown(inner)), each)
+            else:
+                values[name] = self.value(path, value)
+        return values
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Secret):
+        return masked(value)
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in cast("Sequence[object]", value)]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _tier_data(
+    settings: Settings, route: Route, tier: Tier, at: str, order: Order, described: _Described
+) -> dict[str, Any]:
+    local = isinstance(tier, LocalTier)
+    return {
+        "name": tier.name,
+        "kind": "local" if local else "upstream",
+        "from": described.place(at),
+        "inactive": settings.inactive.get(route.name, {}).get(tier.name),
+        "values": described.fields(tier, at, ("name", *_STACKED)),
+        "layers": [
+            {"name": name, "why": why, "values": values}
+            for name, why in order
+            if name != "tier" and ((values := described.policy(tier, name, at)) or not local)
+        ],
+    }
+
+
+def _orders() -> tuple[Order, Order]:
+    # Only here: reading policies and explaining them with orders of one's own needs none of the data plane.
+    from understudy.proxy.stack import ROUTE_ORDER, TIER_ORDER
+
+    return ROUTE_ORDER, TIER_ORDER
+
+
+def _first_port(settings: Settings) -> int:
+    return next((parse_address(address)[1] for address in addresses(settings)), 0)
+
+
+def _because(match: Match) -> str:
+    claim = f"its path is {match.path}" if match.path is not None else f"its path is under {match.prefix}"
+    if match.path is None:
+        claim += ", and no route claims more of it"
+    special = [f"host {match.host}"] if match.host else []
+    special += [f"port {match.port}"] if match.port else []
+    return f"{claim}, for {' and '.join(special)} alone" if special else claim
+
+
+def _space(settings: Settings, route: Route, at: str, described: _Described) -> dict[str, Any]:
+    space = settings.space_of(route)
+    if route.space:
+        return described.value(f"{at}.space", space)
+    active = settings.active(route)
+    if active and isinstance(active[0], LocalTier):
+        return described.value("local.model", space)
+    paths = [f"{at}.tiers[{m}].space" for m, tier in enumerate(route.tiers) if active and tier is active[0]]
+    return described.value(paths[0] if paths else at, space or None)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def _lines(data: dict[str, Any]) -> Iterator[str]:
+    if "faults" in data:
+        yield "The policies can't be believed:"
+        yield from data["faults"]
+        return
+    request, route = data["request"], data["route"]
+    at = request["host"] or "any host"
+    yield f"{request['method']} {shown(request['path'])}  ({at}, port {request['port']})"
+    if route is None:
+        yield "  nobody claims this: it is answered 404"
+        return
+    yield f"  goes to route {route['name']} ({route['from']})"
+    yield f"  because {route['because']} ({route['claim_from']})"
+    if route["forwarded_path"] != request["path"].partition("?")[0]:
+        yield f"  and goes on as {route['forwarded_path']}"
+    yield ""
+    yield from _table({key: route[key] for key in ("dialect", "space", "body_bytes_max")}, 2)
+    yield ""
+    yield from _layers(route["layers"], 2)
+    for n, tier in enumerate(route["tiers"], 1):
+        yield ""
+        yield from _tier_lines(n, tier)
+
+
+def _tier_lines(n: int, tier: dict[str, Any]) -> Iterator[str]:
+    if tier["inactive"]:
+        yield f"  {n}. {tier['name']}, {tier['kind']} ({tier['from']}): NOT THERE, {tier['inactive']}"
+        return
+    yield f"  {n}. {tier['name']}, {tier['kind']} ({tier['from']})"
+    yield from _layers(tier["layers"], 5)
+    yield from _table(tier["values"], 5)
+
+
+def _layers(layers: list[dict[str, Any]], indent: int) -> Iterator[str]:
+    for layer in layers:
+        yield f"{' ' * indent}{layer['name']}: {layer['why']}"
+        yield from _table(layer["values"], indent + 2)
+
+
+def _table(values: dict[str, Any], indent: int) -> Iterator[str]:
+    """Name, value and origin in columns."""
+    cells = [(name, _text(each["value"]), each["from"]) for name, each in values.items()]
+    names = max((len(name) for name, _, _ in cells), default=0)
+    texts = max((len(text) for _, text, _ in cells), default=0)
+    for name, text, origin in cells:
+        yield f"{' ' * indent}{name:<{names}}  {text:<{texts}}  {origin}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(each) for each in cast("list[object]", value)) or "-"
+    if isinstance(value, str):
+        return value or '""'
+    return masked(value)
