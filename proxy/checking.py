@@ -228,8 +228,8 @@ def _stood_in(leaf: Leaf, field: inspect.Field) -> Leaf:
     """A broken leaf of a required field gets something to stand in, so that the rest of its struct can be judged."""
     if not field.required or leaf.value is not UNSET:
         return leaf
-    stand_in = "" if isinstance(unwrap(field.type).type, inspect.StrType) else []
-    return replace(leaf, value=stand_in)
+    is_text = isinstance(unwrap(field.type).type, inspect.StrType)
+    return replace(leaf, value="" if is_text else list[object]())
 
 
 def _fitting(types: list[inspect.StructType], names: Mapping[str, object]) -> inspect.StructType:

@@ -64,9 +64,7 @@ def explain_data(
         "space": _space(settings, route, at, described),
         "body_bytes_max": described.value(f"{at}.body_bytes_max", route.body_bytes_max),
         "layers": [
-            {"name": name, "why": why, "values": described.policy(route, name, at)}
-            for name, why in route_order
-            if name != "chain"
+            {"name": name, "why": why, "values": described.policy(route, name, at)} for name, why in route_order
         ],
         "tiers": [
             _tier_data(settings, route, tier, f"{at}.tiers[{m}]", tier_order, described)
@@ -125,9 +123,8 @@ class _Described:
             value, path = getattr(owner, name), join(at, name)
             if isinstance(value, Struct):
                 values |= {join(name, inner): each for inner, each in self.fields(value, path).items()}
-            elif isinstance(value, dict) and value:
-                pairs = cast("dict[str, object]", value)
-                for inner, each in pairs.items():
+            elif isinstance(value, dict):
+                for inner, each in cast("dict[str, object]", value).items():
                     values[join(name, shown(inner))] = self.value(join(path, shown(inner)), each)
             else:
                 values[name] = self.value(path, value)
@@ -151,6 +148,7 @@ def _tier_data(
         "kind": "local" if local else "upstream",
         "from": described.place(at),
         "inactive": settings.inactive.get(route.name, {}).get(tier.name),
+        "what": dict(order).get("tier", ""),
         "values": described.fields(tier, at, ("name", *_STACKED)),
         "layers": [
             {"name": name, "why": why, "values": values}
@@ -224,7 +222,7 @@ def _tier_lines(n: int, tier: dict[str, Any]) -> Iterator[str]:
         return
     yield f"  {n}. {tier['name']}, {tier['kind']} ({tier['from']})"
     yield from _layers(tier["layers"], 5)
-    yield from _table(tier["values"], 5)
+    yield from _layers([{"name": "tier", "why": tier["what"], "values": tier["values"]}], 5)
 
 
 def _layers(layers: list[dict[str, Any]], indent: int) -> Iterator[str]:

@@ -135,6 +135,8 @@ def _syntax_fault(name: str, text: str, loader: yaml.SafeLoader | None, error: E
             mark, why = None, "nested too deeply"
         case _:
             mark, why = None, "not valid YAML"
+    if mark and text[max(mark.index - 1, 0) : mark.index + 1] == "${":
+        why += '; inside {} and [] quote it: "${NAME}"'
     if mark is None and loader is not None:
         mark = cast("yaml.Mark", loader.get_mark())  # pyright: ignore[reportUnknownMemberType]
     return Fault(name, mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, "", why)

@@ -70,9 +70,8 @@ def read_scalar(node: ScalarNode, filled: Filled | None, bare: Bare, expected: s
 
     Raises Unfilled.
     """
-    value = (
-        _text(node, filled, bare, expected) if isinstance(bare.type, _TEXTS) else _number(node, filled, bare, expected)
-    )
+    read = _text if isinstance(bare.type, _TEXTS) else _number
+    value = read(node, filled, bare, expected)
     match bare.type:
         case inspect.IntType() | inspect.FloatType():
             _keep_bounds(cast("float", value), bare.type)

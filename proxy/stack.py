@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from msgspec import UnsetType
+
 from understudy.policies.breaker import Breaker, breaker
 from understudy.policies.chain import Link, chain, rank_of
 from understudy.policies.deadline import Deadline, deadline
@@ -20,7 +21,7 @@ from understudy.policies.observe import RouteTally, observe
 from understudy.policies.retry import Retry, retry
 from understudy.policies.service import Service
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.settings import Limit, LocalTier, Route, Tier, UpstreamTier
+from understudy.proxy.settings import Limit, Limits, LocalTier, Route, Tier, UpstreamTier
 
 ROUTE_ORDER = (
     ("observe", "outermost, so that what is counted is what the caller saw"),
@@ -54,8 +55,15 @@ class RouteParts:
     service: Service
     tally: RouteTally
     links: tuple[Link, ...]
-    space: str | None = None
     tiers: dict[str, TierParts] = field(default_factory=dict[str, TierParts])
+
+    @property
+    def name(self) -> str:
+        return self.route.name
+
+    @property
+    def body_bytes_max(self) -> int:
+        return _set(self.route.body_bytes_max, Limits().body_bytes_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,6 @@ def assemble(
     make_tier: MakeTier,
     *,
     absent: Mapping[str, str] | None = None,
-    space: str | None = None,
     before: RouteParts | None = None,
 ) -> RouteParts:
     """Put a route together in the orders above.
@@ -104,7 +111,7 @@ def assemble(
     service = chain(links, clocks, clock=world.clock)
     service = deadline(service, clocks)
     service = observe(service, tally, clock=world.clock)
-    return RouteParts(route, dialect, service, tally, tuple(links), space, tiers)
+    return RouteParts(route, dialect, service, tally, tuple(links), tiers)
 
 
 def _tier_stack(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
+
 from understudy.policies.service import Answer, Call, Headers, Request, find_header
 from understudy.proxy.asks import Ask, EmbedAsk, GenerateAsk, RetrieveAsk, Retrieved, Written
 

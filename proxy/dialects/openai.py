@@ -6,6 +6,7 @@ import re
 from typing import Any, cast
 
 import msgspec
+
 from understudy.policies.service import Answer, Headers
 from understudy.proxy.dialects.base import (
     Malformed,

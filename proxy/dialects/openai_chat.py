@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
+
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Request
 from understudy.proxy.asks import GenerateAsk, Written
 from understudy.proxy.dialects.base import SPACE, BadRequest, Malformed, Primed, json_answer, parsed

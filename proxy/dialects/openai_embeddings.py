@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
+
 from understudy.policies.service import Answer, Call, Refused, Request
 from understudy.proxy.asks import EmbedAsk
 from understudy.proxy.dialects.base import BadRequest, Malformed, json_answer, parsed

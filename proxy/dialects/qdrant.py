@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 from msgspec import Meta, Raw
+
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
 from understudy.proxy.asks import CollectionInfo, Found, PayloadChoice, RetrieveAsk, Retrieved, RetrieveOp
 from understudy.proxy.dialects.base import (
@@ -49,6 +50,7 @@ _POINT_READS = {
 }
 # Reads that only the database itself can answer, told from writes for the sake of an honest reason.
 _OTHER_READS = re.compile(rb"points/(?:.*groups|recommend.*|discover.*|search/matrix.*)|facet")
+_OK_TAIL = re.compile(rb'"status":"ok","time":[0-9.eE+-]+(?:,"usage":null)?\}\s*$')
 _DISTANCES = {"cosine": "Cosine", "dot": "Dot", "euclid": "Euclid"}
 
 Limit = Annotated[int, Meta(ge=1)]
@@ -164,8 +166,8 @@ class Qdrant(Plain):
         body = answer.body
         if not looks_like_object(body):
             return "garbage"
-        if b'"status":"ok"' in body[-128:]:
-            # Where Qdrant writes it: the whole body need not be looked at.
+        if _OK_TAIL.search(body[-96:]):
+            # the end of every envelope as Qdrant writes it: the points before it need not be parsed
             return ""
         try:
             envelope = parsed(_ENVELOPE, body)

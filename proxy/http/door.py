@@ -15,9 +15,10 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import httptools
+
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, Failed, Headers, Refused, Request, Service, Stream, find_header
 from understudy.proxy.dialects.base import BadRequest, Dialect
@@ -30,7 +31,7 @@ Phase = Literal["idle", "head", "body", "busy", "lingering"]
 LINGER_S = 1.0
 """How long we go on reading after refusing a body, so that the refusal is not lost in a reset."""
 OVERDUE_S = 1.0
-"""How far past its deadline a call may be before it is interrupted wherever it waits: a backstop, tiers keep `until`."""
+"""How far past its deadline a call is interrupted wherever it waits: a backstop, since tiers keep `until`."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -226,7 +227,7 @@ class Door(asyncio.Protocol):
     # --- asyncio's side --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)
         self._transport = transport
         listener = self.listener
         if len(listener.doors) >= listener.limits.connections_max or listener.draining:

@@ -18,9 +18,10 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
+
 from understudy.policies.service import Answer, Failed, Headers, Refused, Sink, Stream
 from understudy.proxy.http.heads import NOT_RETURNED, body_is_absent, kept
 
@@ -237,7 +238,7 @@ class Connection(asyncio.Protocol):
     # --- asyncio's side --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:

@@ -1,0 +1,114 @@
+"""The `understudy` command: run the sidecar, look at its policies, and keep its local tier.
+
+Exit codes: 0 well, 1 the thing asked about is not well (faults, no such route, not ready), 2 the command itself was
+wrong or could not be carried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import understudy.policies
+
+WELL, NOT_WELL, WRONG = 0, 1, 2
+EXAMPLES = """\
+examples:
+  understudy run                                     start with the policies that ship
+  understudy run --policies ./policies               start with your own
+  understudy check ./policies                        every fault, as file:line:col: key: why
+  understudy explain POST /v1/chat/completions       what happens to such a call, and where that is written
+  eval "$(understudy env)"                           point this shell's applications at the sidecar
+  understudy exec -- python app.py                   run one application with that environment
+  understudy index build docs/*.md --name handbook   give the local tier something to quote from
+"""
+
+
+class Complaint(Exception):
+    """What went wrong, in words for the terminal; never a traceback."""
+
+    def __init__(self, message: str, code: int = WRONG) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def shipped_policies() -> Path:
+    """The folder of the policies that ship with the package."""
+    return Path(understudy.policies.__path__[0])
+
+
+def state_folder(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Path:
+    """Where index, models and journal live: --state, UNDERSTUDY_STATE, or the user's own state folder."""
+    given = getattr(arguments, "state", None) or environ.get("UNDERSTUDY_STATE")
+    if given:
+        return Path(given)
+    home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(home) / "understudy"
+
+
+def policies_folder(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Path:
+    """Whose policies: the command's own argument, UNDERSTUDY_POLICIES, or those that ship."""
+    given = getattr(arguments, "policies", None) or environ.get("UNDERSTUDY_POLICIES")
+    return Path(given) if given else shipped_policies()
+
+
+def environ_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The environment policies are read in: the process's, with --listen and --admin laid over it."""
+    environ = dict(os.environ)
+    for flag, name in (("listen", "UNDERSTUDY_LISTEN"), ("admin", "UNDERSTUDY_ADMIN")):
+        value = getattr(arguments, flag, None)
+        if value:
+            environ[name] = value
+    return environ
+
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, with every subcommand's own help."""
+    from understudy.proxy import commands, local_commands
+
+    top = argparse.ArgumentParser(
+        prog="understudy",
+        description="A sidecar proxy for RAG applications that answers when the services behind it can't.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"understudy {version('understudy')}")
+    groups = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_to(groups)
+    local_commands.add_to(groups)
+    for other in entry_points(group="understudy.commands"):
+        groups.add_parser(other.name, help=f"{other.name}: see `understudy {other.name} --help`", add_help=False)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        for other in entry_points(group="understudy.commands"):
+            if words[:1] == [other.name]:
+                run: Callable[[Sequence[str]], int] = other.load()
+                return run(words[1:])
+        arguments = parser().parse_args(words)
+        command: Command = arguments.run
+        return command(arguments)
+    except Complaint as complaint:
+        sys.stderr.write(f"understudy: {complaint}\n")
+        return complaint.code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # whoever read our output has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WELL
+
+
+if __name__ == "__main__":
+    sys.exit(main())

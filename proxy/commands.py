@@ -1,0 +1,197 @@
+"""Commands on the sidecar and its policies: run, check, explain, schema, status, env, exec."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+from understudy.proxy.cli import (
+    NOT_WELL,
+    WELL,
+    Complaint,
+    environ_of,
+    policies_folder,
+    state_folder,
+)
+
+if TYPE_CHECKING:
+    from understudy.proxy.reading import Reading
+    from understudy.proxy.settings import Settings
+
+Groups = Any  # argparse names the type of add_subparsers() only privately
+
+
+def add_to(groups: Groups) -> None:
+    """Add this module's commands to the command line."""
+    run = groups.add_parser("run", help="run the sidecar", description="Run the sidecar until SIGTERM or SIGINT.")
+    _add_policies(run)
+    run.add_argument("--listen", metavar="HOST:PORT", help="where applications come in (default 127.0.0.1:8787)")
+    run.add_argument("--admin", metavar="HOST:PORT", help="metrics, probes, status (default 127.0.0.1:8788)")
+    run.add_argument("--state", metavar="DIR", help="index, models and journal (or UNDERSTUDY_STATE)")
+    run.set_defaults(run=run_sidecar)
+
+    check = groups.add_parser("check", help="say everything that is wrong with a policy folder")
+    check.add_argument("policies", nargs="?", metavar="DIR")
+    check.set_defaults(run=check_policies)
+
+    explain = groups.add_parser("explain", help="print the effective stack of a request")
+    explain.add_argument("method", metavar="METHOD")
+    explain.add_argument("path", metavar="PATH")
+    explain.add_argument("--host", help="the request's Host")
+    explain.add_argument("--port", type=int, help="the listener's port")
+    explain.add_argument("--json", action="store_true", help="as JSON")
+    _add_policies(explain)
+    explain.set_defaults(run=explain_request)
+
+    schema = groups.add_parser("schema", help="print the JSON Schema of policy files")
+    schema.set_defaults(run=print_schema)
+
+    status = groups.add_parser("status", help="ask a running sidecar how it is")
+    status.add_argument("--admin", metavar="HOST:PORT")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    _add_policies(status)
+    status.set_defaults(run=print_status)
+
+    env = groups.add_parser("env", help="print the exports an application needs")
+    env.add_argument("--listen", metavar="HOST:PORT")
+    _add_policies(env)
+    env.set_defaults(run=print_env)
+
+    execute = groups.add_parser("exec", help="run a command with those exports set")
+    execute.add_argument("--listen", metavar="HOST:PORT")
+    _add_policies(execute)
+    execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- CMD ...")
+    execute.set_defaults(run=execute_with_env)
+
+
+def _add_policies(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES; default: as shipped)")
+
+
+def run_sidecar(arguments: argparse.Namespace) -> int:
+    """Run until told to stop."""
+    from understudy.proxy.server import serve
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    environ = environ_of(arguments)
+    return serve(policies_folder(arguments, environ), state_folder(arguments, environ), environ)
+
+
+def read(arguments: argparse.Namespace) -> Reading:
+    """The policies a command is about, with their faults."""
+    from understudy.proxy.dialects import KINDS
+    from understudy.proxy.reading import read_folder
+
+    environ = environ_of(arguments)
+    return read_folder(policies_folder(arguments, environ), environ, KINDS)
+
+
+def sound_settings(arguments: argparse.Namespace) -> Settings:
+    """The settings a command is about. Raises Complaint with every fault."""
+    reading = read(arguments)
+    if reading.settings is None:
+        raise Complaint("these policies can't be read:\n" + "\n".join(map(str, reading.faults)), NOT_WELL)
+    return reading.settings
+
+
+def check_policies(arguments: argparse.Namespace) -> int:
+    """Print every fault and warning; 1 when there are faults."""
+    reading = read(arguments)
+    for warning in reading.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    for fault in reading.faults:
+        sys.stdout.write(f"{fault}\n")
+    if reading.settings is None:
+        sys.stderr.write(f"{len(reading.faults)} fault{'s' * (len(reading.faults) != 1)}\n")
+        return NOT_WELL
+    count = len(reading.settings.routes)
+    sys.stderr.write(f"ok: {count} route{'s' * (count != 1)}, policies {reading.settings.digest}\n")
+    return WELL
+
+
+def explain_request(arguments: argparse.Namespace) -> int:
+    """Print the effective stack of a request; 1 when no route claims it."""
+    from understudy.proxy.explain import explain, explain_data
+
+    settings = sound_settings(arguments)
+    reading = read(arguments)
+    asked = (arguments.method.upper(), arguments.path, arguments.host, arguments.port)
+    data = explain_data(reading, *asked)
+    text = json.dumps(data, indent=2) if arguments.json else explain(reading, *asked)
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    return WELL if settings.routes and data.get("route") else NOT_WELL
+
+
+def print_schema(_arguments: argparse.Namespace) -> int:
+    """Print the JSON Schema of a policy file."""
+    from understudy.proxy.schema import schema_text
+
+    sys.stdout.write(schema_text())
+    return WELL
+
+
+def print_status(arguments: argparse.Namespace) -> int:
+    """Ask the admin port; 1 when the sidecar is not ready, 2 when it does not answer."""
+    admin = arguments.admin or sound_settings(arguments).server.admin
+    try:
+        with urllib.request.urlopen(f"http://{admin}/status", timeout=5) as answer:
+            status: dict[str, Any] = json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise Complaint(f"no sidecar answers on {admin}: {reason}") from None
+    if arguments.json:
+        sys.stdout.write(json.dumps(status, indent=2) + "\n")
+    else:
+        from understudy.proxy.status_text import status_text
+
+        sys.stdout.write(status_text(status))
+    return WELL if status.get("ready") else NOT_WELL
+
+
+def exports(settings: Settings) -> dict[str, str]:
+    """What an application must have in its environment to come to us: variables that the official SDKs read."""
+    from understudy.proxy.rules import addresses, parse_address
+
+    host, port = parse_address(addresses(settings)[0])
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    base = f"http://{shown}:{port}"
+    found: dict[str, str] = {}
+    for route in settings.routes:
+        match = route.claims[0]
+        claimed = match.path or match.prefix or "/"
+        if route.dialect.startswith("openai-"):
+            prefix = claimed.partition("/v1")[0].rstrip("/") if not match.strip else claimed.rstrip("/")
+            found.setdefault("OPENAI_BASE_URL", f"{base}{prefix}/v1")
+        elif route.dialect == "qdrant":
+            prefix = claimed.partition("/collections")[0].rstrip("/") if not match.strip else claimed.rstrip("/")
+            found.setdefault("QDRANT_URL", base + prefix)
+    if "OPENAI_BASE_URL" in found and not os.environ.get("OPENAI_API_KEY"):
+        # the SDK will not start without one; the local tier asks for none
+        found["OPENAI_API_KEY"] = "understudy"
+    return found
+
+
+def print_env(arguments: argparse.Namespace) -> int:
+    """Print shell exports."""
+    for name, value in exports(sound_settings(arguments)).items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+    return WELL
+
+
+def execute_with_env(arguments: argparse.Namespace) -> int:
+    """Become the given command, with the exports set."""
+    words: list[str] = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    if not words:
+        raise Complaint("exec: no command given; try `understudy exec -- python app.py`")
+    environ = {**os.environ, **exports(sound_settings(arguments))}
+    try:
+        os.execvpe(words[0], words, environ)  # noqa: S606 (running the user's command is what was asked)
+    except OSError as error:
+        raise Complaint(f"exec: {words[0]}: {error.strerror}") from None

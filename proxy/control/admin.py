@@ -1,0 +1,120 @@
+"""The admin port: metrics, the three probes, and a status for people and programs. Never on a call's path."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aiohttp import web
+from prometheus_client.exposition import generate_latest
+
+from understudy.proxy.metrics import registry_for
+from understudy.proxy.rules import parse_address
+from understudy.proxy.sidecar import CannotStart, Sidecar
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LAG_S_MAX = 1.0
+"""An event loop later than this is not alive in any sense that helps a caller."""
+
+
+class Admin:
+    """Serves one sidecar's admin port."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self._sidecar = sidecar
+        self._registry = registry_for(sidecar)
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen. Raises CannotStart."""
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/startupz", self._startupz)
+        app.router.add_get("/status", self._status)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        address = self._sidecar.settings.server.admin
+        host, port = parse_address(address)
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise CannotStart(f"can't listen on {address} (admin): {error.strerror or error}") from None
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"content-type": METRICS_TYPE})
+
+    async def _livez(self, _request: web.Request) -> web.Response:
+        lag_s = self._sidecar.loop_lag_s
+        return _probe("" if lag_s < LAG_S_MAX else f"the event loop is {lag_s:.1f} s late")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        return _probe(self._sidecar.unready_because())
+
+    async def _startupz(self, _request: web.Request) -> web.Response:
+        return _probe("" if self._sidecar.started else "starting: " + self._sidecar.knowing.reason)
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.json_response(status_of(self._sidecar))
+
+
+def _probe(wrong: str) -> web.Response:
+    return web.Response(status=503 if wrong else 200, text=(wrong or "ok") + "\n")
+
+
+def status_of(sidecar: Sidecar) -> dict[str, Any]:
+    """What the sidecar is, has and does, as JSON values; no secret is among them."""
+    settings = sidecar.settings
+    unready = sidecar.unready_because()
+    return {
+        "ready": not unready,
+        "unready_because": unready,
+        "uptime_s": round(time.time() - sidecar.started_at, 1),
+        "policies": {
+            "folder": str(sidecar.policies),
+            "digest": settings.digest,
+            "reload_ok": sidecar.reload_ok,
+            "reloads": sidecar.reloads,
+            "faults": [str(fault) for fault in sidecar.faults],
+        },
+        "local": {"ready": sidecar.local_ready, "reason": sidecar.knowing.reason, **sidecar.local_info},
+        "routes": [_route_status(sidecar, name) for name in sidecar.stack.routes],
+    }
+
+
+def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
+    parts = sidecar.stack.routes[name]
+    now = sidecar.loop.time()
+    tiers: list[dict[str, Any]] = []
+    for link in parts.links:
+        tier = parts.tiers[link.name]
+        about: dict[str, Any] = {"name": link.name, "rank": link.rank, "active": link.service is not None}
+        if link.absent:
+            about["inactive_because"] = link.absent
+        if tier.breaker is not None:
+            about["breaker"] = {
+                "state": tier.breaker.state,
+                "reason": tier.breaker.reason,
+                "retry_after_s": round(tier.breaker.retry_after_s(now), 2),
+                "generation": tier.breaker.generation,
+            }
+        if tier.bulkhead is not None:
+            about["limit"] = {"in_flight": tier.bulkhead.in_flight, "waiting": len(tier.bulkhead.waiting)}
+        about["outcomes"] = {" ".join(filter(None, key)): count for key, count in link.outcomes.items()}
+        tiers.append(about)
+    return {
+        "name": name,
+        "dialect": parts.dialect.name,
+        "space": sidecar.settings.space_of(parts.route),
+        "in_flight": parts.tally.in_flight,
+        "answers": {f"{tier or 'none'} {hundreds}xx": n for (tier, hundreds), n in parts.tally.answers.items()},
+        "tiers": tiers,
+    }

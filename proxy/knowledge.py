@@ -1,0 +1,106 @@
+"""Get the local tier ready: load the model and the collections, and index the knowledge that it quotes from.
+
+The `knowledge` collection is made at first start, from our own handbook or from the operator's files, and made anew
+when the files or the model's space have changed. Embedding is remembered by text, so that an upgrade embeds only what
+is new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from understudy.indexes.faults import IndexFault
+from understudy.models.errors import ModelError
+from understudy.policies.service import Refused
+from understudy.proxy.settings import Local
+from understudy.proxy.tiers.knowing import Knowing
+
+log = logging.getLogger("understudy.local")
+
+KNOWLEDGE = "knowledge"
+WATCH_S = 5.0
+"""How often the collections on disk are looked at for new generations (`understudy index build` writes them)."""
+
+
+def collections_folder(state: Path) -> Path:
+    """Where the local collections live in a state folder."""
+    return state / "collections"
+
+
+def models_folder(state: Path) -> Path:
+    """Where built models are kept in a state folder."""
+    return state / "models"
+
+
+async def load_local(knowing: Knowing, local: Local, state: Path) -> None:
+    """Load model and collections, and make `knowledge` if it is due. Never raises: the reason is logged and refused
+    with."""
+    await knowing.load(local, models=models_folder(state), collections=collections_folder(state))
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, knowing.refresh)
+    sources = knowledge_sources(local)
+    if not sources:
+        return
+    try:
+        embedder = knowing.model().embedder
+        await loop.run_in_executor(None, build_knowledge, embedder, sources, collections_folder(state))
+        await loop.run_in_executor(None, knowing.refresh)
+    except (Refused, ModelError, IndexFault, OSError) as error:
+        log.warning("the local collection %r could not be made: %s", KNOWLEDGE, error)
+
+
+async def watch_collections(knowing: Knowing) -> None:
+    """Serve new generations of the collections soon after somebody has written them."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(WATCH_S)
+        for name, what in (await loop.run_in_executor(None, knowing.refresh)).items():
+            log.info("local collection %s: %s", name, what)
+
+
+def knowledge_sources(local: Local) -> list[Path]:
+    """The files that `local.knowledge` means."""
+    if local.knowledge is True:
+        from understudy.indexes import knowledge_files
+
+        return knowledge_files()
+    return [Path(each) for each in local.knowledge] if local.knowledge else []
+
+
+def build_knowledge(embedder: object, sources: Sequence[Path], folder: Path) -> bool:
+    """Make the collection if it is missing or out of date; whether it was made. Takes seconds: call it in a thread."""
+    from understudy.indexes.build import build
+    from understudy.models.embedder import Embedder
+
+    assert isinstance(embedder, Embedder)
+    mark = folder / f".{KNOWLEDGE}.made-from"
+    due = _digest(sources, embedder.space.name)
+    if mark.exists() and mark.read_text() == due and (folder / KNOWLEDGE / "CURRENT").exists():
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    report = build(
+        folder,
+        KNOWLEDGE,
+        sources,
+        lambda texts: embedder.embed(texts, "document"),
+        embedder.space.name,
+        embedder.space.dimensions,
+    )
+    # written last: a crash before this line means that it is looked at once more
+    mark.write_text(due)
+    log.info("indexed %d passages as %r in %.1f s", report.passages, KNOWLEDGE, report.wall_s)
+    return True
+
+
+def _digest(sources: Sequence[Path], space: str) -> str:
+    whole = hashlib.sha256(space.encode())
+    for source in sources:
+        files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+        for path in files:
+            whole.update(f"\0{path.name}\0".encode())
+            whole.update(path.read_bytes())
+    return whole.hexdigest()

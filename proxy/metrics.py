@@ -1,0 +1,194 @@
+"""What `/metrics` says: plain integers kept by the data plane, read only when a scraper asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from understudy.policies.observe import Histogram
+from understudy.proxy.http.door import Listener
+from understudy.proxy.http.upstream import Pool
+from understudy.proxy.stack import RouteParts
+
+BREAKER_STATES = ("closed", "half-open", "open")
+
+METRICS = {
+    "understudy_requests_total": "Calls answered, by route, tier and class of status",
+    "understudy_unanswered_total": "Calls that no tier answered, by route and kind of error",
+    "understudy_callers_left_total": "Calls whose caller hung up before the answer",
+    "understudy_in_flight": "Calls being answered now",
+    "understudy_request_seconds": "Seconds until a call's answer, or its first content",
+    "understudy_overhead_seconds": "Seconds we added ourselves: total less time spent waiting for upstreams",
+    "understudy_streams_broken_total": "Streamed answers that broke after their first content",
+    "understudy_tier_outcomes_total": "What came of asking each tier, by outcome and reason",
+    "understudy_breaker_state": "1 for the state a tier's breaker is in",
+    "understudy_breaker_transitions_total": "Changes of a breaker's state, by the state it changed to",
+    "understudy_limit_in_flight": "Places taken in a tier's bulkhead",
+    "understudy_limit_waiting": "Calls waiting for a place in a tier's bulkhead",
+    "understudy_limit_refused_total": "Calls that found no place in a tier's bulkhead",
+    "understudy_upstream_connections": "Connections to a tier's upstream, by state",
+    "understudy_upstream_connections_opened_total": "Connections opened to a tier's upstream",
+    "understudy_connections": "Connections from callers",
+    "understudy_connections_refused_total": "Connections refused at the limit or while draining",
+    "understudy_unrouted_total": "Requests that no route claimed",
+    "understudy_bad_requests_total": "Requests refused before they were read: malformed, too large or too slow",
+    "understudy_access_log_dropped_total": "Access log lines dropped because they could not be written in time",
+    "understudy_reload_total": "Policy reloads, by result",
+    "understudy_reload_ok": "1 while the policy files on disk are the ones in force",
+    "understudy_local_ready": "1 while the local model and indexes can answer",
+    "understudy_local_info": "The local model: where it runs and the vector space it embeds into",
+}
+"""Every metric exported, with its help text; README's list is tested against this table."""
+
+
+class Seen(Protocol):
+    """What the collector looks at (`understudy.proxy.sidecar.Sidecar` has it)."""
+
+    @property
+    def routes(self) -> Iterable[RouteParts]: ...
+    @property
+    def listeners(self) -> Iterable[Listener]: ...
+    @property
+    def pools(self) -> dict[tuple[str, str], Pool]: ...
+    @property
+    def reloads(self) -> dict[str, int]: ...
+    @property
+    def reload_ok(self) -> bool: ...
+    @property
+    def local_info(self) -> dict[str, str]: ...
+    @property
+    def local_ready(self) -> bool: ...
+    @property
+    def log_lines_dropped(self) -> int: ...
+
+
+class SidecarCollector(Collector):
+    """Turns the data plane's integers into metric families."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+
+    def collect(self) -> Iterator[Metric]:
+        routes = list(self._seen.routes)
+        yield from _route_metrics(routes)
+        yield from _tier_metrics(routes)
+        yield from _connection_metrics(self._seen)
+        yield from _process_metrics(self._seen)
+
+
+def registry_for(seen: Seen) -> CollectorRegistry:
+    """A registry with our collector and the usual ones of the process."""
+    from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
+
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(SidecarCollector(seen))
+    return registry
+
+
+def _counter(name: str, labels: list[str]) -> CounterMetricFamily:
+    return CounterMetricFamily(name, METRICS[name], labels=labels)
+
+
+def _gauge(name: str, labels: list[str]) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, METRICS[name], labels=labels)
+
+
+def _route_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
+    requests = _counter("understudy_requests_total", ["route", "tier", "outcome"])
+    unanswered = _counter("understudy_unanswered_total", ["route", "error"])
+    left = _counter("understudy_callers_left_total", ["route"])
+    broken = _counter("understudy_streams_broken_total", ["route"])
+    in_flight = _gauge("understudy_in_flight", ["route"])
+    seconds = HistogramMetricFamily(
+        "understudy_request_seconds", METRICS["understudy_request_seconds"], labels=["route"]
+    )
+    overhead = HistogramMetricFamily(
+        "understudy_overhead_seconds", METRICS["understudy_overhead_seconds"], labels=["route"]
+    )
+    for parts in routes:
+        name, tally = parts.route.name, parts.tally
+        for (tier, hundreds), count in tally.answers.items():
+            requests.add_metric([name, tier, f"{hundreds}xx"], count)
+        for error, count in tally.unanswered.items():
+            unanswered.add_metric([name, error], count)
+        left.add_metric([name], tally.left)
+        broken.add_metric([name], tally.streams_broken)
+        in_flight.add_metric([name], tally.in_flight)
+        _add_histogram(seconds, [name], tally.seconds)
+        _add_histogram(overhead, [name], tally.overhead)
+    yield from (requests, unanswered, left, broken, in_flight, seconds, overhead)
+
+
+def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
+    family.add_metric(labels, buckets, histogram.sum)
+
+
+def _tier_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
+    outcomes = _counter("understudy_tier_outcomes_total", ["route", "tier", "outcome", "reason"])
+    state = _gauge("understudy_breaker_state", ["route", "tier", "state"])
+    transitions = _counter("understudy_breaker_transitions_total", ["route", "tier", "to"])
+    in_flight = _gauge("understudy_limit_in_flight", ["route", "tier"])
+    waiting = _gauge("understudy_limit_waiting", ["route", "tier"])
+    refused = _counter("understudy_limit_refused_total", ["route", "tier"])
+    for parts in routes:
+        for name, tier in parts.tiers.items():
+            labels = [parts.route.name, name]
+            if tier.link is not None:
+                for (outcome, reason), count in tier.link.outcomes.items():
+                    outcomes.add_metric([*labels, outcome, reason], count)
+            if tier.breaker is not None:
+                for each in BREAKER_STATES:
+                    state.add_metric([*labels, each], float(tier.breaker.state == each))
+                for to, count in tier.breaker.transitions.items():
+                    transitions.add_metric([*labels, to], count)
+            if tier.bulkhead is not None:
+                in_flight.add_metric(labels, tier.bulkhead.in_flight)
+                waiting.add_metric(labels, len(tier.bulkhead.waiting))
+                refused.add_metric(labels, tier.bulkhead.refused)
+    yield from (outcomes, state, transitions, in_flight, waiting, refused)
+
+
+def _connection_metrics(seen: Seen) -> Iterator[Metric]:
+    pooled = _gauge("understudy_upstream_connections", ["route", "tier", "state"])
+    opened = _counter("understudy_upstream_connections_opened_total", ["route", "tier"])
+    for (route, tier), pool in seen.pools.items():
+        pooled.add_metric([route, tier, "idle"], pool.idle)
+        pooled.add_metric([route, tier, "busy"], pool.size - pool.idle)
+        opened.add_metric([route, tier], pool.opened)
+    connections = _gauge("understudy_connections", [])
+    refused = _counter("understudy_connections_refused_total", [])
+    unrouted = _counter("understudy_unrouted_total", [])
+    bad = _counter("understudy_bad_requests_total", [])
+    listeners = list(seen.listeners)
+    connections.add_metric([], sum(len(listener.doors) for listener in listeners))
+    refused.add_metric([], sum(listener.refused_connections for listener in listeners))
+    unrouted.add_metric([], sum(listener.unrouted for listener in listeners))
+    bad.add_metric([], sum(listener.bad_requests for listener in listeners))
+    yield from (pooled, opened, connections, refused, unrouted, bad)
+
+
+def _process_metrics(seen: Seen) -> Iterator[Metric]:
+    dropped = _counter("understudy_access_log_dropped_total", [])
+    dropped.add_metric([], seen.log_lines_dropped)
+    reloads = _counter("understudy_reload_total", ["result"])
+    for result, count in seen.reloads.items():
+        reloads.add_metric([result], count)
+    ok = _gauge("understudy_reload_ok", [])
+    ok.add_metric([], float(seen.reload_ok))
+    ready = _gauge("understudy_local_ready", [])
+    ready.add_metric([], float(seen.local_ready))
+    info = _gauge("understudy_local_info", ["model", "provider", "space"])
+    about = seen.local_info
+    info.add_metric([about.get(key, "") for key in ("model", "provider", "space")], 1)
+    yield from (dropped, reloads, ok, ready, info)

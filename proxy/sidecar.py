@@ -1,0 +1,295 @@
+"""The running sidecar: policies put in force, listeners, the local tier's knowledge, and the way down.
+
+Start-up is the first reload: read, assemble, check, swap by one assignment. Calls in flight finish on the stack they
+began on; breakers, places and counts go on by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from understudy.policies.service import Answer, Call, Refused, Service
+from understudy.proxy.access_log import AccessLog
+from understudy.proxy.dialects import DIALECTS, KINDS
+from understudy.proxy.http.door import Listener
+from understudy.proxy.http.upstream import Pool
+from understudy.proxy.knowledge import load_local, watch_collections
+from understudy.proxy.reading import BadPolicies, Fault, read_folder
+from understudy.proxy.routes import Table
+from understudy.proxy.rules import addresses, parse_address
+from understudy.proxy.settings import LocalTier, Route, Settings, Tier, UpstreamTier
+from understudy.proxy.stack import RouteParts, World, assemble
+from understudy.proxy.tiers.local import Knowing, local_tier
+from understudy.proxy.tiers.upstream import make_pool, upstream_tier
+
+log = logging.getLogger("understudy")
+
+TICK_S = 1.0
+BACKLOG = 1024
+
+
+class CannotStart(Exception):
+    """Why the sidecar can't run, in words for the operator."""
+
+
+@dataclass(slots=True)
+class Stack:
+    """Everything that one reading of the policies put in force; swapped as a whole."""
+
+    settings: Settings
+    routes: dict[str, RouteParts]
+    table: Table[RouteParts]
+    pools: dict[tuple[str, str], Pool]
+    tiers: dict[tuple[str, str], Tier] = field(default_factory=dict[tuple[str, str], Tier])
+
+
+class Sidecar:
+    """One process's worth of Understudy. `start`, then `drain_and_stop`; `reload` whenever the policies changed."""
+
+    def __init__(self, policies: Path, state: Path, environ: Mapping[str, str]) -> None:
+        self.policies = policies
+        self.state = state
+        self.environ = environ
+        self.loop = asyncio.get_running_loop()
+        self.world = World(clock=self.loop.time, sleep=asyncio.sleep)
+        self.access_log = AccessLog(sys.stdout.buffer)
+        self.started_at = time.time()
+        self.reloads = {"ok": 0, "bad": 0}
+        self.reload_ok = True
+        self.faults: tuple[Fault, ...] = ()
+        self.digest_seen = ""
+        self.draining = False
+        self.loop_lag_s = 0.0
+        self.listeners: list[Listener] = []
+        self._servers: list[asyncio.Server] = []
+        self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self.stack, self.knowing = self._first_stack()
+
+    # --- what others read ------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        return self.stack.settings
+
+    @property
+    def routes(self) -> Iterable[RouteParts]:
+        return self.stack.routes.values()
+
+    @property
+    def pools(self) -> dict[tuple[str, str], Pool]:
+        return self.stack.pools
+
+    @property
+    def log_lines_dropped(self) -> int:
+        return self.access_log.dropped
+
+    @property
+    def local_ready(self) -> bool:
+        return self.knowing.ready
+
+    @property
+    def local_info(self) -> dict[str, str]:
+        return self.knowing.about()
+
+    @property
+    def started(self) -> bool:
+        """Policies are in force, and the local tier has loaded or said that it can't."""
+        return bool(self._servers) and (self._loading is None or self._loading.done())
+
+    def unready_because(self) -> str:
+        """Why no call should be sent here now, or ''. An upstream's outage is no reason while some tier answers."""
+        if self.draining:
+            return "draining"
+        if not self.started:
+            return "starting: " + self.knowing.reason
+        if not self.local_ready and not any(self._has_upstream(parts) for parts in self.routes):
+            return "no tier can answer: " + self.knowing.reason
+        return ""
+
+    def _has_upstream(self, parts: RouteParts) -> bool:
+        return any(isinstance(tier, UpstreamTier) for tier in self.settings.active(parts.route))
+
+    # --- policies --------------------------------------------------------------------------------------------------
+
+    def _first_stack(self) -> tuple[Stack, Knowing]:
+        reading = read_folder(self.policies, self.environ, KINDS)
+        if reading.settings is None:
+            raise BadPolicies(reading.faults)
+        for warning in reading.warnings:
+            log.warning("%s", warning)
+        self.knowing = Knowing()
+        self.digest_seen = reading.settings.digest
+        self.access_log.enabled = reading.settings.server.access_log
+        return self._assembled(reading.settings, None), self.knowing
+
+    def reload(self) -> bool:
+        """Put the files on disk in force, or say why not and leave everything as it is."""
+        reading = read_folder(self.policies, self.environ, KINDS)
+        try:
+            if reading.settings is None:
+                raise BadPolicies(reading.faults)
+            stack = self._assembled(reading.settings, self.stack)
+        except (BadPolicies, CannotStart) as error:
+            self.faults = error.faults if isinstance(error, BadPolicies) else ()
+            self.reloads["bad"] += 1
+            self.reload_ok = False
+            log.error("policies not reloaded, %s stays in force:\n%s", self.settings.digest, error)
+            return False
+        self._swap(stack)
+        self.faults = ()
+        self.reloads["ok"] += 1
+        self.reload_ok = True
+        for warning in reading.warnings:
+            log.warning("%s", warning)
+        log.info("policies %s in force: %d routes", stack.settings.digest, len(stack.routes))
+        return True
+
+    def _swap(self, stack: Stack) -> None:
+        before, self.stack = self.stack, stack
+        for name in ("listen", "admin"):
+            if getattr(before.settings.server, name) != getattr(stack.settings.server, name):
+                log.warning("server.%s has changed: it takes effect at the next start", name)
+        if before.settings.local != stack.settings.local:
+            log.warning("`local` has changed: it takes effect at the next start")
+        self.access_log.enabled = stack.settings.server.access_log
+        for listener in self.listeners:
+            listener.find = stack.table.find
+            listener.limits = stack.settings.server.limits
+        for pool in set(before.pools.values()) - set(stack.pools.values()):
+            pool.close()
+
+    def _assembled(self, settings: Settings, before: Stack | None) -> Stack:
+        pools: dict[tuple[str, str], Pool] = {}
+        tiers: dict[tuple[str, str], Tier] = {}
+
+        def make_tier(route: Route, tier: Tier) -> Service:
+            tiers[route.name, tier.name] = tier
+            return self._made_tier(settings, route, tier, pools, before)
+
+        routes = {
+            route.name: assemble(
+                route,
+                DIALECTS[route.dialect],
+                self.world,
+                make_tier,
+                absent=settings.inactive.get(route.name),
+                before=before.routes.get(route.name) if before else None,
+            )
+            for route in settings.routes
+        }
+        table = Table((match, parts) for parts in routes.values() for match in parts.route.claims)
+        return Stack(settings, routes, table, pools, tiers)
+
+    def _made_tier(
+        self,
+        settings: Settings,
+        route: Route,
+        tier: Tier,
+        pools: dict[tuple[str, str], Pool],
+        before: Stack | None,
+    ) -> Service:
+        dialect = DIALECTS[route.dialect]
+        space = settings.space_of(route)
+        if isinstance(tier, LocalTier):
+            return local_tier(tier, space=space, dialect=dialect, knowing=self.knowing)
+        if space and tier.space and tier.space != space:
+            return _of_another_space(tier.space, space)
+        key = (route.name, tier.name)
+        pool = before.pools.get(key) if before and before.tiers.get(key) == tier else None
+        if pool is None:
+            try:
+                pool = make_pool(tier, self.loop)
+            except OSError as error:
+                raise CannotStart(f"route {route.name}, tier {tier.name}: tls.ca_file: {error}") from None
+        pools[key] = pool
+        return upstream_tier(tier, dialect, pool, self.world.clock)
+
+    # --- up and down -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen, and load the local tier behind the scenes. Raises CannotStart."""
+        for address in addresses(self.settings):
+            host, port = parse_address(address)
+            listener = Listener(
+                self.loop,
+                port,
+                self.stack.table.find,
+                DIALECTS["plain"],
+                self.settings.server.limits,
+                logged=self.access_log,
+                route_names=lambda: list(self.stack.routes),
+            )
+            try:
+                server = await self.loop.create_server(listener, host, port, backlog=BACKLOG)
+            except OSError as error:
+                raise CannotStart(f"can't listen on {address}: {error.strerror or error}") from None
+            listener.port = server.sockets[0].getsockname()[1]
+            self._servers.append(server)
+            self.listeners.append(listener)
+            log.info("listening on http://%s:%d", host, listener.port)
+        if self._needs_local():
+            self._loading = self.loop.create_task(load_local(self.knowing, self.settings.local, self.state))
+            self._loading.add_done_callback(self._loaded)
+        self._ticker = self.loop.call_later(TICK_S, self._tick, self.loop.time() + TICK_S)
+
+    def _needs_local(self) -> bool:
+        return any(isinstance(tier, LocalTier) for route in self.settings.routes for tier in route.tiers)
+
+    def _loaded(self, loading: asyncio.Task[None]) -> None:
+        if not loading.cancelled():
+            about = self.local_info
+            log.info("local tier %s: %s", "ready" if self.local_ready else "not ready", about or self.knowing.reason)
+            self._watching = self.loop.create_task(watch_collections(self.knowing))
+
+    def _tick(self, due: float) -> None:
+        now = self.loop.time()
+        self.loop_lag_s = max(0.0, now - due)
+        for listener in self.listeners:
+            listener.sweep(now)
+        for pool in self.pools.values():
+            pool.sweep(now)
+        self._ticker = self.loop.call_later(TICK_S, self._tick, now + TICK_S)
+
+    async def drain_and_stop(self) -> None:
+        """Unready at once; calls in hand are answered; what is still open at the drain deadline is told and cut."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        for listener in self.listeners:
+            listener.drain()
+        deadline = self.loop.time() + self.settings.server.drain_s
+        # polled, so that the doors need no notion of being waited for
+        while any(listener.doors for listener in self.listeners) and self.loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        for listener in self.listeners:
+            listener.cut()
+        await asyncio.sleep(0)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Let go of everything at once."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for pool in self.pools.values():
+            pool.close()
+        tasks = [task for task in (self._loading, self._watching) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.knowing.close()
+        self.access_log.close()
+
+
+def _of_another_space(own: str, wanted: str) -> Service:
+    async def refusing(_call: Call) -> Answer:
+        raise Refused("space", f"this tier's vectors are in the space {own}, the route's in {wanted}")
+
+    return refusing

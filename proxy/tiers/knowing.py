@@ -1,0 +1,244 @@
+"""What the local tiers share: the local model behind its queue, the local collections, and the threads to search in.
+
+    nothing yet --load--> model there?  yes: embedding, generating      no: the reason why not
+                     \\--> library there? yes: retrieving                no: the reason why not
+
+The two are had or not had independently: a host without the model can still search with the caller's own vectors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from understudy.indexes.faults import IndexFault
+from understudy.models.errors import ModelError
+from understudy.models.space import Space, same_space
+from understudy.policies.service import Failed, Refused
+from understudy.proxy.settings import Local
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Batches", "Counts", "Knowing", "Model", "Shelf", "Shelved"]
+
+log = logging.getLogger("understudy.local")
+
+THREADS = 2
+"""Searches side by side: numpy and hnswlib let go of the GIL, and a sidecar has few cores to itself."""
+WORKS_MAX = 64
+"""Searches begun or waiting for a thread; at a few milliseconds each, more would only wait past their deadlines."""
+WORK_S_MAX = 300.0
+"""How long anybody waits for a local answer who has named no deadline."""
+
+_Made = TypeVar("_Made")
+
+
+class Counts(Protocol):
+    """As much of an Embedder as the tiers use themselves."""
+
+    @property
+    def space(self) -> Space: ...
+    @property
+    def provider(self) -> str: ...
+    def count_tokens(self, texts: Sequence[str]) -> int: ...
+
+
+class Batches(Protocol):
+    """As much of a Batcher as the tiers use."""
+
+    async def embed(
+        self, texts: Sequence[str], *, kind: Literal["query", "document"] = "query", until: float
+    ) -> NDArray[np.float32]: ...
+    async def close(self) -> None: ...
+
+
+class Shelved(Protocol):
+    """As much of a Collection as the tiers use."""
+
+    name: str
+    space: str
+    dimensions: int
+
+    @property
+    def distance(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+    def search(
+        self,
+        vector: object,
+        k: int,
+        *,
+        filter: object = None,
+        offset: int = 0,
+        score_threshold: float | None = None,
+        with_vectors: bool = False,
+    ) -> Sequence[Any]: ...
+    def search_text(self, text: str, k: int) -> Sequence[Any]: ...
+    def search_fused(self, vector: object, text: str, k: int) -> Sequence[Any]: ...
+    def get(self, ids: Sequence[int | str], *, with_vectors: bool = False) -> Sequence[Any]: ...
+    def scroll(
+        self, from_id: int | str | None, limit: int, filter: object = None, *, with_vectors: bool = False
+    ) -> tuple[Sequence[Any], int | str | None]: ...
+    def count_matching(self, filter: object = None) -> int: ...
+
+
+class Shelf(Protocol):
+    """As much of a Library as the tiers use."""
+
+    def get(self, name: str) -> Shelved | None: ...
+    def names(self) -> Sequence[str]: ...
+    def refresh(self) -> dict[str, str]: ...
+
+
+class Model:
+    """The local model: who embeds, and behind which queue. `named` is what the settings call it."""
+
+    __slots__ = ("batcher", "embedder", "named")
+
+    def __init__(self, embedder: Counts, batcher: Batches, named: str = "") -> None:
+        self.embedder = embedder
+        self.batcher = batcher
+        self.named = named
+
+    def is_in(self, space: str) -> bool:
+        """Whether `space` is the name of the model's own vector space; the settings may name it by its folder."""
+        return bool(space) and (space == self.named or same_space(space, self.embedder.space.name))
+
+
+class Knowing:
+    """What is known locally. It says so itself when something is not: `model` and `shelf` raise Refused."""
+
+    def __init__(self, *, threads: int = THREADS, works_max: int = WORKS_MAX) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="local")
+        self._works: set[object] = set()
+        self._works_max = works_max
+        self._model: Model | None = None
+        self._shelf: Shelf | None = None
+        self._without_model = ("warming", "the local model is still being loaded")
+        self._without_shelf = ("warming", "the local collections are still being opened")
+
+    @property
+    def ready(self) -> bool:
+        """Whether both the model and the collections are there."""
+        return self._model is not None and self._shelf is not None
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready, in words for people, or ''."""
+        missing = [self._without_model] if self._model is None else []
+        missing += [self._without_shelf] if self._shelf is None else []
+        return "; ".join(detail for _, detail in missing)
+
+    @property
+    def works(self) -> int:
+        """Searches begun or waiting for a thread."""
+        return len(self._works)
+
+    def model(self) -> Model:
+        """The local model. Raises Refused("warming") until it is there, Refused("no_local_model") if it can't be."""
+        if self._model is None:
+            raise Refused(*self._without_model)
+        return self._model
+
+    def shelf(self) -> Shelf:
+        """The local collections. Raises Refused("warming") or Refused("no_local_index")."""
+        if self._shelf is None:
+            raise Refused(*self._without_shelf)
+        return self._shelf
+
+    async def load(self, local: Local, *, models: Path, collections: Path) -> None:
+        """Load the model (kept in the folder `models`) and the library over `collections`, in a thread.
+
+        Never raises: what could not be loaded is logged, and refused with its reason from then on.
+        """
+        self._shelf, self._without_shelf = await _tried(lambda: _library(collections), "no_local_index")
+        self._model, self._without_model = await _tried(lambda: _model(local, models), "no_local_model")
+
+    def give_model(self, model: Model) -> None:
+        """Have this model from now on."""
+        self._model = model
+
+    def give_shelf(self, shelf: Shelf) -> None:
+        """Have these collections from now on."""
+        self._shelf = shelf
+
+    def refresh(self) -> dict[str, str]:
+        """Open what is new on disk, let go of what is gone; what happened, by collection. Reads disk: call it in a
+        thread."""
+        return {} if self._shelf is None else self._shelf.refresh()
+
+    def about(self) -> dict[str, str]:
+        """What `/status` and the metrics say of the local model; empty values while there is none."""
+        if self._model is None:
+            return {"model": "", "provider": "", "space": ""}
+        embedder = self._model.embedder
+        return {"model": self._model.named, "provider": embedder.provider, "space": embedder.space.name}
+
+    async def in_thread(self, work: Callable[[], _Made], until: float) -> _Made:
+        """What `work` returns, by the time `until` on the loop's clock, from one of our threads.
+
+        Raises Refused("overloaded") when too much waits already and Failed("deadline") when the time is up. Work that
+        nobody waits for any more is dropped if it has not begun; its place is kept until it is really over.
+        """
+        if len(self._works) >= self._works_max:
+            raise Refused("overloaded", f"{self._works_max} local searches are in hand already")
+        loop = asyncio.get_running_loop()
+        place = object()
+        begun: list[bool] = []
+        self._works.add(place)
+
+        def worked() -> _Made:
+            begun.append(True)
+            try:
+                return work()
+            finally:
+                # discarding twice is harmless, and so is discarding from a thread
+                self._works.discard(place)
+
+        future = loop.run_in_executor(self._threads, worked)
+        try:
+            async with asyncio.timeout_at(min(until, loop.time() + WORK_S_MAX)):
+                return await future
+        except TimeoutError:
+            raise Failed("deadline", "the local search took longer than there was time", again=False) from None
+        finally:
+            if not begun:
+                self._works.discard(place)
+
+    async def close(self) -> None:
+        """Let go of the model and the threads; work in hand is finished, and nobody waits for it."""
+        if self._model is not None:
+            await self._model.batcher.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _tried(load: Callable[[], _Made], reason: str) -> tuple[_Made | None, tuple[str, str]]:
+    """What `load` gives, or None and the (reason, detail) to refuse with."""
+    try:
+        return await asyncio.get_running_loop().run_in_executor(None, load), ("", "")
+    except Exception as fault:
+        # the two modules' own faults say all there is to say; anything else is a bug's trace
+        log.warning("%s: %s", reason, fault, exc_info=not isinstance(fault, ModelError | IndexFault))
+        return None, (reason, str(fault))
+
+
+def _model(local: Local, cache: Path) -> Model:
+    from understudy.models.batcher import Batcher
+    from understudy.models.embedder import load
+
+    embedder = load(local.model, cache, local.provider)
+    embedder.warm_up()
+    batcher = Batcher(embedder, queue_texts_max=local.queue_texts_max, workers=local.workers)
+    return Model(embedder, batcher, local.model)
+
+
+def _library(folder: Path) -> Shelf:
+    from understudy.indexes.library import Library
+
+    return Library(folder)

@@ -1,0 +1,330 @@
+"""The local tier: answer from the local model and the local index, in the caller's own dialect, or say why not.
+
+    embed      the local model, if it lives in the route's vector space          source local-embed
+    retrieve   the local index, if its vectors live in the space of the query's  source local-index
+    generate   sentences quoted from the passages at hand, never an assertion    source extractive
+
+A vector of one space searched among vectors of another finds nothing but noise, and no error says so: hence the
+refusals. Everything slow happens in a thread or behind the model's queue, and nobody waits longer than `call.until`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from understudy.indexes.faults import BadQuestion, IndexFault, UnknownFilter
+from understudy.models.errors import DeadlinePassed, ModelError, Overloaded
+from understudy.models.space import same_space
+from understudy.policies.service import Answer, Call, Failed, Refused, Service
+from understudy.proxy.asks import (
+    CollectionInfo,
+    EmbedAsk,
+    Found,
+    GenerateAsk,
+    RetrieveAsk,
+    Retrieved,
+    Written,
+)
+from understudy.proxy.dialects.base import BadRequest, Dialect
+from understudy.proxy.settings import LocalTier
+from understudy.proxy.tiers.knowing import WORK_S_MAX, Knowing, Model, Shelf, Shelved
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from understudy.models.extractive import Passage
+
+__all__ = ["EXTRACTIVE_MODEL", "Knowing", "Model", "local_tier"]
+
+EXTRACTIVE_MODEL = "understudy-extractive"
+SLICE_TEXTS_MAX = 128
+"""How many texts of one call wait before the model at once, so that a large call doesn't fill the queue by itself."""
+
+NOTHING_TO_QUOTE = (
+    "The language model cannot be reached at the moment, and none of the passages at hand answers this question."
+)
+PREFACE = "The language model cannot be reached at the moment. These passages are quoted as they stand:"
+
+
+def local_tier(
+    settings: LocalTier,
+    *,
+    space: str | None,
+    dialect: Dialect,
+    knowing: Knowing,
+    clock: Callable[[], float] = time.time,
+) -> Service:
+    """A Service that answers locally. `space` is the route's vector space; `clock` tells the time since the epoch.
+
+    Raises Refused for what cannot be answered faithfully (`warming`, `no_local_model`, `space`, `no_collection`, …)
+    and Failed for what broke (`deadline`, `local_model`, `local_index`). A question that is itself at fault is
+    answered with the dialect's own 400.
+    """
+    tier = _Local(settings, space or "", dialect, knowing, clock)
+
+    async def answering(call: Call) -> Answer:
+        try:
+            return await tier.answer(call)
+        except BadRequest as fault:
+            answer = dialect.error(fault.status, "bad_request", fault.detail)
+            answer.source = "local"
+            return answer
+        except Overloaded as full:
+            raise Refused("overloaded", str(full)) from None
+        except DeadlinePassed as late:
+            raise Failed("deadline", str(late), again=False) from None
+        except ModelError as fault:
+            raise Failed("local_model", str(fault), again=False) from fault
+        except IndexFault as fault:
+            raise Failed("local_index", str(fault), again=False) from fault
+
+    return answering
+
+
+class _Local:
+    """What one local tier of one route knows."""
+
+    __slots__ = ("clock", "dialect", "knowing", "settings", "space")
+
+    def __init__(
+        self, settings: LocalTier, space: str, dialect: Dialect, knowing: Knowing, clock: Callable[[], float]
+    ) -> None:
+        self.settings = settings
+        self.space = space
+        self.dialect = dialect
+        self.knowing = knowing
+        self.clock = clock
+
+    async def answer(self, call: Call) -> Answer:
+        ask = self.dialect.ask(call)
+        if isinstance(ask, EmbedAsk):
+            return _from("local-embed", await self.embed(call, ask))
+        if isinstance(ask, RetrieveAsk):
+            return _from("local-index", await self.retrieve(call, ask))
+        return _from("extractive", await self.generate(call, ask))
+
+    # --- embed -----------------------------------------------------------------------------------------------------
+
+    async def embed(self, call: Call, ask: EmbedAsk) -> Answer:
+        model = self.knowing.model()
+        self._refuse_unless_embeddable(ask, model)
+        vectors = await _embedded(model, ask.texts, call.until)
+        name = model.embedder.space.name
+
+        def written() -> Answer:
+            # in a thread: 2,048 vectors take 60 ms to write down, and their texts longer to count
+            return self.dialect.embedded(ask, vectors, model.embedder.count_tokens(ask.texts), name)
+
+        return await self.knowing.in_thread(written, call.until)
+
+    def _refuse_unless_embeddable(self, ask: EmbedAsk, model: Model) -> None:
+        own = model.embedder.space
+        if not model.is_in(self.space):
+            raise Refused("space", f"this route's vectors are {_named(self.space)}, the local model's are {own.name}")
+        if ask.dimensions not in (None, own.dimensions):
+            raise Refused("dimensions", f"{ask.dimensions} were asked for, the local model gives {own.dimensions}")
+        if ask.tokens:
+            raise Refused(
+                "token_input",
+                "token ids of another tokeniser cannot be embedded here; let the client send text "
+                "(LangChain: check_embedding_ctx_length=False)",
+            )
+
+    # --- retrieve --------------------------------------------------------------------------------------------------
+
+    async def retrieve(self, call: Call, ask: RetrieveAsk) -> Answer:
+        if ask.op == "version":
+            return self.dialect.retrieved(ask, Retrieved(), 0.0)
+        shelf = self.knowing.shelf()
+        now = asyncio.get_running_loop().time
+        began = now()
+
+        def found() -> Answer:
+            return self.dialect.retrieved(ask, self._result(shelf, ask), now() - began)
+
+        return await self.knowing.in_thread(found, call.until)
+
+    def _result(self, shelf: Shelf, ask: RetrieveAsk) -> Retrieved:
+        """What the index says; BadQuestion becomes the caller's 400, but for a filter: we may know fewer than Qdrant."""
+        try:
+            if ask.op == "collections":
+                return Retrieved(names=self._callers_names(shelf))
+            collection = self._collection(shelf, ask.collection)
+            self._refuse_unless_same_space(ask, collection)
+            return _read(collection, ask)
+        except UnknownFilter as fault:
+            raise Refused("unsupported_filter", str(fault)) from None
+        except BadQuestion as fault:
+            raise BadRequest(f"Wrong input: {fault}") from None
+
+    def _collection(self, shelf: Shelf, name: str) -> Shelved:
+        local_name = self.settings.collections.get(name, name)
+        try:
+            collection = shelf.get(local_name)
+        except BadQuestion:
+            # a name that no folder can have is a name we have nothing under
+            collection = None
+        if collection is None:
+            # never a 404: that we have no copy says nothing about the database
+            raise Refused("no_collection", f"there is no local collection {local_name!r}")
+        return collection
+
+    def _refuse_unless_same_space(self, ask: RetrieveAsk, collection: Shelved) -> None:
+        """A vector of the caller's may be compared only with vectors of the route's space; one looked up by id is the
+        collection's own."""
+        asks = ask.parts if ask.op == "batch" else (ask,)
+        if all(part.vector is None for part in asks) or self._is_of_route(collection.space):
+            return
+        raise Refused(
+            "space", f"this route's vectors are {_named(self.space)}, those of the collection are {collection.space}"
+        )
+
+    def _is_of_route(self, space: str) -> bool:
+        if same_space(self.space, space):
+            return True
+        try:
+            model = self.knowing.model()
+        except Refused:
+            return False
+        return model.is_in(self.space) and model.is_in(space)
+
+    def _callers_names(self, shelf: Shelf) -> list[str]:
+        """The local collections under the names that callers know them by."""
+        there = set(shelf.names())
+        renamed = {ours: theirs for theirs, ours in self.settings.collections.items() if ours in there}
+        return sorted(renamed.get(name, name) for name in there)
+
+    # --- generate --------------------------------------------------------------------------------------------------
+
+    async def generate(self, call: Call, ask: GenerateAsk) -> Answer:
+        """Sentences quoted from the prompt's own context, or from the collection of the settings; where nothing fits,
+        a text that says so. Raises Refused where a quotation would break what the caller parses."""
+        if ask.structured:
+            raise Refused("structured", f"{ask.structured} were asked for, and quoted sentences are not that")
+        from understudy.models import extractive
+
+        model = self.knowing.model()
+        question = extractive.question_in_prompt(ask.messages)
+        passages = extractive.passages_in_prompt(ask.messages)
+        if question and not passages:
+            passages = await self._passages_for(question, model, call.until)
+        text = await self._quoted(question, passages, model, call.until) if question else NOTHING_TO_QUOTE
+        return self.dialect.generated(ask, await self._counted(call, ask, text, model))
+
+    async def _passages_for(self, question: str, model: Model, until: float) -> Sequence[Passage]:
+        from understudy.models.extractive import Passage
+
+        try:
+            collection = self._collection(self.knowing.shelf(), self.settings.collection)
+        except Refused:
+            return []
+        k = self.settings.passages
+        if model.is_in(collection.space):
+            vector = (await _embedded(model, [question], until))[0]
+            hits = await self.knowing.in_thread(lambda: collection.search_fused(vector, question, k), until)
+        else:
+            hits = await self.knowing.in_thread(lambda: collection.search_text(question, k), until)
+        return [Passage(source=hit.source, text=hit.text, score=hit.score) for hit in hits]
+
+    async def _quoted(self, question: str, passages: Sequence[Passage], model: Model, until: float) -> str:
+        from understudy.models import extractive
+
+        loop = asyncio.get_running_loop()
+
+        def vectors_of(texts: Sequence[str]) -> NDArray[np.float32]:
+            # from the thread back to the loop: sentences wait in the same queue as everybody's texts
+            return asyncio.run_coroutine_threadsafe(_embedded(model, texts, until), loop).result()
+
+        def quoted() -> str:
+            extract = extractive.best_sentences(question, passages, vectors_of, k=self.settings.sentences)
+            return extractive.quote(extract, PREFACE) if extract else NOTHING_TO_QUOTE
+
+        return await self.knowing.in_thread(quoted, until)
+
+    async def _counted(self, call: Call, ask: GenerateAsk, text: str, model: Model) -> Written:
+        count = model.embedder.count_tokens
+        prompt = [str(message.get("content") or "") for message in ask.messages]
+        counts = await self.knowing.in_thread(lambda: (count(prompt), count([text])), call.until)
+        return Written(text, EXTRACTIVE_MODEL, *counts, id=call.id, created_s=int(self.clock()))
+
+
+# --- what needs no tier ------------------------------------------------------------------------------------------------
+
+
+def _from(source: str, answer: Answer) -> Answer:
+    answer.source = source
+    return answer
+
+
+def _named(space: str) -> str:
+    return space or "of a space that nobody named"
+
+
+async def _embedded(model: Model, texts: Sequence[str], until: float) -> NDArray[np.float32]:
+    """Vectors [n, d], asked for in slices. One text is taken for a question, several for documents: the API does not
+    say, and a model without prefixes makes no difference."""
+    until = min(until, asyncio.get_running_loop().time() + WORK_S_MAX)
+    kind = "query" if len(texts) == 1 else "document"
+    first = await model.batcher.embed(texts[:SLICE_TEXTS_MAX], kind=kind, until=until)
+    if len(texts) <= SLICE_TEXTS_MAX:
+        return first
+    slices = [first]
+    for at in range(SLICE_TEXTS_MAX, len(texts), SLICE_TEXTS_MAX):
+        slices.append(await model.batcher.embed(texts[at : at + SLICE_TEXTS_MAX], kind=kind, until=until))
+    import numpy as np
+
+    return np.concatenate(slices)
+
+
+def _read(collection: Shelved, ask: RetrieveAsk) -> Retrieved:
+    """One read of a collection that is there, whose space fits."""
+    if ask.op == "search":
+        return Retrieved(found=_search(collection, ask))
+    if ask.op == "batch":
+        return Retrieved(parts=[Retrieved(found=_search(collection, part)) for part in ask.parts])
+    if ask.op == "scroll":
+        points, next_id = collection.scroll(ask.after, ask.limit, ask.filter, with_vectors=ask.with_vector)
+        return Retrieved(found=[_found(point) for point in points], next_id=next_id)
+    if ask.op == "get":
+        return Retrieved(found=[_found(point) for point in collection.get(ask.ids, with_vectors=ask.with_vector)])
+    if ask.op == "count":
+        return Retrieved(count=collection.count_matching(ask.filter))
+    if ask.op == "info":
+        distance = str(collection.distance)
+        return Retrieved(info=CollectionInfo(ask.collection, collection.count, collection.dimensions, distance))
+    return Retrieved(exists=True)
+
+
+def _search(collection: Shelved, ask: RetrieveAsk) -> list[Found]:
+    if ask.near_id is None:
+        hits = collection.search(
+            ask.vector,
+            ask.limit,
+            filter=ask.filter,
+            offset=ask.offset,
+            score_threshold=ask.score_threshold,
+            with_vectors=ask.with_vector,
+        )
+        return [_found(hit) for hit in hits]
+    there = collection.get([ask.near_id], with_vectors=True)
+    if not there:
+        raise BadRequest(f"Not found: No point with id {ask.near_id} found", status=404)
+    # One more than asked for, since the point itself, which Qdrant leaves out, is among its own neighbours.
+    hits = collection.search(
+        there[0].vector,
+        ask.offset + ask.limit + 1,
+        filter=ask.filter,
+        score_threshold=ask.score_threshold,
+        with_vectors=ask.with_vector,
+    )
+    others = [_found(hit) for hit in hits if hit.id != there[0].id]
+    return others[ask.offset : ask.offset + ask.limit]
+
+
+def _found(point: Any) -> Found:
+    vector = None if point.vector is None else point.vector.tolist()
+    return Found(point.id, point.payload, getattr(point, "score", None), vector)
