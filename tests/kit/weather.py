@@ -95,6 +95,10 @@ def weathered(service: Service, weather: Weather, clock: Clock) -> Service:
         if fault.plight == "hangs":
             await asyncio.sleep(min(max(call.until - clock(), 0.0), HANG_S_MAX))
             raise Failed("timeout", "the weather hung this call")
+        left_s = call.until - clock()
+        if fault.wait_s > left_s:
+            await asyncio.sleep(max(left_s, 0.0))
+            raise Failed("deadline", "the weather was slower than there was time", soft=True)
         await asyncio.sleep(fault.wait_s)
         if fault.plight == "failed":
             raise Failed("connect", "the weather broke this call")

@@ -1,0 +1,255 @@
+"""The breaker's heart, told the time; and its shell, over a service that fails."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kit.weather import call_of
+from understudy.policies.breaker import Breaker, breaker
+from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Stream
+from understudy.proxy.settings import Breaker as Rules
+
+EVEN = 0.5
+"""The luck that leaves an open time as it is."""
+
+
+def opened(rules: Rules, now: float = 0.0) -> Breaker:
+    heart = Breaker(rules)
+    for _ in range(rules.consecutive):
+        ticket = heart.admit(now)
+        assert ticket is not None
+        heart.failed(now, ticket, EVEN)
+    assert heart.state == "open"
+    return heart
+
+
+def test_failures_in_a_row_open_it_and_one_success_between_them_does_not():
+    heart = Breaker(Rules(consecutive=3, calls_min=100))
+    for outcome in ("failed", "failed", "ok", "failed", "failed"):
+        ticket = heart.admit(1.0)
+        assert ticket is not None
+        if outcome == "ok":
+            heart.succeeded(1.0, ticket)
+        else:
+            heart.failed(1.0, ticket, EVEN)
+    assert heart.state == "closed"
+    heart.failed(1.0, heart.generation, EVEN)
+    assert heart.state == "open"
+    assert heart.reason == "3 failures in a row"
+
+
+@pytest.mark.parametrize("spread_s", [0.05, 25.0])
+def test_ten_failures_among_others_trip_the_ratio_whether_they_come_at_once_or_spread_over_the_window(spread_s: float):
+    heart = Breaker(Rules(consecutive=100, ratio=0.5, calls_min=10, window_s=30.0))
+    now = 30.0
+    for turn in range(10):
+        heart.failed(now, heart.generation, EVEN)
+        assert heart.state == ("open" if turn == 9 else "closed")
+        now += spread_s / 10
+
+
+def test_failures_older_than_the_window_count_for_nothing():
+    heart = Breaker(Rules(consecutive=100, calls_min=10, window_s=30.0))
+    for _ in range(9):
+        heart.failed(0.0, heart.generation, EVEN)
+    heart.failed(31.0, heart.generation, EVEN)
+    assert heart.state == "closed"
+
+
+def test_soft_failures_count_in_the_ratio_but_not_in_the_row():
+    heart = Breaker(Rules(consecutive=3, calls_min=10, ratio=0.5))
+    for _ in range(9):
+        heart.failed(1.0, heart.generation, EVEN, soft=True)
+    assert heart.state == "closed"
+    heart.failed(1.0, heart.generation, EVEN, soft=True)
+    assert heart.state == "open"
+
+
+def test_open_times_double_up_to_the_bound_and_start_over_once_it_has_closed():
+    rules = Rules(consecutive=1, open_s=5, open_s_max=12, permits=1)
+    heart, now, pauses = Breaker(rules), 0.0, []
+    for _ in range(4):
+        ticket = heart.admit(now)
+        assert ticket is not None
+        heart.failed(now, ticket, EVEN)
+        pauses.append(heart.retry_after_s(now))
+        now += pauses[-1]
+    assert pauses == [5, 10, 12, 12]
+    ticket = heart.admit(now)
+    assert ticket is not None
+    heart.succeeded(now, ticket)
+    assert heart.state == "closed"
+    heart.failed(now, heart.generation, EVEN)
+    assert heart.retry_after_s(now) == 5
+
+
+def test_jitter_moves_an_open_time_by_a_quarter_either_way():
+    short, long = Breaker(Rules(consecutive=1)), Breaker(Rules(consecutive=1))
+    short.failed(0.0, 0, 0.0)
+    long.failed(0.0, 0, 1.0)
+    assert (short.retry_after_s(0.0), long.retry_after_s(0.0)) == (3.75, 6.25)
+
+
+def test_the_upstreams_own_retry_after_beats_our_guess_within_bounds():
+    for said, kept in ((20.0, 20.0), (0.1, 1.0), (86400.0, 300.0)):
+        heart = Breaker(Rules(consecutive=1))
+        heart.failed(0.0, 0, EVEN, retry_after_s=said)
+        assert heart.retry_after_s(0.0) == kept
+
+
+def test_half_open_lets_exactly_its_permits_through_and_closes_when_all_are_answered():
+    heart = opened(Rules(consecutive=1, permits=3))
+    assert heart.admit(4.9) is None
+    tickets = [heart.admit(5.0) for _ in range(5)]
+    assert [ticket is not None for ticket in tickets] == [True, True, True, False, False]
+    for ticket in tickets[:3]:
+        assert heart.state == "half-open"
+        assert ticket is not None
+        heart.succeeded(5.1, ticket)
+    assert heart.state == "closed"
+
+
+def test_one_failed_probe_opens_it_again_also_when_it_failed_softly():
+    for soft in (False, True):
+        heart = opened(Rules(consecutive=1))
+        ticket = heart.admit(5.0)
+        assert ticket is not None
+        heart.failed(5.0, ticket, EVEN, soft=soft)
+        assert heart.state == "open"
+
+
+def test_a_probe_that_came_to_nothing_gives_its_permit_back():
+    heart = opened(Rules(consecutive=1, permits=1))
+    for _ in range(10):
+        ticket = heart.admit(5.0)
+        assert ticket is not None
+        assert heart.admit(5.0) is None
+        heart.forgotten(ticket)
+    assert heart.state == "half-open"
+
+
+def test_probes_that_never_come_back_do_not_hold_it_half_open_for_ever():
+    heart = opened(Rules(consecutive=1, permits=1, probing_s_max=30.0))
+    assert heart.admit(5.0) is not None
+    assert heart.admit(34.9) is None
+    assert heart.state == "half-open"
+    assert heart.admit(35.0) is None
+    assert heart.state == "open"
+    assert heart.admit(200.0) is not None
+
+
+def test_stragglers_from_before_it_closed_do_not_open_it_again():
+    heart = Breaker(Rules(consecutive=5, permits=1))
+    early = [heart.admit(0.0) for _ in range(200)]
+    for ticket in early[:5]:
+        assert ticket is not None
+        heart.failed(0.0, ticket, EVEN)
+    probe = heart.admit(5.0)
+    assert probe is not None
+    heart.succeeded(5.0, probe)
+    assert heart.state == "closed"
+    for ticket in early[5:]:
+        assert ticket is not None
+        heart.failed(6.0, ticket, EVEN)
+    assert heart.state == "closed"
+
+
+def test_a_disabled_breaker_never_refuses():
+    heart = Breaker(Rules(enabled=False, consecutive=1))
+    for _ in range(100):
+        ticket = heart.admit(0.0)
+        assert ticket is not None
+        heart.failed(0.0, ticket, EVEN)
+    assert heart.state == "closed"
+
+
+@settings(derandomize=True, max_examples=300)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["admit", "ok", "fail", "soft", "forget"]), st.floats(0, 20), st.floats(0, 1)),
+        max_size=80,
+    )
+)
+def test_no_permit_is_ever_lost_or_made_whatever_happens_in_whatever_order(story: list[tuple[str, float, float]]):
+    rules = Rules(consecutive=2, calls_min=4, permits=2)
+    heart, now = Breaker(rules), 0.0
+    held: list[int] = []
+    for what, passed_s, luck in story:
+        now += passed_s
+        if what == "admit":
+            ticket = heart.admit(now)
+            if ticket is not None:
+                held.append(ticket)
+        elif held:
+            ticket = held.pop(int(luck * (len(held) - 1)))
+            if what == "ok":
+                heart.succeeded(now, ticket)
+            elif what == "forget":
+                heart.forgotten(ticket)
+            else:
+                heart.failed(now, ticket, luck, soft=what == "soft")
+        probing = [ticket for ticket in held if ticket == heart.generation]
+        if heart.state == "half-open":
+            assert len(probing) <= rules.permits
+    # and it is never wedged: with nobody holding anything, it lets a call through in the end
+    for ticket in held:
+        heart.forgotten(ticket)
+    assert any(heart.admit(now + later) is not None for later in (0.0, 100.0, 200.0, 400.0))
+
+
+# --- the shell -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_open_breaker_refuses_without_asking_and_says_when_to_come_back():
+    asked = 0
+
+    async def failing(_call: Call) -> Answer:
+        nonlocal asked
+        asked += 1
+        raise Failed("reset")
+
+    guarded = breaker(failing, Breaker(Rules(consecutive=2)), clock=lambda: 0.0, dice=lambda: EVEN)
+    for _ in range(2):
+        with pytest.raises(Failed):
+            await guarded(call_of("embed", "x"))
+    with pytest.raises(Refused) as refused:
+        await guarded(call_of("embed", "x"))
+    assert (asked, refused.value.reason, refused.value.retry_after_s) == (2, "breaker", 5.0)
+
+
+async def test_a_stream_that_is_cut_counts_as_a_failure_although_it_began_well_and_one_that_was_left_does_not():
+    heart = Breaker(Rules(consecutive=1))
+
+    async def streaming(_call: Call) -> Answer:
+        return Answer(200, [], stream=HeldStream([b"a"]))
+
+    guarded = breaker(streaming, heart, clock=lambda: 0.0, dice=lambda: EVEN)
+    left, cut = (await guarded(call_of("generate", "x"))).stream, (await guarded(call_of("generate", "x"))).stream
+    assert isinstance(left, Stream)
+    assert isinstance(cut, Stream)
+    left.close()
+    assert heart.state == "closed"
+    cut.finish("cut")
+    assert heart.state == "open"
+
+
+async def test_a_hundred_callers_who_hang_up_open_nothing_and_leak_no_permit():
+    import asyncio
+
+    heart = opened(Rules(consecutive=1, permits=2))
+
+    async def endless(_call: Call) -> Answer:
+        await asyncio.sleep(3600)
+        return Answer(200, [])
+
+    guarded = breaker(endless, heart, clock=lambda: 6.0, dice=lambda: EVEN)
+    for _ in range(100):
+        task = asyncio.ensure_future(guarded(call_of("embed", "x")))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert heart.state == "half-open"
+    assert [heart.admit(6.0) is not None for _ in range(3)] == [True, True, False]

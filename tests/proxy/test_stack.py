@@ -1,0 +1,240 @@
+"""The stack put together: both orders with what goes wrong when they are swapped, carry-over, and seeded weather."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from tests.kit.weather import Weather, call_of, calls, weathered
+from understudy.policies.breaker import Breaker, breaker
+from understudy.policies.deadline import Deadline
+from understudy.policies.limit import Bulkhead, limit
+from understudy.policies.observe import RouteTally, observe
+from understudy.policies.retry import Retry, retry
+from understudy.policies.service import Answer, Call, Failed, Refused, Service
+from understudy.proxy import settings
+from understudy.proxy.dialects import DIALECTS
+from understudy.proxy.settings import LocalTier, Match, Route, Tier, UpstreamTier
+from understudy.proxy.stack import ROUTE_ORDER, TIER_ORDER, RouteParts, World, assemble
+
+
+def route(**changed: object) -> Route:
+    tiers: list[Tier] = [UpstreamTier(name="first", url="http://a"), UpstreamTier(name="second", url="http://b")]
+    fields: dict[str, object] = {
+        "name": "r",
+        "match": Match(prefix="/"),
+        "dialect": "plain",
+        "tiers": [*tiers, LocalTier(name="local")],
+    }
+    return Route(**{**fields, **changed})  # pyright: ignore[reportArgumentType]
+
+
+def world(seed: int = 0) -> World:
+    return World(clock=asyncio.get_running_loop().time, sleep=asyncio.sleep, dice=random.Random(seed).random)
+
+
+async def answering(_call: Call) -> Answer:
+    return Answer(200, [], b"ok")
+
+
+def put_together(made: dict[str, Service], *, before: RouteParts | None = None, **changed: object) -> RouteParts:
+    return assemble(
+        route(**changed), DIALECTS["plain"], world(), lambda _route, tier: made.get(tier.name, answering), before=before
+    )
+
+
+def test_every_policy_in_the_orders_has_a_reason_and_a_heading_in_the_handbook():
+    from understudy.indexes import knowledge_files
+
+    handbook = "\n".join(path.read_text() for path in knowledge_files()).lower()
+    for name, reason in ROUTE_ORDER + TIER_ORDER:
+        assert len(reason.split()) > 5, name
+        if name in ("deadline", "retry", "breaker", "limit"):
+            assert any(line.startswith("#") and name in line for line in handbook.splitlines()), name
+
+
+# --- the orders ----------------------------------------------------------------------------------------------------
+
+
+async def test_retry_outside_the_breaker_counts_every_attempt_and_stops_when_it_opens():
+    asked = 0
+
+    async def broken(_call: Call) -> Answer:
+        nonlocal asked
+        asked += 1
+        raise Failed("reset")
+
+    def stacked(*, swapped: bool) -> tuple[Service, Breaker]:
+        heart, clock = Breaker(settings.Breaker(consecutive=3)), asyncio.get_running_loop().time
+        again = Retry(5, 0.01, 0.1)
+        if swapped:
+            inner = retry(broken, again, clock=clock, dice=random.random, sleep=asyncio.sleep)
+            return breaker(inner, heart, clock=clock, dice=random.random), heart
+        inner = breaker(broken, heart, clock=clock, dice=random.random)
+        return retry(inner, again, clock=clock, dice=random.random, sleep=asyncio.sleep), heart
+
+    service, heart = stacked(swapped=False)
+    with pytest.raises(Failed):
+        await service(call_of("embed", "x"))
+    assert (asked, heart.state) == (3, "open")
+
+    asked = 0
+    service, heart = stacked(swapped=True)
+    with pytest.raises(Failed):
+        await service(call_of("embed", "x"))
+    # five attempts at a dead upstream, and the breaker has seen one failure
+    assert (asked, heart.state) == (5, "closed")
+
+
+async def test_breaker_outside_the_limit_spares_callers_the_wait_for_a_place_at_a_dead_tier():
+    async def hanging(_call: Call) -> Answer:
+        await asyncio.sleep(5)
+        raise Failed("reset")
+
+    def stacked(*, swapped: bool) -> Service:
+        clock = asyncio.get_running_loop().time
+        heart, places = Breaker(settings.Breaker(consecutive=1)), Bulkhead(settings.Limit(concurrent=1, wait_s_max=9))
+        heart.failed(clock(), heart.generation, 0.5)
+        if swapped:
+            service = limit(breaker(hanging, heart, clock=clock, dice=lambda: 0.5), places, clock=clock)
+        else:
+            service = breaker(limit(hanging, places, clock=clock), heart, clock=clock, dice=lambda: 0.5)
+        # one call from before it opened still holds the only place
+        places.in_flight = 1
+        return service
+
+    clock = asyncio.get_running_loop().time
+    for swapped, waited_s in ((False, 0.0), (True, 9.0)):
+        began = clock()
+        with pytest.raises(Refused):
+            await stacked(swapped=swapped)(call_of("embed", "x"))
+        assert clock() - began == pytest.approx(waited_s)
+
+
+async def test_limit_next_to_the_tier_keeps_no_place_while_a_retry_waits():
+    asked = 0
+
+    async def flaky(_call: Call) -> Answer:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise Failed("reset")
+        return Answer(200, [])
+
+    clock = asyncio.get_running_loop().time
+    for swapped, taken in ((False, 0), (True, 1)):
+        asked, places = 0, Bulkhead(settings.Limit(concurrent=1))
+        again = Retry(2, 10.0, 10.0)
+        service = limit(flaky, places, clock=clock) if not swapped else flaky
+        service = retry(service, again, clock=clock, dice=lambda: 0.9, sleep=asyncio.sleep)
+        service = limit(service, places, clock=clock) if swapped else service
+        task = asyncio.ensure_future(service(call_of("embed", "x")))
+        await asyncio.sleep(1.0)
+        assert places.in_flight == taken
+        await task
+
+
+async def test_observe_outermost_counts_what_the_caller_saw():
+    tally = RouteTally()
+
+    async def failing(_call: Call) -> Answer:
+        raise Failed("reset")
+
+    observed = observe(failing, tally, clock=asyncio.get_running_loop().time)
+    with pytest.raises(Failed):
+        await observed(call_of("embed", "x"))
+    task = asyncio.ensure_future(
+        observe(lambda _call: asyncio.sleep(9, Answer(200, [])), tally, clock=asyncio.get_running_loop().time)(
+            call_of("embed", "x")
+        )
+    )
+    await asyncio.sleep(1)
+    assert tally.in_flight == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (tally.unanswered, tally.left, tally.in_flight) == ({"failed": 1}, 1, 0)
+
+
+# --- carried over a reload -----------------------------------------------------------------------------------------
+
+
+async def test_a_reload_keeps_breakers_places_and_counts_by_name_and_gives_them_the_new_rules():
+    async def broken(_call: Call) -> Answer:
+        raise Failed("reset")
+
+    now = asyncio.get_running_loop().time()
+    before = put_together({"first": broken}, breaker=settings.Breaker(consecutive=2))
+    for _ in range(3):
+        await before.service(call_of("embed", "x", born=now))
+    after = put_together({}, before=before, breaker=settings.Breaker(consecutive=7, open_s=9, open_s_max=9))
+    heart = after.tiers["first"].breaker
+    assert heart is not None
+    assert (heart.state, heart.rules.consecutive) == ("open", 7)
+    answer = await after.service(call_of("embed", "x", born=now))
+    assert (answer.source, answer.reason) == ("second", "first: breaker")
+    assert after.tally.answers == {("secondary", 2): 4}
+    assert after.links[0].outcomes[("failed", "reset")] == 1
+
+
+async def test_a_tier_that_a_reload_takes_away_is_gone_and_one_that_is_absent_is_shown_but_not_asked():
+    after = assemble(
+        route(), DIALECTS["plain"], world(), lambda _route, _tier: answering, absent={"first": "KEY is not set"}
+    )
+    answer = await after.service(call_of("embed", "x"))
+    assert (answer.tier, answer.source, answer.reason) == ("secondary", "second", "first: KEY is not set")
+
+
+# --- weather -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_the_weather_someone_answers_in_time_and_nothing_leaks(seed: int):
+    """3,000 calls at 20 a second through two upstreams in bad weather, with a local tier that always answers."""
+    clock = asyncio.get_running_loop().time
+    made = {
+        "first": weathered(answering, Weather(f"{seed}/a", began=clock()), clock),
+        "second": weathered(answering, Weather(f"{seed}/b", began=clock()), clock),
+    }
+    limits = settings.Limit(concurrent=50, queue=20, wait_s_max=0.2)
+    times = Deadline(total_s=4.0, reserve_s=0.5)
+    parts = put_together(
+        made, limit=limits, deadline=settings.Deadline(total_s=times.total_s, reserve_s=times.reserve_s)
+    )
+    seen: Counter[str] = Counter()
+
+    async def one(call: Call) -> None:
+        answer = await parts.service(call)
+        assert clock() <= call.born + times.total_s + 1e-6
+        seen[answer.source] += 1
+        for tier in parts.tiers.values():
+            assert tier.bulkhead is not None
+            assert 0 <= tier.bulkhead.in_flight <= limits.concurrent
+
+    running: set[asyncio.Task[None]] = set()
+    dice = random.Random(seed)
+    for at, call in calls(3000, seed, 20.0, began=clock()):
+        await asyncio.sleep(max(0.0, at - clock()))
+        call.born = clock()
+        task = asyncio.ensure_future(one(call))
+        running.add(task)
+        task.add_done_callback(running.discard)
+        if dice.random() < 0.02:
+            asyncio.get_running_loop().call_later(dice.random(), task.cancel)
+    outcomes = await asyncio.gather(*running, return_exceptions=True)
+    assert not [each for each in outcomes if isinstance(each, Exception)]
+    assert sum(seen.values()) + parts.tally.left == 3000
+    assert parts.tally.unanswered == {}
+    assert parts.tally.in_flight == 0
+    for tier in parts.tiers.values():
+        assert tier.bulkhead is not None
+        assert (tier.bulkhead.in_flight, len(tier.bulkhead.waiting)) == (0, 0)
+    # with the storm over and every pause elapsed, each breaker lets a call through: no permit was lost
+    await asyncio.sleep(400)
+    for name in ("first", "second"):
+        heart = parts.tiers[name].breaker
+        assert heart is not None
+        assert heart.admit(clock()) is not None, (seed, name)
