@@ -19,7 +19,7 @@ from understudy.proxy.filling import Filled, Unfilled, fill, read_secret
 from understudy.proxy.policy_files import PolicyFile, Unfolding, kind_of, spot_of
 from understudy.proxy.scalars import Bare, closest, did_you_mean, names_of, quote_hint, read_scalar, unwrap
 from understudy.proxy.settings import Secret
-from understudy.proxy.spots import Branch, Fault, Leaf, Pairs, Row, Spot, Tree, join, shown
+from understudy.proxy.spots import Branch, Fault, Leaf, Pairs, Row, Spot, Tree, join, named, shown
 
 VALUES_MAX = 50_000
 """How many values one file may come to: anchors make long lists of short files."""
@@ -111,7 +111,8 @@ class Checker:
             self._fault(tag, join(key, tag_field), f"expected {kinds}, got {said}{known}")
         # A wrong word for its kind is no reason to be silent about the rest of it.
         meant = by_tag.get(word) or by_tag.get(closest(word, by_tag)) or _fitting(types, pairs)
-        return self._gated(node, meant, key, pairs.get(WHEN_ENV))
+        tree = self._gated(node, meant, key, pairs.get(WHEN_ENV))
+        return replace(tree, unsure=tag_field) if word not in by_tag and isinstance(tree, Branch) else tree
 
     def _gated(self, node: MappingNode, wanted: inspect.StructType, key: str, when_env: Node | None) -> Tree:
         names = cast("list[Node]", when_env.value) if isinstance(when_env, SequenceNode) else []
@@ -134,8 +135,8 @@ class Checker:
                 part = self.tree(value, fields[name].type, join(key, name))
                 parts[name] = _stood_in(part, fields[name]) if isinstance(part, Leaf) else part
             elif name != wanted.tag_field:
-                hint = did_you_mean(name, fields) or f"; known here: {', '.join(fields)}"
-                self._fault(name_node, join(key, shown(name)), f"unknown key{hint}")
+                hint = did_you_mean(name, [*fields, wanted.tag_field or ""]) or f"; known here: {', '.join(fields)}"
+                self._fault(name_node, join(key, named(name)), f"unknown key{hint}")
         for name, field in fields.items():
             if field.required and name not in parts:
                 self._fault(node, join(key, name), "missing")
@@ -147,7 +148,7 @@ class Checker:
             return self._wrong(node, "mapping", key)
         items: dict[str, Tree] = {}
         for name, _, value in self._pairs(node, key):
-            part = self.tree(value, wanted.value_type, join(key, shown(name)))
+            part = self.tree(value, wanted.value_type, join(key, named(name)))
             # A header that only some environments have a value for is left out in the others.
             if not (isinstance(part, Leaf) and isinstance(part.value, Secret) and not part.value):
                 items[name] = part
@@ -233,5 +234,9 @@ def _stood_in(leaf: Leaf, field: inspect.Field) -> Leaf:
 
 
 def _fitting(types: list[inspect.StructType], names: Mapping[str, object]) -> inspect.StructType:
-    """The type whose fields these names fit best."""
-    return max(types, key=lambda each: sum(field.encode_name in names for field in each.fields))
+    """The type whose fields these names fit best; of two, the less demanding one, which will complain less."""
+
+    def fit(each: inspect.StructType) -> tuple[int, int]:
+        return sum(field.encode_name in names for field in each.fields), -sum(field.required for field in each.fields)
+
+    return max(types, key=fit)

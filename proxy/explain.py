@@ -15,7 +15,7 @@ from understudy.proxy.reading import Reading
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, claims_of, parse_address
 from understudy.proxy.settings import LocalTier, Match, Route, Secret, Settings, Tier
-from understudy.proxy.spots import join, masked, shown
+from understudy.proxy.spots import join, masked, named, shown
 
 Order = Sequence[tuple[str, str]]
 """The layers of a stack from outside in, and why each stands where it does."""
@@ -125,7 +125,7 @@ class _Described:
                 values |= {join(name, inner): each for inner, each in self.fields(value, path).items()}
             elif isinstance(value, dict):
                 for inner, each in cast("dict[str, object]", value).items():
-                    values[join(name, shown(inner))] = self.value(join(path, shown(inner)), each)
+                    values[join(name, named(inner))] = self.value(join(path, named(inner)), each)
             else:
                 values[name] = self.value(path, value)
         return values

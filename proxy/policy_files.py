@@ -147,7 +147,11 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
         # Its words quote the file, and what is quoted may be a password that begins with an asterisk.
         if error.context and error.context.startswith("expected a single document"):
             return "a second document (---) begins here; write one per file"
+        if error.context and error.context.startswith("found duplicate anchor"):
+            return "an &anchor of this name stands above"
         return "*name stands for an &anchor, and there is none of this name above"
+    if error.problem and error.problem.startswith("found undefined tag handle"):
+        return "a value that begins with ! is a tag; quote it"
     return ": ".join(shown(part) for part in (error.context, error.problem) if part)
 
 
@@ -156,13 +160,22 @@ def spot_of(node: Node, file: str, key: str = "") -> Spot:
     return Spot(file, node.start_mark.line + 1, node.start_mark.column + 1, key)
 
 
-KINDS = {"seq": "list", "map": "mapping", "null": "nothing", "timestamp": "date", "value": "str", "merge": "str"}
+KINDS = {each: each for each in ("str", "int", "float", "bool")} | {
+    "seq": "list",
+    "map": "mapping",
+    "null": "nothing",
+    "timestamp": "date",
+    "value": "str",
+    "merge": "str",
+}
 
 
 def kind_of(node: Node) -> str:
-    """What YAML takes `node` for: str, int, float, bool, nothing, date, list, mapping, or a tag nobody here knows."""
-    tag = node.tag.removeprefix("tag:yaml.org,2002:")
-    return KINDS.get(tag, tag if tag == node.tag or tag in ("str", "int", "float", "bool") else f"!!{tag}")
+    """What YAML takes `node` for: str, int, float, bool, nothing, date, list, mapping, or something with a tag.
+
+    The tag itself is never told: a password that begins with an exclamation mark is one.
+    """
+    return KINDS.get(node.tag.removeprefix("tag:yaml.org,2002:"), "a !tag")
 
 
 class Unfolding:

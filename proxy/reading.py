@@ -8,8 +8,8 @@ Every stage takes what the one before could save, so that one reading tells ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,9 +85,16 @@ def read_folder(folder: Path, environ: Mapping[str, str], dialects: Mapping[str,
     settings = _settled(cast("Settings", grown.build(whole, "")), digest(files), environ)
     top = Place(grown, "", Spot(str(folder), 1, 1))
     faults += faults_of(settings, dialects, top)
-    warnings = sorted(set(warnings_of(settings, dialects, top)))
-    found = tuple(sorted(set(faults)))
-    return Reading(None if found else settings, found, tuple(warnings), grown.spots)
+    found = _once(faults)
+    return Reading(None if found else settings, found, _once(warnings_of(settings, dialects, top)), grown.spots)
+
+
+def _once(faults: Iterable[Fault]) -> tuple[Fault, ...]:
+    """The faults in order, each once: what is anchored or inherited is wrong in many places, and put right in one."""
+    told: dict[tuple[object, ...], Fault] = {}
+    for fault in sorted(faults):
+        told.setdefault((fault[:3], fault.key.rpartition(".")[2], fault.why), fault)
+    return tuple(told.values())
 
 
 def _settled(settings: Settings, digest: str, environ: Mapping[str, str]) -> Settings:
@@ -137,14 +144,14 @@ def _completed(route: Tree, defaults: Tree | None, body_bytes_max: Tree) -> Tree
     tiers = parts.get("tiers")
     if isinstance(tiers, Row):
         parts["tiers"] = Row(tiers.spot, [_completed_tier(tier, policies) for tier in tiers.items])
-    return Branch(route.spot, route.type, {**parts, **policies})
+    return replace(route, parts={**parts, **policies})
 
 
 def _completed_tier(tier: Tree, policies: dict[str, Tree]) -> Tree:
     if not isinstance(tier, Branch):
         return tier
     own = {name: _over(tier.parts.get(name), policies[name], name) for name in policies if _has(tier.type, name)}
-    return Branch(tier.spot, tier.type, {**tier.parts, **own})
+    return replace(tier, parts={**tier.parts, **own})
 
 
 def _has(type: type[Any], name: str) -> bool:

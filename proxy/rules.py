@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from understudy.proxy.scalars import did_you_mean
 from understudy.proxy.settings import LocalTier, Match, Route, Settings, Tier, UpstreamTier
-from understudy.proxy.spots import Fault, Grown, Spot, join
+from understudy.proxy.spots import Fault, Grown, Spot, join, named
 
 PLAIN = "plain"
 SPACED_KINDS = ("embed", "retrieve")
@@ -36,6 +36,9 @@ OWN_HEADERS = frozenset(
         "upgrade",
     }
 )
+WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, never bound to
+# Two spaces of one dimension compare without an error and mean nothing: an answer of ours would be a wrong one.
+NO_SPACE = "which vector space does this tier answer in? Say so here, or as the route's space"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
@@ -53,10 +56,10 @@ class Place:
     def at(self, key: str) -> Place:
         return Place(self.grown, join(self.path, key), self.folder)
 
-    def fault(self, why: str, *keys: str) -> Iterator[Fault]:
-        """`why`, said of the first of `keys` that somebody wrote, unless one of them was broken before."""
+    def fault(self, why: str, *keys: str, reads: Iterable[str] = ()) -> Iterator[Fault]:
+        """`why`, said of the first of `keys` that somebody wrote, unless one of them or of `reads` was broken."""
         paths = [join(self.path, key) for key in keys] or [self.path]
-        if all(self.grown.sound(path) for path in paths):
+        if all(self.grown.sound(path) for path in (*paths, *(join(self.path, key) for key in reads))):
             written = next((path for path in paths if path in self.grown.spots), paths[0])
             yield Fault.at(self.grown.spot(written) or self.folder, why)
 
@@ -64,9 +67,9 @@ class Place:
         """`file:line` of `key`."""
         return (self.grown.spot(join(self.path, key)) or self.folder).place
 
-    def written(self, key: str) -> str:
+    def written(self, key: str, built_in: object = "") -> str:
         """`key`'s value in the file's own words: what a variable holds is never repeated."""
-        return f'"{self.grown.written.get(join(self.path, key), "")}"'
+        return self.grown.written.get(join(self.path, key)) or str(built_in)
 
 
 def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> Iterator[Fault]:
@@ -86,6 +89,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
         yield from _tier_order_faults(route, dialects, at)
         yield from _space_faults(settings, route, dialects, at)
         for m, tier in enumerate(route.tiers):
+            yield from _gate_faults(tier, at.at(f"tiers[{m}]"))
             if isinstance(tier, UpstreamTier):
                 yield from _upstream_faults(tier, at.at(f"tiers[{m}]"))
 
@@ -105,7 +109,7 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
             if isinstance(tier, UpstreamTier):
                 yield from _upstream_warnings(tier, at.at(f"tiers[{m}]"))
         for m, _ in _unspaced(settings, route, dialects, active=False):
-            yield from at.fault(_no_space(route, m), f"tiers[{m}].space")
+            yield from at.fault(NO_SPACE, f"tiers[{m}].space", reads=[f"tiers[{m}].kind", "space", "dialect"])
 
 
 # --- addresses ---------------------------------------------------------------------------------------------------
@@ -160,10 +164,10 @@ def _listen_faults(settings: Settings, at: Place) -> Iterator[Fault]:
         elif not host:
             hint = "; for every interface write 0.0.0.0:port or [::]:port" if address[:1] in (":", "*") else ""
             yield from at.fault(f"expected host:port or [v6]:port{hint}", key)
-        elif port and (other := _clash(host, port, taken)):
-            yield from at.fault(f"the same address as {other}", key, other)
+        elif port and (other := _clash(_numeric(host), port, taken)):
+            yield from at.fault(f"the same address as {other}", key, reads=[other])
         else:
-            taken[host, port] = key
+            taken[_numeric(host), port] = key
 
 
 def _ports(settings: Settings) -> set[int]:
@@ -172,10 +176,15 @@ def _ports(settings: Settings) -> set[int]:
     return set(ports) if all(ports) else set()
 
 
+def _numeric(host: str) -> str:
+    return "127.0.0.1" if host.lower() == "localhost" else host.lower()
+
+
 def _clash(host: str, port: int, taken: dict[tuple[str, int], str]) -> str:
     # The wildcard addresses take a port on every interface at once.
     for (other, taken_port), key in taken.items():
-        if port == taken_port and (host == other or {host, other} & {"0.0.0.0", "::"}):  # noqa: S104  compared, not bound
+        one_family = (":" in host) == (":" in other)
+        if port == taken_port and (host == other or (one_family and {host, other} & WILDCARDS)):
             return key
     return ""
 
@@ -217,22 +226,21 @@ def _repeated_claims(routes: tuple[Route, ...], top: Place) -> Iterator[Fault]:
                 read = [
                     f"{each}.{part}" for each in (path, first[claim]) for part in ("host", "port", "prefix", "path")
                 ]
-                yield from top.fault(f"the same claim as at {top.place(first[claim])}", path, first[claim], *read)
+                yield from top.fault(f"the same claim as at {top.place(first[claim])}", path, reads=read)
 
 
 def _match_faults(match: Match, ports: set[int], at: Place) -> Iterator[Fault]:
     if (match.prefix is None) == (match.path is None):
-        yield from at.fault("needs either prefix or path", "", "prefix", "path")
+        yield from at.fault("needs either prefix or path", reads=["prefix", "path"])
     for key, path in (("prefix", match.prefix), ("path", match.path)):
         if path is not None and not _PATH.fullmatch(path):
             yield from at.fault(_path_hint(path), key)
     if match.strip and match.prefix is None:
-        yield from at.fault("only a prefix can be stripped", "strip", "prefix")
+        yield from at.fault("only a prefix can be stripped", "strip", reads=["prefix"])
     if match.host is not None and not (_HOST.fullmatch(match.host) or parse_address(f"{match.host}:1")[0]):
         yield from at.fault("expected a host name, without scheme, port or *", "host")
     if match.port is not None and ports and match.port not in ports:
-        known = ", ".join(map(str, sorted(ports)))
-        yield from at.fault(f"server.listen has no such port, only {known}", "port")
+        yield from at.fault("server.listen has no such port", "port")
 
 
 def _path_hint(path: str) -> str:
@@ -244,14 +252,15 @@ def _path_hint(path: str) -> str:
 def _dialect_faults(route: Route, dialects: Mapping[str, str], at: Place) -> Iterator[Fault]:
     if route.dialect not in dialects:
         hint = did_you_mean(route.dialect, dialects) or f"; known here: {', '.join(dialects)}"
-        yield from at.fault(f"unknown dialect {at.written('dialect')}{hint}", "dialect")
+        yield from at.fault(f'unknown dialect "{at.written("dialect")}"{hint}', "dialect")
 
 
 def _policy_faults(route: Route, at: Place) -> Iterator[Fault]:
     deadline = route.deadline
     if deadline.reserve_s >= deadline.total_s:
         keys = "deadline.reserve_s", "deadline.total_s"
-        yield from at.fault(f"reserve_s must be less than total_s ({deadline.total_s:g})", *keys)
+        total_s = at.written("deadline.total_s", deadline.total_s)
+        yield from at.fault(f"reserve_s must be less than total_s ({total_s})", *keys)
     yield from _breaker_faults(route, at)
     for m, tier in enumerate(route.tiers):
         # What a tier has from its route was judged there.
@@ -263,7 +272,8 @@ def _breaker_faults(owner: Route | UpstreamTier, at: Place) -> Iterator[Fault]:
     breaker = owner.breaker
     if breaker and breaker.open_s > breaker.open_s_max:
         keys = "breaker.open_s", "breaker.open_s_max"
-        yield from at.fault(f"open_s must be at most open_s_max ({breaker.open_s_max:g})", *keys)
+        open_s_max = at.written("breaker.open_s_max", breaker.open_s_max)
+        yield from at.fault(f"open_s must be at most open_s_max ({open_s_max})", *keys)
 
 
 # --- tiers -------------------------------------------------------------------------------------------------------
@@ -274,15 +284,17 @@ def _tier_order_faults(route: Route, dialects: Mapping[str, str], at: Place) -> 
         if not isinstance(tier, LocalTier):
             continue
         if m < len(route.tiers) - 1:
-            yield from at.fault("a local tier always answers, so it must be the last", f"tiers[{m}]")
+            yield from at.fault(
+                "a local tier always answers, so it must be the last", f"tiers[{m}]", reads=[f"tiers[{m}].kind"]
+            )
         if dialects.get(route.dialect) == "pass":
             why = f"nothing can be answered locally in dialect {PLAIN}, whose calls nobody understands"
-            yield from at.fault(why, f"tiers[{m}]", "dialect")
+            yield from at.fault(why, f"tiers[{m}]", reads=[f"tiers[{m}].kind", "dialect"])
 
 
 def _space_faults(settings: Settings, route: Route, dialects: Mapping[str, str], at: Place) -> Iterator[Fault]:
     for m, _ in _unspaced(settings, route, dialects, active=True):
-        yield from at.fault(_no_space(route, m), f"tiers[{m}].space", "space", "dialect")
+        yield from at.fault(NO_SPACE, f"tiers[{m}].space", reads=[f"tiers[{m}].kind", "space", "dialect"])
 
 
 def _unspaced(
@@ -298,10 +310,10 @@ def _unspaced(
             yield m, tier
 
 
-def _no_space(route: Route, m: int) -> str:
-    # Two spaces of one dimension compare without an error and mean nothing: an answer of ours would be a wrong one.
-    name = route.tiers[m].name
-    return f"which vector space does tier {name} answer in? Say so here, or as the route's space"
+def _gate_faults(tier: Tier, at: Place) -> Iterator[Fault]:
+    for k, _ in enumerate(tier.when_env):
+        if "${" in at.written(f"when_env[{k}]"):
+            yield from at.fault("takes the name of a variable as it is, without ${}", f"when_env[{k}]")
 
 
 def _upstream_faults(tier: UpstreamTier, at: Place) -> Iterator[Fault]:
@@ -309,7 +321,7 @@ def _upstream_faults(tier: UpstreamTier, at: Place) -> Iterator[Fault]:
         yield from at.fault(why, "url")
     seen: set[str] = set()
     for name, value in tier.headers.items():
-        here = at.at("headers").at(name)
+        here = at.at("headers").at(named(name))
         if not _TOKEN.fullmatch(name):
             yield from here.fault("not a legal header name")
         elif name.lower() in OWN_HEADERS:

@@ -79,7 +79,7 @@ def read_scalar(node: ScalarNode, filled: Filled | None, bare: Bare, expected: s
             raise Unfilled(f"must be {bare.words}" if bare.words else f"must match {pattern}")
         case inspect.LiteralType() if value not in bare.type.values:
             known = [str(each) for each in bare.type.values]
-            raise Unfilled(f"must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
+            raise Unfilled(f"must be one of {', '.join(known)}")
         case _:
             pass
     return _found_file(folder, cast("str", value)) if bare.is_file else value
@@ -97,7 +97,7 @@ def _number(node: ScalarNode, filled: Filled | None, bare: Bare, expected: str) 
     unit = f" ({bare.words})" if bare.words else ""
     if filled is not None and filled.whole:
         if (value := _from_outside(filled.text, wanted)) is None:
-            raise Unfilled(f"expected {expected}{unit}, and what {filled.names[0]} says is none")
+            raise Unfilled(f"expected {expected}{unit}, and ${{{filled.names[0]}}} is none")
         return value
     try:
         match wanted, kind:
@@ -176,4 +176,4 @@ def quote_hint(node: Node, *, secret: bool = False) -> str:
         truth = "true" if node.value.lower() in ("yes", "on", "true") else "false"
         if node.value.lower() != truth:
             return f': YAML reads {node.value} as {truth}; quote it: "{node.value}"'
-    return "; quote it" if kind in ("bool", "int", "float", "date") else ""
+    return "; quote it" if kind in ("bool", "int", "float", "date", "a !tag") else ""

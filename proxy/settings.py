@@ -26,6 +26,7 @@ Name = Annotated[
         description="lower-case letters, digits, '.', '_' and '-', a letter or digit first, up to 63 characters",
     ),
 ]
+EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="an environment variable's name")]
 FilePath = Annotated[str, Meta(extra={"file": True}, description="a file, its path seen from the policy file's folder")]
 
 
@@ -113,7 +114,7 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     name: Name
     url: str
     """http(s)://host[:port][/base]; the whole path of the request is put behind it."""
-    when_env: list[str] = []
+    when_env: list[EnvName] = []
     """Only there when all these environment variables are set and not empty."""
     space: str | None = None
     """The vector space this tier embeds into or searches in, where it differs from the route's."""
@@ -137,7 +138,7 @@ class LocalTier(Frozen, frozen=True, tag_field="kind", tag="local"):
     """Ourselves: the local model and the local index. Always a route's last tier, for it always answers."""
 
     name: Name = "local"
-    when_env: list[str] = []
+    when_env: list[EnvName] = []
     """Only there when all these environment variables are set and not empty."""
     collections: dict[str, str] = {}
     """Caller's collection name -> local collection name, where they differ."""

@@ -6,7 +6,7 @@ stays in the tree as a broken leaf: it still covers the default under it, and no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, Struct
@@ -70,6 +70,8 @@ class Branch:
     spot: Spot | None
     type: type[Struct]
     parts: dict[str, Tree] = field(default_factory=dict[str, "Tree"])
+    unsure: str = ""
+    """The key that should have said which type this is, where it did not and the type is a guess."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def lay(upper: Tree | None, lower: Tree | None) -> Tree | None:
     parts = dict(lower.parts)
     for name, part in upper.parts.items():
         parts[name] = lay(part, lower.parts.get(name)) or part
-    return Branch(upper.spot, upper.type, parts)
+    return replace(upper, parts=parts)
 
 
 class Grown:
@@ -122,10 +124,12 @@ class Grown:
                 self.written[path] = tree.written
                 return tree.value
             case Branch():
+                if tree.unsure:
+                    self.broken.add(join(path, tree.unsure))
                 built = {name: self.build(part, join(path, name)) for name, part in tree.parts.items()}
                 return tree.type(**{name: value for name, value in built.items() if value is not UNSET})
             case Pairs():
-                built = {name: self.build(part, join(path, shown(name))) for name, part in tree.items.items()}
+                built = {name: self.build(part, join(path, named(name))) for name, part in tree.items.items()}
                 return {name: value for name, value in built.items() if value is not UNSET}
             case Row():
                 return self._row(tree, path)
@@ -172,6 +176,11 @@ def shown(text: str) -> str:
     """A file's own words on one line, without what a terminal could trip over, and not too many of them."""
     clean = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
     return clean if len(clean) <= SHOWN_CHARS_MAX else clean[: SHOWN_CHARS_MAX - 1] + "…"
+
+
+def named(name: str) -> str:
+    """A name of the operator's choosing, as it stands in a key."""
+    return shown(name) or '""'
 
 
 def masked(value: object) -> str:
