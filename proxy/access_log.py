@@ -92,7 +92,7 @@ def line_of(exchange: Exchange, end: str) -> Line:
         method=request.method.decode("latin-1"),
         path=request.target.partition(b"?")[0][:512].decode("latin-1"),
         status=answer.status if answer else 0,
-        ms=round((exchange.door.listener.loop.time() - exchange.started) * 1000, 3),
+        ms=round((exchange.door.listener.clock() - exchange.started) * 1000, 3),
         bytes_in=len(request.body),
         bytes_out=exchange.body_bytes,
         end=end,

@@ -57,7 +57,7 @@ class Sidecar:
         self.state = state
         self.environ = environ
         self.loop = asyncio.get_running_loop()
-        self.world = World(clock=self.loop.time, sleep=asyncio.sleep)
+        self.world = World(clock=time.monotonic, sleep=asyncio.sleep)
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
         self.reloads = {"ok": 0, "bad": 0}
@@ -206,7 +206,7 @@ class Sidecar:
         pool = before.pools.get(key) if before and before.tiers.get(key) == tier else None
         if pool is None:
             try:
-                pool = make_pool(tier, self.loop)
+                pool = make_pool(tier, self.loop, self.world.clock)
             except OSError as error:
                 raise CannotStart(f"route {route.name}, tier {tier.name}: tls.ca_file: {error}") from None
         pools[key] = pool
@@ -224,6 +224,7 @@ class Sidecar:
                 self.stack.table.find,
                 DIALECTS["plain"],
                 self.settings.server.limits,
+                clock=self.world.clock,
                 logged=self.access_log,
                 route_names=lambda: list(self.stack.routes),
             )
@@ -238,7 +239,7 @@ class Sidecar:
         if self._needs_local():
             self._loading = self.loop.create_task(load_local(self.knowing, self.settings.local, self.state))
             self._loading.add_done_callback(self._loaded)
-        self._ticker = self.loop.call_later(TICK_S, self._tick, self.loop.time() + TICK_S)
+        self._ticker = self.loop.call_later(TICK_S, self._tick, self.world.clock() + TICK_S)
 
     def _needs_local(self) -> bool:
         return any(isinstance(tier, LocalTier) for route in self.settings.routes for tier in route.tiers)
@@ -250,7 +251,7 @@ class Sidecar:
             self._watching = self.loop.create_task(watch_collections(self.knowing))
 
     def _tick(self, due: float) -> None:
-        now = self.loop.time()
+        now = self.world.clock()
         self.loop_lag_s = max(0.0, now - due)
         for listener in self.listeners:
             listener.sweep(now)

@@ -92,7 +92,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
 
 def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
     parts = sidecar.stack.routes[name]
-    now = sidecar.loop.time()
+    now = sidecar.world.clock()
     tiers: list[dict[str, Any]] = []
     for link in parts.links:
         tier = parts.tiers[link.name]

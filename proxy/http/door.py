@@ -58,7 +58,11 @@ class Logged(Protocol):
 
 
 class Listener:
-    """What the doors of one address share. `find` and `limits` are swapped on reload by assignment."""
+    """What the doors of one address share. `find` and `limits` are swapped on reload by assignment.
+
+    `clock` is what everything is measured by; uvloop's own stands still within a turn of the loop and counts in
+    milliseconds, so that the sidecar brings a finer one.
+    """
 
     def __init__(
         self,
@@ -68,10 +72,12 @@ class Listener:
         fallback: Dialect,
         limits: Limits,
         *,
+        clock: Callable[[], float] | None = None,
         logged: Logged | None = None,
         route_names: Callable[[], list[str]] = list,
     ) -> None:
         self.loop = loop
+        self.clock = clock or loop.time
         self.port = port
         self.find = find
         self.fallback = fallback
@@ -144,7 +150,7 @@ class Exchange:
         self.chunked = False
         self.overdue = False
         self.body_bytes = 0
-        self.started = door.listener.loop.time()
+        self.started = door.listener.clock()
 
     def write(self, chunk: bytes) -> None:
         if not chunk:
@@ -209,7 +215,7 @@ class Door(asyncio.Protocol):
         self._queue: deque[Exchange] = deque()
         self._current: Exchange | None = None
         self._phase: Phase = "idle"
-        self._since = listener.loop.time()
+        self._since = listener.clock()
         self._read_paused = False
         self._write_paused = False
         self._failing = False
@@ -246,7 +252,7 @@ class Door(asyncio.Protocol):
                 self._refuse(431, "head_too_large", "the request's head is too large")
                 return
         elif self._phase == "body":
-            self._since = self.listener.loop.time()
+            self._since = self.listener.clock()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -301,7 +307,7 @@ class Door(asyncio.Protocol):
             raise BadRequest("too many requests sent ahead on one connection")
         self._begin_request()
         self._phase = "head"
-        self._since = self.listener.loop.time()
+        self._since = self.listener.clock()
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -319,7 +325,7 @@ class Door(asyncio.Protocol):
         if sum(len(name) + len(value) + 4 for name, value in self._headers) > limits.head_bytes_max:
             raise BadRequest("the request's head is too large", status=431)
         self._phase = "body"
-        self._since = self.listener.loop.time()
+        self._since = self.listener.clock()
         host, length, expects = self._read_head()
         path = self._target.partition(b"?")[0]
         self._entry = self.listener.find(host, self.listener.port, path)
@@ -385,7 +391,7 @@ class Door(asyncio.Protocol):
         if not self._queue:
             if self._phase == "busy":
                 self._phase = "idle"
-                self._since = self.listener.loop.time()
+                self._since = self.listener.clock()
             self._resume_reading()
             return
         exchange = self._current = self._queue.popleft()
@@ -563,7 +569,7 @@ class Door(asyncio.Protocol):
             self._transport.write_eof()
             self._resume_reading()
             self._phase = "lingering"
-            self._since = self.listener.loop.time()
+            self._since = self.listener.clock()
         else:
             self._transport.close()
 
@@ -579,8 +585,8 @@ class Door(asyncio.Protocol):
 
 
 def _apology(dialect: Dialect, status: int, reason: str, detail: str, retry_after_s: float | None) -> Answer:
-    """An error of ours after every tier was asked. SDKs are told not to multiply our attempts by theirs."""
-    headers: Headers = [(b"x-should-retry", b"false")]
+    """An error of ours after every tier was asked; the dialect adds what tells its SDKs not to ask again."""
+    headers: Headers = []
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(min(retry_after_s, 60.0)))))
     answer = dialect.error(status, reason, detail, headers=headers)

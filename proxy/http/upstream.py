@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
             # bytes nobody asked for: whatever follows on this connection can't be told apart
             self.abort()
             return
-        self.heard_at = self._pool.loop.time()
+        self.heard_at = self._pool.clock()
         self._answer_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -281,7 +281,7 @@ class Connection(asyncio.Protocol):
         if self._paused and self._transport is not None and not self._transport.is_closing():
             self._paused = False
             # a slow reader's pause is not the upstream's silence
-            self.heard_at = self._pool.loop.time()
+            self.heard_at = self._pool.clock()
             self._transport.resume_reading()
 
     def silent_for(self, now: float) -> float:
@@ -451,7 +451,7 @@ class Pool:
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
         self._opening = 0
-        self._clock = clock or loop.time
+        self.clock = clock or loop.time
         self.opened = 0
         self.closed = False
 
@@ -504,7 +504,7 @@ class Pool:
         if self.closed or len(self._idle) >= IDLE_CONNECTIONS_MAX:
             connection.abort()
             return
-        connection.idle_since = self._clock()
+        connection.idle_since = self.clock()
         self._idle.append(connection)
 
     def lost(self, connection: Connection) -> None:

@@ -64,7 +64,7 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def make_pool(settings: UpstreamTier, loop: asyncio.AbstractEventLoop) -> Pool:
+def make_pool(settings: UpstreamTier, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> Pool:
     """The connections to a tier's upstream; the first is opened by the first call."""
     target = Target(settings)
     return Pool(
@@ -75,6 +75,7 @@ def make_pool(settings: UpstreamTier, loop: asyncio.AbstractEventLoop) -> Pool:
         server_name=settings.tls.server_name,
         connections_max=settings.connections_max,
         idle_s=settings.idle_s,
+        clock=clock,
     )
 
 
