@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from understudy.envoy.legs import Leg
-
-Json = dict[str, Any]
+from understudy.envoy.words import Json
 
 
 @dataclass(frozen=True, slots=True)

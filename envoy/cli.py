@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from understudy.envoy.bootstrap import ADMIN, CA_FILE, LISTEN, render
+from understudy.envoy.legs import Templates
 from understudy.envoy.sources import find_templates
 from understudy.proxy.policy_files import find_files
 from understudy.proxy.reading import BadPolicies, load
@@ -67,7 +68,7 @@ def _bootstrap(asked: argparse.Namespace) -> int:
             listen=asked.listen,
             admin=asked.admin,
             sidecar=asked.sidecar,
-            templates=find_templates(settings, _variables(folder), os.environ, lambda environ: _try(folder, environ)),
+            templates=templates_of(folder, settings, os.environ),
             ca_file=asked.ca_file,
         )
     except BadPolicies as bad:
@@ -91,17 +92,17 @@ def _complain(why: str, code: int) -> int:
     return code
 
 
-def _variables(folder: Path) -> list[str]:
-    """The names of the variables that the policy files mention."""
+def templates_of(folder: Path, settings: Settings, environ: Mapping[str, str]) -> Templates:
+    """Where Envoy finds the secrets of the policies in `folder`, which were read as `settings`."""
+
+    def read(environ: Mapping[str, str]) -> Settings | None:
+        try:
+            return load(folder, environ)
+        except BadPolicies:
+            return None
+
     text = "\n".join(file.raw.decode(errors="replace") for file in find_files(folder, []))
-    return sorted(set(_VARIABLE.findall(text)))
-
-
-def _try(folder: Path, environ: Mapping[str, str]) -> Settings | None:
-    try:
-        return load(folder, environ)
-    except BadPolicies:
-        return None
+    return find_templates(settings, sorted(set(_VARIABLE.findall(text))), environ, read)
 
 
 def write_whole(path: Path, text: str) -> None:

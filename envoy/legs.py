@@ -12,38 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from understudy.proxy.rules import addresses, parse_address
 from understudy.proxy.settings import Breaker, Match, Route, Settings, Tls, UpstreamTier
 
 Templates = Mapping[tuple[str, str], Mapping[str, str]]
 """(route, tier) -> header -> how Envoy itself finds its value, as `Bearer %ENVIRONMENT(OPENAI_API_KEY)%`."""
-
-
-class Address(NamedTuple):
-    """A host and a port; the host is an IPv6 address without its brackets, an IPv4 address or a name."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def read_address(text: str) -> Address:
-    """`host:port`, `[::1]:port`. Raises ValueError with a reason fit for people."""
-    host, port = parse_address(text)
-    if not host or not port:
-        raise ValueError(f"{text!r} is no address to connect to; write HOST:PORT, with brackets round an IPv6 host")
-    return Address(host, port)
-
-
-def sidecar_address(settings: Settings) -> Address:
-    """Where a neighbour reaches the sidecar: its first listener, on loopback when it listens everywhere."""
-    host, port = read_address(addresses(settings)[0])
-    return Address({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True, slots=True)

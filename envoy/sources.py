@@ -2,7 +2,7 @@
 
 Settings hold what a secret is, not where it came from. So the folder is read once more, with the names of variables in
 the place of their values; a header that then holds a name is one whose value Envoy can find by itself. What comes from
-a file, or stands in the policy, can't be told so, and is left to the sidecar.
+a file, or stands in the policy, Envoy can't find, and is left to the sidecar.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from understudy.envoy.legs import Templates
 from understudy.proxy.settings import Settings, UpstreamTier
 
 _MARK = re.compile(r"ENV--([A-Za-z_][A-Za-z0-9_]*)--ENV")
+_SCHEME = re.compile(r"((Bearer|Basic|Token|ApiKey|Api-Key|Key) )?")
+"""All that may stand beside a variable: anything else in a header could be a secret itself."""
 NAMES_MAX = 64
 """How many variables are looked at: each costs one reading of the folder."""
 
@@ -22,7 +24,7 @@ Load = Callable[[Mapping[str, str]], Settings | None]
 
 
 def find_templates(settings: Settings, names: list[str], environ: Mapping[str, str], load: Load) -> Templates:
-    """For each tier, those of its headers whose values Envoy can put together from variables among `names`.
+    """For each tier, those of its headers whose values Envoy can take from a variable among `names`.
 
     One variable at a time takes the place of its value, and only stays if the folder still reads without a fault: one
     that is also a port or a URL somewhere would not.
@@ -53,12 +55,11 @@ def _templates(tier: UpstreamTier, other: UpstreamTier, environ: Mapping[str, st
     templates: dict[str, str] = {}
     for name, secret in tier.headers.items():
         marked = other.headers.get(name)
-        if marked is None or not _MARK.search(marked.reveal()):
+        parts = _MARK.split(marked.reveal()) if marked is not None else []
+        if len(parts) != 3 or not _SCHEME.fullmatch(parts[0]) or parts[2]:
             continue
-        parts = _MARK.split(marked.reveal())
-        # what stands between the variables is written as it is, so it is only believed when it makes the very value
-        if "".join(environ.get(part, "") if odd % 2 else part for odd, part in enumerate(parts)) == secret.reveal():
-            templates[name] = "".join(
-                f"%ENVIRONMENT({part})%" if odd % 2 else part.replace("%", "%%") for odd, part in enumerate(parts)
-            )
+        scheme, variable, _ = parts
+        # the second reading is only believed when what it found makes the very value
+        if scheme + environ.get(variable, "") == secret.reveal():
+            templates[name] = f"{scheme}%ENVIRONMENT({variable})%"
     return templates
