@@ -104,10 +104,14 @@ def parsed(decoder: msgspec.json.Decoder[_Read], body: bytes | msgspec.Raw) -> _
         raise Malformed("nested too deeply") from None
 
 
+def first_byte(raw: msgspec.Raw) -> bytes:
+    """What kind of JSON value a raw field holds, by its first byte; b"" for a field that was not there."""
+    return bytes(memoryview(raw)[:1])
+
+
 def given(raw: msgspec.Raw) -> bool:
     """Whether an optional field was there, and not null."""
-    held = bytes(raw)
-    return held != b"" and held != b"null"
+    return first_byte(raw) not in (b"", b"n")
 
 
 def is_encoded(answer: Answer) -> bool:

@@ -22,6 +22,7 @@ from understudy.proxy.asks import CollectionInfo, Found, PayloadChoice, Retrieve
 from understudy.proxy.dialects.base import (
     BadRequest,
     Malformed,
+    first_byte,
     given,
     is_encoded,
     json_answer,
@@ -314,14 +315,13 @@ def _nearest(query: Raw) -> tuple[tuple[float, ...] | None, int | str | None]:
     """The vector or the id a query wants the neighbours of; any other kind of query is refused."""
     if not given(query):
         raise Refused("unsupported", "a query without a vector or an id")
-    if bytes(query)[:1] == b"{":
+    if first_byte(query) == b"{":
         nearest = parsed(_NEAREST, query)
         _refuse({"a query other than nearest": not given(nearest.nearest), "mmr": given(nearest.mmr)})
         query = nearest.nearest
-    first = bytes(query)[:1]
-    if first == b"[":
+    if first_byte(query) == b"[":
         return _vector(query), None
-    _refuse({"a sparse vector, or inference in the database": first == b"{"})
+    _refuse({"a sparse vector, or inference in the database": first_byte(query) == b"{"})
     return None, parsed(_ID, query)
 
 
@@ -329,15 +329,15 @@ def _old_vector(vector: Raw) -> tuple[tuple[float, ...], None]:
     """The vector of `points/search`, bare or under a name."""
     if not given(vector):
         raise Malformed("missing field `vector`")
-    if bytes(vector)[:1] == b"{":
+    if first_byte(vector) == b"{":
         named = parsed(_NAMED, vector)
-        _refuse({"a named vector": bool(named.name), "a sparse vector": bytes(named.vector)[:1] == b"{"})
+        _refuse({"a named vector": bool(named.name), "a sparse vector": first_byte(named.vector) == b"{"})
         vector = named.vector
     return _vector(vector), None
 
 
 def _vector(raw: Raw) -> tuple[float, ...]:
-    _refuse({"a multivector": bytes(raw)[1:64].lstrip()[:1] == b"["})
+    _refuse({"a multivector": bytes(memoryview(raw)[1:64]).lstrip()[:1] == b"["})
     vector = parsed(_VECTOR, raw)
     if not vector:
         raise BadRequest("Wrong input: the query vector is empty")

@@ -241,4 +241,6 @@ def _model(local: Local, cache: Path) -> Model:
 def _library(folder: Path) -> Shelf:
     from understudy.indexes.library import Library
 
-    return Library(folder)
+    library = Library(folder)
+    library.refresh()
+    return library
