@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+
 from understudy.indexes.chunks import Passage, chunk_files
 from understudy.indexes.collection import Embed
 from understudy.indexes.faults import BadFile, CorruptIndex, IndexFault, WrongDimension
@@ -158,7 +159,8 @@ class _Embedding:
 
 def _points(passages: Sequence[Passage], vectors: Sequence[Vector]) -> Iterator[Point]:
     for passage, vector in zip(passages, vectors, strict=True):
-        yield Point(passage.id, vector, passage.payload, passage.text, passage.source)
+        # an application that searches the collection reads the text from the payload, as it would from its database
+        yield Point(passage.id, vector, {"text": passage.text, **passage.payload}, passage.text, passage.source)
 
 
 def _known_vectors(folder: Path, space: str, dimensions: int) -> dict[bytes, Vector]:

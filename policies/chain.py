@@ -41,7 +41,7 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float])
     """Ask each of `links` in turn.
 
     When none answers, an upstream's own error answer is given back as it came; without one the call is Refused (nothing
-    was spent) or Failed, with the trail in words.
+    was spent) or Failed, with every tier's own words.
     """
     present = [link for link in links if link.service is not None]
     absent = "; ".join(f"{link.name}: {link.absent}" for link in links if link.service is None)
@@ -50,6 +50,7 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float])
         worst: Failed | None = None
         given_back: tuple[Link, Answer] | None = None
         retry_after_s: float | None = None
+        told = [absent] if absent else []
         for link in present:
             last = link is present[-1]
             call.until = heart.for_tier(clock(), call.deadline, last=last)
@@ -59,11 +60,13 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float])
             except Refused as refused:
                 call.note(link.name, "refused", refused.reason)
                 link.count("refused", refused.reason)
+                told.append(f"{link.name}: {refused.detail}")
                 if refused.retry_after_s is not None:
                     retry_after_s = min(retry_after_s or refused.retry_after_s, refused.retry_after_s)
             except Failed as failed:
                 call.note(link.name, "failed", failed.reason)
                 link.count("failed", failed.reason)
+                told.append(f"{link.name}: {failed.detail}")
                 worst = failed
                 if failed.answer is not None:
                     given_back = (link, failed.answer)
@@ -75,10 +78,11 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float])
         if given_back is not None:
             link, answer = given_back
             return _signed(answer, link, call, absent)
-        told = explain_trail(call, absent)
+        detail = "; ".join(told) or "no tier is configured"
         if worst is not None:
-            raise Failed(worst.reason, told, retry_after_s=worst.retry_after_s or retry_after_s, again=False) from worst
-        raise Refused("exhausted", told, retry_after_s=retry_after_s)
+            retry_after_s = worst.retry_after_s or retry_after_s
+            raise Failed(worst.reason, detail, retry_after_s=retry_after_s, again=False) from worst
+        raise Refused("exhausted", detail, retry_after_s=retry_after_s)
 
     return relayed
 
@@ -97,4 +101,4 @@ def explain_trail(call: Call, absent: str) -> str:
     steps = [f"{step.tier}: {step.reason}" for step in call.trail]
     if absent:
         steps.insert(0, absent)
-    return "; ".join(steps) or "no tier is configured"
+    return "; ".join(steps)

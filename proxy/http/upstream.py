@@ -28,8 +28,8 @@ from understudy.proxy.http.heads import NOT_RETURNED, body_is_absent, kept
 HEAD_BYTES_MAX = 64 * 1024
 PRIMING_BYTES_MAX = 64 * 1024
 """How much of a stream is held while waiting for its first content; more than this is content enough."""
-TAIL_PIECES = 4
-"""How many of a stream's last pieces are kept to tell whether it was really at its end."""
+TAIL_BYTES = 4096
+"""How much of a stream's end is kept to tell whether it was really at its end."""
 PASSED_WHOLE_BYTES_MAX = 64 * 1024
 IDLE_S_MAX = 60.0
 IDLE_CONNECTIONS_MAX = 64
@@ -51,7 +51,7 @@ class Reading(Protocol):
 class UpstreamStream(Stream):
     """An answer's body as it arrives on its connection."""
 
-    __slots__ = ("_connection", "_held", "_held_bytes", "_paused", "_sink", "_tail", "events", "reading")
+    __slots__ = ("_connection", "_held", "_held_bytes", "_paused", "_sink", "_tail", "_tail_bytes", "events", "reading")
 
     def __init__(self, connection: Connection, length: int | None, reading: Reading | None, *, events: bool) -> None:
         super().__init__(length)
@@ -60,12 +60,15 @@ class UpstreamStream(Stream):
         self._paused = False
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._tail: deque[bytes] = deque(maxlen=TAIL_PIECES)
+        self._tail: deque[bytes] = deque()
+        self._tail_bytes = 0
         self.reading = reading
         self.events = events
 
     def hold(self, piece: bytes) -> None:
         """Keep what arrived before anybody was there to take it."""
+        if self.events:
+            self._remember(piece)
         self._held.append(piece)
 
     def relay(self, sink: Sink) -> None:
@@ -98,7 +101,8 @@ class UpstreamStream(Stream):
 
     def feed(self, piece: bytes) -> None:
         """A piece has arrived from the upstream."""
-        self._tail.append(piece)
+        if self.events:
+            self._remember(piece)
         if self._sink is not None and not self._paused:
             self._sink.write(piece)
             return
@@ -107,6 +111,13 @@ class UpstreamStream(Stream):
         if self._held_bytes > PRIMING_BYTES_MAX and self._connection is not None:
             # nobody takes it yet: what we hold is bounded, the rest waits in the socket
             self._connection.pause()
+
+    def _remember(self, piece: bytes) -> None:
+        tail = self._tail
+        tail.append(piece)
+        self._tail_bytes += len(piece)
+        while self._tail_bytes - len(tail[0]) >= TAIL_BYTES:
+            self._tail_bytes -= len(tail.popleft())
 
     def over(self, broken: str) -> None:
         """The body is over: whole when `broken` is empty."""
@@ -353,6 +364,9 @@ class Connection(asyncio.Protocol):
                 self._framed = True
             elif size == 12 and key.lower() == b"content-type":
                 self._events = value.lower().startswith(STREAM_TYPES)
+            elif size == 16 and key.lower() == b"content-encoding" and value.lower() != b"identity":
+                # nobody can read what is packed: it is passed on as it comes
+                self._reading = None
 
     def _content_has_come(self) -> bool:
         if self._parser.get_status_code() >= 400:
