@@ -13,11 +13,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from understudy.indexes.faults import IndexFault
-from understudy.models.errors import ModelError
-from understudy.policies.service import Refused
 from understudy.proxy.settings import Local
-from understudy.proxy.tiers.knowing import Knowing
+from understudy.proxy.tiers.knowing import Knowing, Model
 
 log = logging.getLogger("understudy.local")
 
@@ -39,18 +36,13 @@ def models_folder(state: Path) -> Path:
 async def load_local(knowing: Knowing, local: Local, state: Path) -> None:
     """Load model and collections, and make `knowledge` if it is due. Never raises: the reason is logged and refused
     with."""
-    await knowing.load(local, models=models_folder(state), collections=collections_folder(state))
-    loop = asyncio.get_running_loop()
-    await loop.run_in_executor(None, knowing.refresh)
     sources = knowledge_sources(local)
-    if not sources:
-        return
-    try:
-        embedder = knowing.model().embedder
-        await loop.run_in_executor(None, build_knowledge, embedder, sources, collections_folder(state))
-        await loop.run_in_executor(None, knowing.refresh)
-    except (Refused, ModelError, IndexFault, OSError) as error:
-        log.warning("the local collection %r could not be made: %s", KNOWLEDGE, error)
+
+    def prepare(model: Model) -> None:
+        if sources:
+            build_knowledge(model.embedder, sources, collections_folder(state))
+
+    await knowing.load(local, models=models_folder(state), collections=collections_folder(state), prepare=prepare)
 
 
 async def watch_collections(knowing: Knowing) -> None:

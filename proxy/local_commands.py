@@ -45,9 +45,7 @@ def add_to(groups: Groups) -> None:
     models = groups.add_parser("models", help="build, list and verify local models")
     acts = models.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_common(acts.add_parser("build", help="build the ONNX graph now rather than at first start"), build_model)
-    _add_common(
-        acts.add_parser("verify", help="build if need be, test it, and say where it runs"), build_model
-    )
+    _add_common(acts.add_parser("verify", help="build if need be, test it, and say where it runs"), build_model)
     _add_common(acts.add_parser("list", help="list what is built"), list_models)
 
 

@@ -6,12 +6,12 @@ where one of them was broken, the rule keeps quiet, for its fault would be the f
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from understudy.proxy.addresses import HOST, addresses, clash, is_ip, is_loopback, numeric, parse_address
 from understudy.proxy.scalars import did_you_mean
 from understudy.proxy.settings import LocalTier, Match, Route, Settings, Tier, UpstreamTier
 from understudy.proxy.spots import Fault, Grown, Spot, join, named
@@ -36,12 +36,10 @@ OWN_HEADERS = frozenset(
         "upgrade",
     }
 )
-WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, never bound to
 # Two spaces of one dimension compare without an error and mean nothing: an answer of ours would be a wrong one.
 NO_SPACE = "which vector space does this tier answer in? Say so here, or as the route's space"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
 _PATH = re.compile(r"/[\x21\x22\x24-\x3e\x40-\x7e]*")
 
 
@@ -98,7 +96,7 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
     """What is allowed, and may surprise."""
     for key, address in _named_addresses(settings):
         host, _ = parse_address(address)
-        if host and not _is_loopback(host):
+        if host and not is_loopback(host):
             yield from top.at("server").fault("listens beyond this host: anybody who reaches it may use it", key)
     for n, route in enumerate(settings.routes):
         at = top.at(f"routes[{n}]")
@@ -113,38 +111,6 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
 
 
 # --- addresses ---------------------------------------------------------------------------------------------------
-
-
-def addresses(settings: Settings) -> list[str]:
-    """`server.listen` as what it always means: a list."""
-    listen = settings.server.listen
-    return [listen] if isinstance(listen, str) else listen
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """host:port or [v6]:port as (host, port), the host without brackets; ('', 0) when it is neither."""
-    host, colon, digits = address.rpartition(":")
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", digits) or int(digits) > 65535:
-        return "", 0
-    if host.startswith("[") and host.endswith("]"):
-        inner = host[1:-1]
-        return (inner, int(digits)) if _ip(inner.partition("%")[0], 6) else ("", 0)
-    numeric = re.fullmatch(r"[0-9.]+", host) is not None
-    return (host, int(digits)) if (_ip(host, 4) if numeric else _HOST.fullmatch(host)) else ("", 0)
-
-
-def _ip(text: str, version: int) -> bool:
-    try:
-        return ipaddress.ip_address(text).version == version
-    except ValueError:
-        return False
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
 
 
 def _named_addresses(settings: Settings) -> list[tuple[str, str]]:
@@ -164,29 +130,16 @@ def _listen_faults(settings: Settings, at: Place) -> Iterator[Fault]:
         elif not host:
             hint = "; for every interface write 0.0.0.0:port or [::]:port" if address[:1] in (":", "*") else ""
             yield from at.fault(f"expected host:port or [v6]:port{hint}", key)
-        elif port and (other := _clash(_numeric(host), port, taken)):
+        elif port and (other := clash(numeric(host), port, taken)):
             yield from at.fault(f"the same address as {other}", key, reads=[other])
         else:
-            taken[_numeric(host), port] = key
+            taken[numeric(host), port] = key
 
 
 def _ports(settings: Settings) -> set[int]:
     """The ports listened on; none where one can't be known."""
     ports = [parse_address(address)[1] for address in addresses(settings)]
     return set(ports) if all(ports) else set()
-
-
-def _numeric(host: str) -> str:
-    return "127.0.0.1" if host.lower() == "localhost" else host.lower()
-
-
-def _clash(host: str, port: int, taken: dict[tuple[str, int], str]) -> str:
-    # The wildcard addresses take a port on every interface at once.
-    for (other, taken_port), key in taken.items():
-        one_family = (":" in host) == (":" in other)
-        if port == taken_port and (host == other or (one_family and {host, other} & WILDCARDS)):
-            return key
-    return ""
 
 
 # --- routes ------------------------------------------------------------------------------------------------------
@@ -212,7 +165,9 @@ def _repeated_tiers(route: Route, at: Place) -> Iterator[Fault]:
     first: dict[str, int] = {}
     for m, tier in enumerate(route.tiers):
         if first.setdefault(tier.name, m) != m:
-            yield from at.fault(f"tiers[{first[tier.name]}] has this name already", f"tiers[{m}].name")
+            # A tier of which nobody says what kind it is may have its name from our guess.
+            read = [f"tiers[{each}].kind" for each in (m, first[tier.name])]
+            yield from at.fault(f"tiers[{first[tier.name]}] has this name already", f"tiers[{m}].name", reads=read)
 
 
 def _repeated_claims(routes: tuple[Route, ...], top: Place) -> Iterator[Fault]:
@@ -237,7 +192,7 @@ def _match_faults(match: Match, ports: set[int], at: Place) -> Iterator[Fault]:
             yield from at.fault(_path_hint(path), key)
     if match.strip and match.prefix is None:
         yield from at.fault("only a prefix can be stripped", "strip", reads=["prefix"])
-    if match.host is not None and not (_HOST.fullmatch(match.host) or parse_address(f"{match.host}:1")[0]):
+    if match.host is not None and not (HOST.fullmatch(match.host) or parse_address(f"{match.host}:1")[0]):
         yield from at.fault("expected a host name, without scheme, port or *", "host")
     if match.port is not None and ports and match.port not in ports:
         yield from at.fault("server.listen has no such port", "port")
@@ -284,9 +239,8 @@ def _tier_order_faults(route: Route, dialects: Mapping[str, str], at: Place) -> 
         if not isinstance(tier, LocalTier):
             continue
         if m < len(route.tiers) - 1:
-            yield from at.fault(
-                "a local tier always answers, so it must be the last", f"tiers[{m}]", reads=[f"tiers[{m}].kind"]
-            )
+            why = "a local tier always answers, so it must be the last"
+            yield from at.fault(why, f"tiers[{m}]", reads=[f"tiers[{m}].kind"])
         if dialects.get(route.dialect) == "pass":
             why = f"nothing can be answered locally in dialect {PLAIN}, whose calls nobody understands"
             yield from at.fault(why, f"tiers[{m}]", reads=[f"tiers[{m}].kind", "dialect"])
@@ -349,7 +303,7 @@ def _url_fault(url: str) -> str:
         return "put credentials into headers, where they don't print"
     if "?" in url or "#" in url:
         return "a base URL has no query and no fragment"
-    if port == 0 or not (_HOST.fullmatch(parts.hostname) or _ip(parts.hostname.partition("%")[0], 6)):
+    if port == 0 or not (HOST.fullmatch(parts.hostname) or is_ip(parts.hostname.partition("%")[0], 6)):
         return "expected http(s)://host[:port][/base], and its host or port can't be read"
     return ""
 

@@ -31,7 +31,7 @@ def _local(local: dict[str, Any]) -> str:
 def _tier(tier: dict[str, Any]) -> str:
     if not tier["active"]:
         return f"  {tier['rank']:<10}{tier['name']:<16}not there: {tier['inactive_because']}"
-    words = []
+    words: list[str] = []
     breaker = tier.get("breaker")
     if breaker:
         words.append(f"breaker {breaker['state']}")

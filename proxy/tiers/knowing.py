@@ -9,6 +9,8 @@ The two are had or not had independently: a host without the model can still sea
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +122,7 @@ class Knowing:
         self._works_max = works_max
         self._model: Model | None = None
         self._shelf: Shelf | None = None
+        self._loading: asyncio.Future[None] | None = None
         self._without_model = ("warming", "the local model is still being loaded")
         self._without_shelf = ("warming", "the local collections are still being opened")
 
@@ -152,13 +155,33 @@ class Knowing:
             raise Refused(*self._without_shelf)
         return self._shelf
 
-    async def load(self, local: Local, *, models: Path, collections: Path) -> None:
+    async def load(
+        self, local: Local, *, models: Path, collections: Path, prepare: Callable[[Model], None] | None = None
+    ) -> None:
         """Load the model (kept in the folder `models`) and the library over `collections`, in a thread.
 
-        Never raises: what could not be loaded is logged, and refused with its reason from then on.
+        `prepare` is called in a thread once the model is there, and may write collections. Never raises: what could
+        not be loaded is logged, and refused with its reason from then on.
         """
-        self._shelf, self._without_shelf = await _tried(lambda: _library(collections), "no_local_index")
-        self._model, self._without_model = await _tried(lambda: _model(local, models), "no_local_model")
+        loading = self._loading = asyncio.get_running_loop().create_future()
+        try:
+            self._shelf, self._without_shelf = await _tried(lambda: _library(collections), "no_local_index")
+            self._model, self._without_model = await _tried(lambda: _model(local, models), "no_local_model")
+            if self._model is not None and prepare is not None:
+                await _tried(functools.partial(prepare, self._model), "no_knowledge")
+            await asyncio.get_running_loop().run_in_executor(None, self.refresh)
+        finally:
+            self._loading = None
+            loading.set_result(None)
+
+    async def loaded(self, until: float) -> None:
+        """Wait while we are being loaded, but no longer than `until`: better a late answer at start-up than none."""
+        if self._loading is None:
+            return
+        wait_s = min(until - asyncio.get_running_loop().time(), WORK_S_MAX)
+        # shielded: one caller's end of patience is not the others'
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._loading), wait_s)
 
     def give_model(self, model: Model) -> None:
         """Have this model from now on."""

@@ -65,6 +65,7 @@ def local_tier(
 
     async def answering(call: Call) -> Answer:
         try:
+            await knowing.loaded(call.until)
             return await tier.answer(call)
         except BadRequest as fault:
             answer = dialect.error(fault.status, "bad_request", fault.detail)
