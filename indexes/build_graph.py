@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from understudy.indexes.vectors import Distance, Graph, Matrix, VectorIndex, default_threads, find_probes
 
 

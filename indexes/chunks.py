@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import msgspec
+
 from understudy.indexes.faults import BadFile
 from understudy.indexes.points import ID_MAX, Payload, PointId
 
@@ -174,15 +175,17 @@ def text_blocks(text: str) -> list[_Block]:
 def pack(blocks: Sequence[_Block]) -> list[str]:
     """Texts of at most CHARS_MAX, about TARGET_CHARS where there is enough, out of blocks that follow each other."""
     pieces: list[str] = []
+    before_last = ""
     for block in blocks:
         for part, glue in _fitting(block):
             if pieces and len(pieces[-1]) + len(glue) + len(part) <= TARGET_CHARS:
                 pieces[-1] += glue + part
             else:
                 pieces.append(part)
-    if len(pieces) > 1 and len(pieces[-1]) < SMALL_CHARS and len(pieces[-2]) + 2 + len(pieces[-1]) <= CHARS_MAX:
-        last = pieces.pop()
-        pieces[-1] += "\n\n" + last
+                before_last = glue
+    if len(pieces) > 1 and len(pieces[-1]) < SMALL_CHARS:
+        joined = before_last.join(pieces[-2:])
+        pieces[-2:] = [joined] if len(joined) <= CHARS_MAX else pieces[-2:]
     return pieces
 
 

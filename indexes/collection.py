@@ -22,6 +22,7 @@ from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
+
 from understudy.indexes.faults import BadQuestion, CorruptIndex, UnknownFilter
 from understudy.indexes.filters import compile_filter
 from understudy.indexes.keywords import KeywordIndex
@@ -110,10 +111,10 @@ class Collection:
         """
         try:
             return cls._opened(folder, exact_below)
-        except CorruptIndex:
+        except CorruptIndex as fault:
             if rebuild_embed is None or not generations(folder):
                 raise
-            _log.exception("collection %s: embedding its words again", folder.name)
+            _log.warning("%s: trying to embed its words again", fault)
         heal(folder, rebuild_embed=rebuild_embed)
         return cls._opened(folder, exact_below)
 
@@ -134,7 +135,7 @@ class Collection:
             # a writer may have swapped and pruned while we were reading: then look again
             if current_name(folder) == seen:
                 break
-        raise CorruptIndex(f"collection {folder.name}: {'; '.join(reasons) or 'there is no snapshot'}")
+        raise CorruptIndex(f"collection {folder.name}: {'; '.join(reasons)}")
 
     @property
     def count(self) -> int:
@@ -346,7 +347,7 @@ def heal(folder: Path, *, rebuild_embed: Embed | None = None) -> str | None:
             return _rewritten(folder, path, read_manifest(path), rebuild_embed)
         except CorruptIndex as fault:
             reasons.append(f"{path.name}: {fault}")
-    raise CorruptIndex(f"collection {folder.name}: {'; '.join(reasons) or 'there is no snapshot'}")
+    raise CorruptIndex(f"collection {folder.name}: {'; '.join(reasons)}")
 
 
 def _rewritten(folder: Path, generation: Path, manifest: Manifest, embed: Embed | None) -> str:

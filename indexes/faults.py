@@ -2,7 +2,7 @@
 
 IndexFault
   +- BadQuestion              the caller's: a dialect turns it into a 400
-  |    +- WrongDimension, NotFinite, UnknownFilter, BadName
+  |    +- WrongDimension, NotFinite, UnknownFilter, BadName, BadId
   +- BadPoint                 a record that cannot be stored as it was given
   +- BadFile                  a file that cannot be read as knowledge: "file:line: why"
   +- CorruptIndex             nothing sound is left on disk to answer from
@@ -48,6 +48,10 @@ class BadName(BadQuestion):
 
 class BadPoint(IndexFault):
     """A point with an id, payload or vector that cannot be stored as it was given."""
+
+
+class BadId(BadPoint, BadQuestion):
+    """An id that no point can have, in a record or in a question."""
 
 
 class BadFile(IndexFault):

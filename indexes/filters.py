@@ -298,8 +298,8 @@ def _values_count(json: object) -> _Test:
     within = _within(fields)
 
     def holds(values: list[Any]) -> bool:
-        # an absent field has nothing to count, not even zero
-        return any(within(_count_of(value)) for value in values)
+        # an absent field holds no values, which is a count too
+        return any(within(_count_of(value)) for value in values) if values else within(0)
 
     return holds
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
 from understudy.indexes.faults import BadQuestion, CorruptIndex
 
 QUERY_CHARS_MAX: Final = 20_000

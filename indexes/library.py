@@ -1,7 +1,8 @@
 """Keep the collections of one folder by name, and notice when one has been written anew.
 
-open(name)   disk, now          refresh()   disk, all of them: a control loop calls it now and then
-get(name)    memory only: what a request may afford; None for a collection that is not open
+get(name)      the open one; else opens it, once; None if there is none       a request, from a thread
+open(name)     the newest generation, or the reason why not                   after writing one
+refresh()      all of them: what is new, written anew, gone                   a control loop, now and then
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from understudy.indexes.collection import Collection, Embed, heal
-from understudy.indexes.faults import BadName, IndexFault
+from understudy.indexes.faults import BadName, CorruptIndex, IndexFault
 from understudy.indexes.snapshot import current_name, generations
 from understudy.indexes.vectors import EXACT_BELOW
 
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Library:
-    """Up to `collections_max` collections under `folder`. Any thread may call it; `get` never waits, nor reads disk."""
+    """Up to `collections_max` collections under `folder`. Any thread may call it."""
 
     def __init__(
         self,
@@ -42,11 +43,18 @@ class Library:
         self._rebuild_embed = rebuild_embed
         self._collections_max = collections_max
         self._open: Mapping[str, Collection] = MappingProxyType({})
+        self._shut: dict[str, tuple[str | None, str]] = {}
         self._writing = threading.Lock()
 
     def get(self, name: str) -> Collection | None:
-        """The open collection of this name; None if there is none."""
-        return self._open.get(name)
+        """The collection of this name, opened the first time it is asked for; None if there is none.
+
+        An open one costs a look into a dict, and stays the generation it is until `open` or `refresh`. Raises BadName,
+        CorruptIndex, or IndexFault if there are too many.
+        """
+        if (held := self._open.get(name)) is not None:
+            return held
+        return self.open(name) if generations(self.path_of(name)) else None
 
     def open(self, name: str) -> Collection:
         """Open a collection, or its new generation if it has one, and keep it.
@@ -55,14 +63,19 @@ class Library:
         """
         folder = self.path_of(name)
         with self._writing:
-            held = self._open.get(name)
-            if held is not None and held.generation == current_name(folder):
+            held, current = self._open.get(name), current_name(folder)
+            if held is not None and held.generation == current:
                 return held
-            if held is None and len(self._open) >= self._collections_max:
-                raise IndexFault(f"collection {name!r} is one too many: {self._collections_max} are open")
-            opened = Collection.open(folder, exact_below=self._exact_below, rebuild_embed=self._rebuild_embed)
+            self._refuse_if_hopeless(name, current)
+            try:
+                opened = Collection.open(folder, exact_below=self._exact_below, rebuild_embed=self._rebuild_embed)
+            except CorruptIndex as fault:
+                # hashing the same rot again for every request would take 0.2 s of each
+                self._shut[name] = (current, str(fault))
+                raise
             # the name it was asked for by, not the quoted one of its folder
             opened.name = name
+            self._shut.pop(name, None)
             self._open = MappingProxyType({**self._open, name: opened})
             return opened
 
@@ -99,12 +112,23 @@ class Library:
         """The collections on disk that have a snapshot, sorted."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        return sorted(urllib.parse.unquote(path.name) for path in found if generations(path))
+        found = [path for path in self.folder.iterdir() if path.is_dir() and generations(path)]
+        names = {path.name: urllib.parse.unquote(path.name) for path in found if not path.name.startswith(".")}
+        # a folder that somebody else put there may have a name that no collection would get
+        return sorted(name for folder, name in names.items() if name.isprintable() and folder_name(name) == folder)
 
     def path_of(self, name: str) -> Path:
         """The folder of a collection. Raises BadName."""
         return self.folder / folder_name(name)
+
+    def _refuse_if_hopeless(self, name: str, current: str | None) -> None:
+        if name not in self._open and len(self._open) >= self._collections_max:
+            raise IndexFault(f"collection {name!r} is one too many: {self._collections_max} are open")
+        generation, why = self._shut.get(name, (None, ""))
+        if why and generation == current:
+            raise CorruptIndex(why)
+        if len(self._shut) > self._collections_max:
+            self._shut.clear()
 
     def _forget_all_but(self, names: list[str]) -> dict[str, str]:
         with self._writing:

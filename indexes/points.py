@@ -9,7 +9,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from understudy.indexes.faults import BadPoint
+
+from understudy.indexes.faults import BadId
 
 PointId: TypeAlias = int | str
 Payload: TypeAlias = dict[str, Any]
@@ -53,21 +54,21 @@ class Hit:
 def id_key(id: PointId) -> bytes:
     """The bytes an id is stored and ordered by: integers by value, then strings by code point, as Qdrant scrolls.
 
-    The leading mark keeps 7 and "7" apart. Raises BadPoint for anything but a uint64 or a short string.
+    The leading mark keeps 7 and "7" apart. Raises BadId for anything but a uint64 or a short string.
     """
     if isinstance(id, str):
         try:
             raw = id.encode()
         except UnicodeEncodeError as error:
-            raise BadPoint(f"id {id!r} is not valid Unicode") from error
+            raise BadId(f"id {id!r} is not valid Unicode") from error
         if len(raw) > ID_BYTES_MAX:
-            raise BadPoint(f"id of {len(raw)} bytes, more than {ID_BYTES_MAX}")
+            raise BadId(f"id of {len(raw)} bytes, more than {ID_BYTES_MAX}")
         return _STR_MARK + raw
     # bool is an int in Python and no id anywhere else
     if isinstance(id, bool) or not isinstance(id, int):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise BadPoint(f"id {id!r} is neither an unsigned integer nor a string")
+        raise BadId(f"id {id!r} is neither an unsigned integer nor a string")
     if not 0 <= id <= ID_MAX:
-        raise BadPoint(f"id {id} does not fit 64 bits without a sign")
+        raise BadId(f"id {id} does not fit 64 bits without a sign")
     return _INT_MARK + id.to_bytes(8, "big")
 
 

@@ -37,6 +37,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 import numpy as np
+
 from understudy.indexes.build_graph import build_graph
 from understudy.indexes.faults import BadPoint, Busy, CorruptIndex, IndexFault
 from understudy.indexes.keywords import KeywordIndex
@@ -342,11 +343,11 @@ def find_generation(folder: Path, reasons: list[str]) -> Generation | None:
 
     What is wrong with those passed over is appended to `reasons`.
     """
-    current = current_name(folder)
+    current, found = current_name(folder), generations(folder)
     if current is None:
-        reasons.append("CURRENT is missing or names no generation")
+        reasons.append("CURRENT is missing or names no generation" if found else "there is no snapshot")
     # the current one first; False sorts before True
-    for path in sorted(generations(folder), key=lambda path: path.name != current):
+    for path in sorted(found, key=lambda path: path.name != current):
         try:
             return inspect(path)
         except CorruptIndex as fault:

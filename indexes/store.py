@@ -14,6 +14,7 @@ import hashlib
 import sqlite3
 import threading
 import urllib.parse
+import weakref
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+
 from understudy.indexes.faults import BadPoint, CorruptIndex, NotFinite, WrongDimension
 from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, id_key, key_id
 
@@ -171,7 +173,9 @@ class FrozenStore:
 
     def __init__(self, path: Path, dimensions: int) -> None:
         self.dimensions = dimensions
+        self._name = path.name
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        self._finalizer = weakref.finalize(self, _close_all, self._idle)
         # immutable: no locks and no journal are looked for, so a read-only folder will do
         uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro&immutable=1"
         try:
@@ -179,7 +183,7 @@ class FrozenStore:
                 self._idle.put(sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None))
             with self._reader() as sql:
                 self.keys: list[bytes] = [key for (key,) in sql.execute("SELECT key FROM points ORDER BY row")]
-        except sqlite3.Error as error:
+        except (sqlite3.Error, CorruptIndex) as error:
             self.close()
             raise CorruptIndex(f"{path.name}: {error}") from error
 
@@ -244,9 +248,8 @@ class FrozenStore:
             yield _vector(blob, self.dimensions)
 
     def close(self) -> None:
-        """Let go of the file; idempotent."""
-        while not self._idle.empty():
-            self._idle.get().close()
+        """Let go of the file; idempotent. Garbage collection does the same."""
+        self._finalizer()
 
     def _scan(self, what: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[Any, ...]]:
         # a reader is held for one batch at a time: a slow consumer must not starve the questions
@@ -263,8 +266,16 @@ class FrozenStore:
         sql = self._idle.get()
         try:
             yield sql
+        except sqlite3.Error as error:
+            # it was sound when it was verified; nobody should write to it since, but disks do fail
+            raise CorruptIndex(f"{self._name}: {error}") from error
         finally:
             self._idle.put(sql)
+
+
+def _close_all(idle: SimpleQueue[sqlite3.Connection]) -> None:
+    while not idle.empty():
+        idle.get().close()
 
 
 def checked_vector(vector: Any, dimensions: int, what: str = "query") -> Vector:

@@ -23,6 +23,7 @@ from typing import Final, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
 from understudy.indexes.faults import BadQuestion, CorruptIndex
 from understudy.indexes.points import Vector
 from understudy.indexes.store import checked_vector
