@@ -1,0 +1,59 @@
+"""Read the addresses that are listened on, host:port and [v6]:port, and tell which of them are the same."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from understudy.proxy.settings import Settings
+
+HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
+WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, never bound to
+
+
+def addresses(settings: Settings) -> list[str]:
+    """`server.listen` as what it always means: a list."""
+    listen = settings.server.listen
+    return [listen] if isinstance(listen, str) else listen
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """host:port or [v6]:port as (host, port), the host without brackets; ('', 0) when it is neither."""
+    host, colon, digits = address.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", digits) or int(digits) > 65535:
+        return "", 0
+    if host.startswith("[") and host.endswith("]"):
+        inner = host[1:-1]
+        return (inner, int(digits)) if is_ip(inner.partition("%")[0], 6) else ("", 0)
+    numeric = re.fullmatch(r"[0-9.]+", host) is not None
+    return (host, int(digits)) if (is_ip(host, 4) if numeric else HOST.fullmatch(host)) else ("", 0)
+
+
+def is_ip(text: str, version: int) -> bool:
+    """Whether this is an address of IP version 4 or 6."""
+    try:
+        return ipaddress.ip_address(text).version == version
+    except ValueError:
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this host can reach it."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
+def numeric(host: str) -> str:
+    """The host as two addresses are compared: lower case, and localhost by its number."""
+    return "127.0.0.1" if host.lower() == "localhost" else host.lower()
+
+
+def clash(host: str, port: int, taken: dict[tuple[str, int], str]) -> str:
+    """What has taken this address already, or ''. A wildcard address takes its port on every interface at once."""
+    for (other, taken_port), key in taken.items():
+        one_family = (":" in host) == (":" in other)
+        if port == taken_port and (host == other or (one_family and {host, other} & WILDCARDS)):
+            return key
+    return ""
