@@ -13,7 +13,7 @@ from understudy.proxy.cli import NOT_WELL, WELL, Complaint, state_folder
 from understudy.proxy.knowledge import collections_folder, models_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from understudy.models.embedder import Embedder
 
@@ -56,7 +56,7 @@ def _add_common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
 
 
 @contextmanager
-def complaining() -> Iterator[None]:
+def complaining() -> Generator[None]:
     """What models and indexes say is wrong becomes a Complaint."""
     from understudy.indexes.faults import IndexFault
     from understudy.models.errors import ModelError
