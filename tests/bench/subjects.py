@@ -1,0 +1,254 @@
+"""Who is measured: one table. A subject is a command that listens on a port and forwards to the bench's upstream.
+
+A new one is a function from a Site to a Start, and one line in SUBJECTS; NotHere says why it is left out here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.kit.processes import REPOSITORY, free_port
+
+POLICIES = REPOSITORY / "policies"
+
+
+class NotHere(Exception):
+    """Why a subject can't be measured on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where subjects are put up: the upstream, and a folder for each to write in.
+
+    Without `has_local` the sidecar goes without its local tier, which takes seconds to load and is not measured.
+    """
+
+    upstream_port: int
+    folder: Path
+    has_local: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a subject is started, and where it answers 200 once it is ready."""
+
+    command: list[str]
+    port: int
+    ready_port: int
+    ready_path: str = "/"
+    env: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One row of the report. A subject that is nothing but the upstream has no start."""
+
+    name: str
+    about: str
+    start: Callable[[Site], Start] | None
+    version: Callable[[], str] | None = None
+
+
+# --- starts --------------------------------------------------------------------------------------------------------
+
+
+def _start_of_ours(module: str) -> Callable[[Site], Start]:
+    def start(site: Site) -> Start:
+        port = free_port()
+        command = [sys.executable, "-m", module, "--port", str(port), "--upstream", str(site.upstream_port)]
+        return Start(command, port, port)
+
+    return start
+
+
+def _start_sidecar(policies: Path, site: Site, state: Path) -> Start:
+    port, admin_port = free_port(), free_port()
+    listen, admin = f"127.0.0.1:{port}", f"127.0.0.1:{admin_port}"
+    command = [sys.executable, "-m", "understudy.proxy.cli", "run", "--policies", str(policies)]
+    command += ["--listen", listen, "--admin", admin, "--state", str(state)]
+    upstream = f"http://127.0.0.1:{site.upstream_port}"
+    env = {
+        "OPENAI_API_KEY": "sk-bench",
+        "OPENAI_UPSTREAM_URL": upstream,
+        "QDRANT_URL": upstream,
+        "UNDERSTUDY_LISTEN": listen,
+        "UNDERSTUDY_ADMIN": admin,
+    }
+    return Start(command, port, admin_port, "/readyz", env)
+
+
+def _understudy(site: Site) -> Start:
+    """The policies as shipped, with the upstream in the provider's place."""
+    policies = site.folder / "policies"
+    policies.mkdir(exist_ok=True)
+    for source in POLICIES.glob("*.yaml"):
+        text = source.read_text(encoding="utf-8")
+        if not site.has_local:
+            text = text.replace("      - kind: local\n", "")
+        (policies / source.name).write_text(text, encoding="utf-8")
+    return _start_sidecar(policies, site, site.folder / "state")
+
+
+def _understudy_plain(site: Site) -> Start:
+    """One route that takes everything as it is, with every policy that can be turned off turned off."""
+    policies = site.folder / "plain"
+    policies.mkdir(exist_ok=True)
+    (policies / "plain.yaml").write_text(
+        f"""\
+server:
+  listen: ${{UNDERSTUDY_LISTEN}}
+  admin: ${{UNDERSTUDY_ADMIN}}
+  access_log: false
+routes:
+  - name: everything
+    match: {{prefix: /}}
+    dialect: plain
+    retry: {{attempts: 1}}
+    breaker: {{enabled: false}}
+    tiers:
+      - {{kind: upstream, name: bench, url: "http://127.0.0.1:{site.upstream_port}"}}
+""",
+        encoding="utf-8",
+    )
+    return _start_sidecar(policies, site, site.folder / "plain-state")
+
+
+def _nginx(site: Site) -> Start:
+    nginx = _found("nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx")
+    port, folder = free_port(), site.folder / "nginx"
+    folder.mkdir(exist_ok=True)
+    places = "".join(
+        f"  {name}_temp_path {folder / name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"""\
+daemon off;
+worker_processes 1;
+pid {folder / "pid"};
+error_log stderr error;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+{places}
+  upstream bench {{ server 127.0.0.1:{site.upstream_port}; keepalive 64; keepalive_requests 1000000000; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=1024;
+    keepalive_requests 1000000000;
+    client_max_body_size 64m;
+    location / {{
+      proxy_pass http://bench;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+    }}
+  }}
+}}
+""",
+        encoding="utf-8",
+    )
+    return Start([nginx, "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", "stderr"], port, port)
+
+
+def _envoy(site: Site) -> Start:
+    envoy = _found("envoy", str(Path(sys.executable).with_name("envoy")))
+    port, admin_port = free_port(), free_port()
+    config = site.folder / "envoy.json"
+    config.write_text(json.dumps(_envoy_config(port, admin_port, site.upstream_port)), encoding="utf-8")
+    command = [envoy, "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
+    return Start(command, port, admin_port, "/ready")
+
+
+def _envoy_config(port: int, admin_port: int, upstream_port: int) -> dict[str, object]:
+    def address(at: int) -> dict[str, object]:
+        return {"socket_address": {"address": "127.0.0.1", "port_value": at}}
+
+    types = "type.googleapis.com/envoy.extensions.filters"
+    router = {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{types}.http.router.v3.Router"}}
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "bench", "timeout": "0s"}}
+    manager = {
+        "@type": f"{types}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "bench",
+        "http_filters": [router],
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+    }
+    filters = [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+    endpoints = [{"lb_endpoints": [{"endpoint": {"address": address(upstream_port)}}]}]
+    cluster = {
+        "name": "bench",
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "load_assignment": {"cluster_name": "bench", "endpoints": endpoints},
+    }
+    listener = {"name": "in", "address": address(port), "filter_chains": [{"filters": filters}]}
+    return {
+        "admin": {"address": address(admin_port)},
+        "static_resources": {"listeners": [listener], "clusters": [cluster]},
+    }
+
+
+# --- versions ------------------------------------------------------------------------------------------------------
+
+
+def _found(program: str, *places: str) -> str:
+    """The path of `program`, looked for in `places` too. Raises NotHere."""
+    for place in (program, *places):
+        if found := shutil.which(place):
+            return found
+    raise NotHere(f"{program} is not installed")
+
+
+def _said_by(program: str, argument: str, *places: str) -> Callable[[], str]:
+    def version() -> str:
+        done = subprocess.run([_found(program, *places), argument], capture_output=True, text=True, timeout=20)
+        lines = (done.stdout + done.stderr).split("\n")
+        return next((line.strip() for line in lines if line.strip()), "")
+
+    return version
+
+
+def _of_packages(*names: str) -> Callable[[], str]:
+    return lambda: ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+SUBJECTS = (
+    Subject("direct", "no proxy: what the latencies of the others are compared with", None),
+    Subject(
+        "relay",
+        "protocol to protocol, httptools and uvloop, nothing else",
+        _start_of_ours("tests.bench.relay"),
+        _of_packages("httptools", "uvloop"),
+    ),
+    Subject(
+        "understudy",
+        "the policies as shipped, access log on",
+        _understudy,
+        _of_packages("understudy"),
+    ),
+    Subject(
+        "understudy-plain",
+        "one route that passes everything, policies and access log off",
+        _understudy_plain,
+        _of_packages("understudy"),
+    ),
+    Subject(
+        "aiohttp",
+        "aiohttp server and ClientSession on uvloop",
+        _start_of_ours("tests.bench.aiohttp_proxy"),
+        _of_packages("aiohttp"),
+    ),
+    Subject("nginx", "one worker, keep-alive to the upstream", _nginx, _said_by("nginx", "-v", "/usr/sbin/nginx")),
+    Subject(
+        "envoy",
+        "one worker, plain reverse proxy",
+        _envoy,
+        _said_by("envoy", "--version", str(Path(sys.executable).with_name("envoy"))),
+    ),
+)
