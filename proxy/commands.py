@@ -131,9 +131,9 @@ def explain_request(arguments: argparse.Namespace) -> int:
 
 def print_schema(_arguments: argparse.Namespace) -> int:
     """Print the JSON Schema of a policy file."""
-    from understudy.proxy.schema import schema_text
+    from understudy.proxy.schema import text
 
-    sys.stdout.write(schema_text())
+    sys.stdout.write(text())
     return WELL
 
 
