@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
+
 from understudy.models.embedder import Kind, Vectors
 from understudy.models.errors import DeadlinePassed, ModelError, Overloaded
 from understudy.models.space import Space
@@ -24,8 +25,7 @@ __all__ = ["Batcher", "Embeds"]
 
 QUEUE_TEXTS_MAX = 512
 INTERACTIVE_TEXTS_MAX = 4
-# 1,024 tokens are some 170 ms on one core: a bulk run of the embedder's own 2,048 would keep a question waiting twice
-# as long, and on a CPU a larger batch wins almost nothing back.
+# 1,024 tokens are some 100 ms on one core, which is the longest that a question waits for the bulk piece in hand.
 RUN_TOKENS_MAX = 1_024
 TEXT_TOKENS_MAX = 256
 CHARS_PER_TOKEN = 4
@@ -38,6 +38,8 @@ class Embeds(Protocol):
 
     @property
     def space(self) -> Space: ...
+    @property
+    def batch_tokens_max(self) -> int: ...
     def embed(self, texts: Sequence[str], kind: Kind = "query") -> Vectors: ...
 
 
@@ -62,8 +64,9 @@ _Piece = tuple[_Entry, int, int]
 class Batcher:
     """An async face for an Embedder, with a bounded queue; belongs to the event loop that first awaits it.
 
-    `workers` threads run the embedder side by side (cores − 1 is a good number). `clock` gives the seconds in which
-    callers state their deadlines: the loop's own by default.
+    `workers` threads run the embedder side by side (cores − 1 is a good number). `run_tokens_max` bounds the piece of
+    work that a question may have to wait for, unless the embedder itself takes larger batches. `clock` gives the
+    seconds in which callers state their deadlines: the loop's own by default.
     """
 
     def __init__(
@@ -170,7 +173,8 @@ class Batcher:
         lane = self._bulk if bulk_is_due or not self._interactive else self._interactive
         self._interactive_runs = self._interactive_runs + 1 if lane is self._interactive else 0
         pieces: list[_Piece] = []
-        left = self._run_tokens_max
+        # A GPU takes as long for sixteen times as much.
+        left = max(self._run_tokens_max, self._embedder.batch_tokens_max)
         for entry in list(lane):
             if pieces and (left <= 0 or entry.kind != pieces[0][0].kind):
                 break

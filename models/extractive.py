@@ -1,0 +1,225 @@
+"""Answer a question without a model that writes: quote the sentences that answer it best, and say whose they are.
+
+    passages ──> candidates (sentences) ──> score: meaning + words + the kind of answer asked for ──> k quotes
+                                                                 └──> nothing near enough ──> refused, with the reason
+
+A quotation cannot invent. It can miss: the score does not know a near miss from an answer (on SQuAD 2.0's unanswerable
+questions AUC .65), so the text says that these are passages, and never that they are the answer.
+
+Measured on 2,000 questions of SQuAD's development set, the gold answer being in what is returned: best sentence of the
+right paragraph .835, of BM25's five best paragraphs .711, three sentences of these .853.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy.models.prompts import Passage, passages_in_prompt, question_in_prompt
+from understudy.models.sentences import content_words, sentences
+
+__all__ = [
+    "Candidate",
+    "Extract",
+    "Passage",
+    "Quote",
+    "VectorsOf",
+    "best_sentences",
+    "candidates",
+    "choose",
+    "passages_in_prompt",
+    "precomputed",
+    "question_in_prompt",
+    "quote",
+    "sentences",
+]
+
+VectorsOf = Callable[[Sequence[str]], NDArray[Any]]
+"""Texts → vectors [n, d] of unit length."""
+
+CANDIDATES_MAX = 48
+"""Sentences that are embedded for one answer: some 150 ms cold on one core."""
+
+COSINE_MIN = 0.45
+"""Below it, and without a word in common, nothing is quoted. By itself it keeps 88 % of the questions that have an
+answer and refuses 94 % of those from elsewhere."""
+
+PREFACE = (
+    "This is a fallback answer: the answering model is unavailable. "
+    "It was not written for your question; these are the most relevant passages that were found:"
+)
+REFUSAL = (
+    "This is a fallback answer: the answering model is unavailable, "
+    "and no passage was found that is close enough to your question to be quoted. Please try again later."
+)
+
+_BM25_K1, _BM25_B = 1.2, 0.75
+_WORDS_SCALE = 1.3
+_KIND_WEIGHT = 0.3
+
+_NUMBER_WORDS = (
+    "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|"
+    "hundred|thousand|million|billion|half|third|quarter|dozen|twice|once|none|zero"
+)
+_MONTHS = (
+    "january|february|march|april|may|june|july|august|september|october|november|december|"
+    "monday|tuesday|wednesday|thursday|friday|saturday|sunday"
+)
+_DATE = re.compile(
+    rf"\b(?:1[0-9]{{3}}|20[0-9]{{2}}|[0-9]{{3,4}}s)\b|\b\d{{1,2}}:\d{{2}}\b|\b\d+ ?(?:bc|ad|bce|ce|am|pm|a\.m|p\.m)\b|"
+    rf"\b(?:{_MONTHS})\b|\b(?:century|centuries|yesterday|today|tomorrow|midnight|noon)\b|\d+年|\d+月",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(rf"\d|\b(?:{_NUMBER_WORDS})\b", re.IGNORECASE)
+_NAME = re.compile(r"\b[A-Z][\w'’-]+")
+_ASKS_DATE = re.compile(
+    r"\bwhen\b|\b(?:what|which|in what|in which) (?:year|date|day|month|century|decade|time|period)\b", re.IGNORECASE
+)
+_ASKS_NUMBER = re.compile(
+    r"\bhow (?:many|much|long|old|far|tall|high|deep|large|big|fast|often|wide|heavy)\b|"
+    r"\bwhat (?:percent(?:age)?|number|amount|fraction|proportion|share|age|price|cost)\b",
+    re.IGNORECASE,
+)
+_ASKS_NAME = re.compile(
+    r"\b(?:who|whom|whose|where)\b|\bwhat (?:city|country|person|company|state|team)\b", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A sentence that might be quoted."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A sentence that is quoted. `cosine` is to the question, or None where no vectors were at hand."""
+
+    text: str
+    source: str
+    score: float
+    cosine: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """The quotes, best first; or none, and in `refused` the reason."""
+
+    quotes: tuple[Quote, ...] = ()
+    refused: str = ""
+
+
+def best_sentences(
+    question: str, passages: Sequence[Passage], vectors_of: VectorsOf | None = None, k: int = 3
+) -> Extract:
+    """The k sentences of `passages` that answer `question` best; without `vectors_of`, by words alone (.67 for .71).
+
+    Whoever embeds on an event loop takes the three steps apart: `candidates`, vectors of the question and of them,
+    `choose`.
+    """
+    found = candidates(question, passages)
+    vectors = vectors_of([question, *(candidate.text for candidate in found)]) if vectors_of and found else None
+    return choose(question, found, vectors, k)
+
+
+def candidates(question: str, passages: Sequence[Passage], most: int = CANDIDATES_MAX) -> list[Candidate]:
+    """The passages' sentences, each once; when there are more than `most`, those that share most with the question."""
+    found: dict[str, Candidate] = {}
+    for passage in passages:
+        for sentence in sentences(passage.text):
+            found.setdefault(sentence.casefold(), Candidate(sentence, passage.source))
+    every = list(found.values())
+    if len(every) <= most:
+        return every
+    score = _word_scores(question, every) + _kind_scores(question, every)
+    # Stable, so that among equals the first passages, which whoever found them put first, stay.
+    kept = np.argsort(-score, kind="stable")[:most]
+    return [every[index] for index in sorted(kept)]
+
+
+def choose(question: str, found: Sequence[Candidate], vectors: NDArray[Any] | None, k: int = 3) -> Extract:
+    """The k best candidates. `vectors` are the question's, then each candidate's: [1 + n, d], of unit length.
+
+    score = cosine + BM25 / (1.3 · Σ idf) + 0.3 · (has the kind of answer asked for). Refuses when there is nothing to
+    quote, or when the nearest is below COSINE_MIN and no quote shares a content word with the question.
+    """
+    if not found or k < 1:
+        return Extract(refused="there are no passages to quote from")
+    cosines = np.zeros(len(found)) if vectors is None else np.asarray(vectors[1:] @ vectors[0], np.float64)
+    score = cosines + _word_scores(question, found) + _kind_scores(question, found)
+    best = [int(index) for index in np.argsort(-score, kind="stable")[:k]]
+    asked = set(content_words(question))
+    in_common = any(asked.intersection(content_words(found[index].text)) for index in best)
+    nearest = float(cosines.max())
+    if not in_common and nearest < COSINE_MIN:
+        near = "" if vectors is None else f" and the nearest has cosine {nearest:.2f}, below {COSINE_MIN}"
+        return Extract(refused=f"no sentence shares a word with the question{near}")
+    quotes = [
+        Quote(found[i].text, found[i].source, float(score[i]), None if vectors is None else float(cosines[i]))
+        for i in best
+    ]
+    return Extract(tuple(quotes))
+
+
+def quote(extract: Extract, preface: str = PREFACE, refusal: str = REFUSAL) -> str:
+    """The final text: the preface, then each quoted sentence with its source; with nothing to quote, the refusal."""
+    if not extract.quotes:
+        return refusal
+    lines = [f"- “{one.text}” ({one.source})" if one.source else f"- “{one.text}”" for one in extract.quotes]
+    return "\n".join([preface, "", *lines])
+
+
+def precomputed(table: Mapping[str, NDArray[Any]], otherwise: VectorsOf) -> VectorsOf:
+    """A `vectors_of` that looks sentences up in `table` and embeds, together, only those that are not there."""
+
+    def vectors_of(texts: Sequence[str]) -> NDArray[Any]:
+        missing = [text for text in dict.fromkeys(texts) if text not in table]
+        fresh = dict(zip(missing, otherwise(missing), strict=True)) if missing else {}
+        return np.stack([table[text] if text in table else fresh[text] for text in texts])
+
+    return vectors_of
+
+
+def _word_scores(question: str, found: Sequence[Candidate]) -> NDArray[np.float64]:
+    """BM25 of each candidate, as a share of what a sentence holding every word of the question could score.
+
+    Robertson and Zaragoza 2009; document frequencies are counted among the candidates themselves.
+    """
+    asked = dict.fromkeys(content_words(question))
+    counts = [Counter(content_words(candidate.text)) for candidate in found]
+    lengths = np.array([max(1, sum(count.values())) for count in counts], np.float64)
+    norm = _BM25_K1 * (1.0 - _BM25_B + _BM25_B * lengths / max(1.0, float(lengths.mean() if len(counts) else 1.0)))
+    total, scores = 0.0, np.zeros(len(found))
+    for word in asked:
+        frequency = np.array([count[word] for count in counts], np.float64)
+        holders = int((frequency > 0).sum())
+        idf = math.log(1.0 + (len(found) - holders + 0.5) / (holders + 0.5))
+        total += idf
+        scores += idf * frequency * (_BM25_K1 + 1.0) / (frequency + norm)
+    return scores / (_WORDS_SCALE * total) if total else scores
+
+
+def _kind_scores(question: str, found: Sequence[Candidate]) -> NDArray[np.float64]:
+    """0.3 for each candidate that holds the kind of thing the question asks for."""
+    asked_names = {name.casefold() for name in _NAME.findall(question)}
+
+    def fits(text: str) -> bool:
+        if _ASKS_DATE.search(question):
+            return bool(_DATE.search(text))
+        if _ASKS_NUMBER.search(question):
+            return bool(_NUMBER.search(text))
+        if _ASKS_NAME.search(question):
+            # Every sentence begins with a capital, and the question's own names are no answer to it.
+            return any(name.casefold() not in asked_names for name in _NAME.findall(text[1:]))
+        return False
+
+    return np.array([_KIND_WEIGHT if fits(candidate.text) else 0.0 for candidate in found], np.float64)

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
 from understudy.models.errors import ModelError
 
 __all__ = ["BertShape", "bert_graph", "quantised"]

@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
 from understudy.models.errors import ModelError
 
 __all__ = ["Device", "OpenSession", "Provider", "Runtime", "Session", "cuda_is_absent", "open_session"]

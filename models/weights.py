@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
 from understudy.models.errors import ModelError
 
 __all__ = ["PACKAGE_HINT", "package_folder", "read_safetensors", "sha256_of"]

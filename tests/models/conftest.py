@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from understudy.models.embedder import Embedder, load
 from understudy.models.weights import package_folder
 

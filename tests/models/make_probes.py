@@ -10,6 +10,7 @@ from pathlib import Path
 
 from reference import Reference
 from tokenizers import Tokenizer
+
 from understudy.models.weights import package_folder, read_safetensors
 
 SENTENCES = [

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+
 from understudy.models.batcher import Batcher
 from understudy.models.embedder import Kind, Vectors
 from understudy.models.errors import DeadlinePassed, ModelError, Overloaded
@@ -23,6 +24,7 @@ class Gated:
 
     def __init__(self) -> None:
         self.space = Space("fake", 2)
+        self.batch_tokens_max = 1
         self.runs: list[tuple[Kind, list[str]]] = []
         self.faults: list[Exception] = []
         self.asked = threading.Semaphore(0)
@@ -272,6 +274,15 @@ async def test_two_workers_run_two_pieces_side_by_side() -> None:
         assert len(model.runs) == 2
         model.open()
         assert (await bulk).shape == (8, 2)
+
+
+async def test_a_device_that_takes_larger_batches_is_given_larger_pieces() -> None:
+    model = Gated()
+    model.batch_tokens_max = 16_384
+    model.open()
+    async with opened(model) as batcher:
+        assert (await batcher.embed([LONG] * 65, until=later())).shape == (65, 2)
+    assert [len(texts) for _, texts in model.runs] == [65]
 
 
 async def test_no_texts_need_no_model() -> None:

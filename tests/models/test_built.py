@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from understudy.models import built as built_module
 from understudy.models.built import MINILM, _stem, _trusted, build, built, main, manifest_path
 from understudy.models.embedder import Embedder, load

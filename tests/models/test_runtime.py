@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from understudy.models.errors import ModelError
 from understudy.models.runtime import (
     Device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from understudy.models.space import Space, canonical_name, same_space
 
 
