@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from understudy.proxy.http.door import Exchange
+from understudy.proxy.http.exchange import Exchange
 
 LINES_MAX = 10_000
 FLUSH_S = 0.2
@@ -88,11 +88,11 @@ def line_of(exchange: Exchange, end: str) -> Line:
     call, answer, request = exchange.call, exchange.answer, exchange.request
     line = Line(
         at=round(time.time(), 3),
-        id=call.id if call else "",
+        id=exchange.id,
         method=request.method.decode("latin-1"),
         path=request.target.partition(b"?")[0][:512].decode("latin-1"),
         status=answer.status if answer else 0,
-        ms=round((exchange.door.listener.clock() - exchange.started) * 1000, 3),
+        ms=round((exchange.door.now() - exchange.started) * 1000, 3),
         bytes_in=len(request.body),
         bytes_out=exchange.body_bytes,
         end=end,

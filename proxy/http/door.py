@@ -19,10 +19,10 @@ from typing import Literal, Protocol, cast
 
 import httptools
 
-from understudy.policies.observe import RouteTally
-from understudy.policies.service import Answer, Call, Failed, Headers, Refused, Request, Service, Stream, find_header
+from understudy.policies.service import Answer, Failed, Headers, Refused, Request, find_header
 from understudy.proxy.dialects.base import BadRequest, Dialect
-from understudy.proxy.http.heads import body_is_absent, status_line
+from understudy.proxy.http.exchange import Entry, Exchange, apology
+from understudy.proxy.http.heads import body_is_absent, origin_form
 from understudy.proxy.settings import Limits
 
 log = logging.getLogger("understudy.door")
@@ -34,21 +34,6 @@ OVERDUE_S = 1.0
 """How far past its deadline a call is interrupted wherever it waits: a backstop, since tiers keep `until`."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-
-
-class Entry(Protocol):
-    """What a route is to the door."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dialect(self) -> Dialect: ...
-    @property
-    def service(self) -> Service: ...
-    @property
-    def body_bytes_max(self) -> int: ...
-    @property
-    def tally(self) -> RouteTally: ...
 
 
 class Logged(Protocol):
@@ -114,75 +99,6 @@ class Listener:
         """The time for draining is over: streams are told so in band, everything is closed."""
         for door in list(self.doors):
             door.cut_off()
-
-
-class Exchange:
-    """One request and its answer on a door; the sink of the answer's stream."""
-
-    __slots__ = (
-        "answer",
-        "body_bytes",
-        "call",
-        "chunked",
-        "door",
-        "entry",
-        "keep_alive",
-        "overdue",
-        "prepared",
-        "request",
-        "started",
-        "stream",
-        "task",
-        "version",
-    )
-
-    def __init__(self, door: Door, request: Request, entry: Entry | None, version: str, *, keep_alive: bool) -> None:
-        self.door = door
-        self.request = request
-        self.entry = entry
-        self.version = version
-        self.keep_alive = keep_alive
-        self.call: Call | None = None
-        self.prepared: Answer | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.stream: Stream | None = None
-        self.answer: Answer | None = None
-        self.chunked = False
-        self.overdue = False
-        self.body_bytes = 0
-        self.started = door.listener.clock()
-
-    def write(self, chunk: bytes) -> None:
-        if not chunk:
-            return
-        self.body_bytes += len(chunk)
-        self.door.send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.chunked else chunk)
-
-    def end(self) -> None:
-        if self.chunked:
-            self.door.send(b"0\r\n\r\n")
-        self.door.finished(self, "done")
-
-    def cut(self, reason: str) -> None:
-        """The stream broke: say so in band where the dialect can, else break the connection. Never a clean end."""
-        assert self.entry is not None
-        self.entry.tally.streams_broken += 1
-        self.keep_alive = False
-        notice = self.entry.dialect.broken_off(reason) if self._is_event_stream() else b""
-        if notice:
-            self.write(notice)
-            if self.chunked:
-                self.door.send(b"0\r\n\r\n")
-            self.door.finished(self, "cut")
-        else:
-            self.door.finished(self, "cut", abort=True)
-
-    def _is_event_stream(self) -> bool:
-        assert self.answer is not None
-        return any(
-            key.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
-            for key, value in self.answer.headers
-        )
 
 
 class Door(asyncio.Protocol):
@@ -252,7 +168,7 @@ class Door(asyncio.Protocol):
                 self._refuse(431, "head_too_large", "the request's head is too large")
                 return
         elif self._phase == "body":
-            self._since = self.listener.clock()
+            self._since = self.now()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -307,7 +223,7 @@ class Door(asyncio.Protocol):
             raise BadRequest("too many requests sent ahead on one connection")
         self._begin_request()
         self._phase = "head"
-        self._since = self.listener.clock()
+        self._since = self.now()
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -325,7 +241,7 @@ class Door(asyncio.Protocol):
         if sum(len(name) + len(value) + 4 for name, value in self._headers) > limits.head_bytes_max:
             raise BadRequest("the request's head is too large", status=431)
         self._phase = "body"
-        self._since = self.listener.clock()
+        self._since = self.now()
         host, length, expects = self._read_head()
         path = self._target.partition(b"?")[0]
         self._entry = self.listener.find(host, self.listener.port, path)
@@ -351,7 +267,7 @@ class Door(asyncio.Protocol):
         if self._entry is not None:
             entry, request.path = self._entry
         exchange = Exchange(
-            self, request, entry, parser.get_http_version(), keep_alive=bool(parser.should_keep_alive())
+            self, self._request_id(), request, entry, parser.get_http_version(), keep_alive=parser.should_keep_alive()
         )
         exchange.prepared = self._prepared
         self._queue.append(exchange)
@@ -380,7 +296,7 @@ class Door(asyncio.Protocol):
                     raise BadRequest("an unknown expectation", status=417)
         if host is None and self._parser.get_http_version() == "1.1":
             raise BadRequest("no Host header")
-        self._target = _origin_form(self._target, host)
+        self._target = origin_form(self._target, host)
         return host, length, expects
 
     # --- serving ---------------------------------------------------------------------------------------------------
@@ -391,7 +307,7 @@ class Door(asyncio.Protocol):
         if not self._queue:
             if self._phase == "busy":
                 self._phase = "idle"
-                self._since = self.listener.clock()
+                self._since = self.now()
             self._resume_reading()
             return
         exchange = self._current = self._queue.popleft()
@@ -408,19 +324,19 @@ class Door(asyncio.Protocol):
             call.dialect = entry.dialect.name
             call.route = entry.name
             call.born = exchange.started
-            call.id = self._request_id(exchange.request)
+            call.id = exchange.id
             answer = await entry.service(call)
         except BadRequest as bad:
             answer = entry.dialect.error(bad.status, "bad_request", bad.detail)
         except Refused as refused:
-            answer = _apology(entry.dialect, 503, refused.reason, refused.detail, refused.retry_after_s)
+            answer = apology(entry.dialect, 503, refused.reason, refused.detail, refused.retry_after_s)
         except Failed as failed:
             status = 504 if failed.reason in ("deadline", "first_byte_timeout", "connect_timeout") else 502
-            answer = _apology(entry.dialect, status, failed.reason, failed.detail, failed.retry_after_s)
+            answer = apology(entry.dialect, status, failed.reason, failed.detail, failed.retry_after_s)
         except asyncio.CancelledError:
             if not exchange.overdue:
                 raise
-            answer = _apology(entry.dialect, 504, "deadline", "no tier answered by the deadline", None)
+            answer = apology(entry.dialect, 504, "deadline", "no tier answered by the deadline", None)
         except Exception:
             log.exception("an error of our own on route %s", entry.name)
             answer = entry.dialect.error(500, "internal", "an error of the sidecar's own; its log says more")
@@ -429,8 +345,8 @@ class Door(asyncio.Protocol):
         elif answer.stream is not None:
             answer.stream.close()
 
-    def _request_id(self, request: Request) -> str:
-        given = request.header(b"x-request-id")
+    def _request_id(self) -> str:
+        given = find_header(self._headers, b"x-request-id")
         if given and _SANE_ID.fullmatch(given):
             return given.decode("ascii")
         return self.listener.new_id()
@@ -442,7 +358,7 @@ class Door(asyncio.Protocol):
         stream = answer.stream
         if stream is None:
             body = b"" if exchange.request.method == b"HEAD" else answer.body
-            head = self._head(exchange, answer, len(answer.body))
+            head = exchange.head(answer, len(answer.body))
             exchange.body_bytes = len(body)
             self.send(head + body if len(body) < 4096 else head)
             if len(body) >= 4096:
@@ -450,40 +366,19 @@ class Door(asyncio.Protocol):
             self.finished(exchange, "done")
         elif body_is_absent(exchange.request.method, answer.status):
             stream.close()
-            self.send(self._head(exchange, answer, stream.length))
+            self.send(exchange.head(answer, stream.length))
             self.finished(exchange, "done")
         else:
             if stream.length is None:
                 exchange.chunked = exchange.version == "1.1"
                 exchange.keep_alive = exchange.keep_alive and exchange.chunked
-            self.send(self._head(exchange, answer, stream.length))
+            self.send(exchange.head(answer, stream.length))
             exchange.stream = stream
             stream.relay(exchange)
 
-    def _head(self, exchange: Exchange, answer: Answer, length: int | None) -> bytes:
-        lines = [status_line(answer.status)]
-        lines += [b"%b: %b\r\n" % header for header in answer.headers]
-        call = exchange.call
-        lines.append(
-            b"x-understudy-tier: %b\r\nx-understudy-source: %b\r\nx-request-id: %b\r\n"
-            % (
-                (answer.tier or "none").encode(),
-                (answer.source or "understudy").encode(),
-                (call.id if call else self.listener.new_id()).encode(),
-            )
-        )
-        if answer.reason:
-            lines.append(b"x-understudy-reason: %b\r\n" % header_safe(answer.reason))
-        if exchange.chunked:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        elif length is not None and _says_length(exchange.request.method, answer, length):
-            lines.append(b"content-length: %d\r\n" % length)
-        if not exchange.keep_alive:
-            lines.append(b"connection: close\r\n")
-        elif exchange.version == "1.0":
-            lines.append(b"connection: keep-alive\r\n")
-        lines.append(b"\r\n")
-        return b"".join(lines)
+    def now(self) -> float:
+        """Seconds on the listener's clock."""
+        return self.listener.clock()
 
     def send(self, data: bytes) -> None:
         """Write to the caller, if there still is one."""
@@ -555,7 +450,7 @@ class Door(asyncio.Protocol):
         self.listener.bad_requests += 1
         dialect = self._entry[0].dialect if self._entry else self.listener.fallback
         request = Request(b"", self._target, [])
-        exchange = Exchange(self, request, None, "1.1", keep_alive=False)
+        exchange = Exchange(self, self._request_id(), request, None, "1.1", keep_alive=False)
         exchange.prepared = dialect.error(status, reason, detail)
         self._queue.append(exchange)
         if self._current is None:
@@ -569,7 +464,7 @@ class Door(asyncio.Protocol):
             self._transport.write_eof()
             self._resume_reading()
             self._phase = "lingering"
-            self._since = self.listener.clock()
+            self._since = self.now()
         else:
             self._transport.close()
 
@@ -582,41 +477,3 @@ class Door(asyncio.Protocol):
     def _log(self, exchange: Exchange, end: str) -> None:
         if self.listener.logged is not None:
             self.listener.logged(exchange, end)
-
-
-def _apology(dialect: Dialect, status: int, reason: str, detail: str, retry_after_s: float | None) -> Answer:
-    """An error of ours after every tier was asked; the dialect adds what tells its SDKs not to ask again."""
-    headers: Headers = []
-    if retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % max(1, round(min(retry_after_s, 60.0)))))
-    answer = dialect.error(status, reason, detail, headers=headers)
-    answer.reason = detail
-    return answer
-
-
-def _origin_form(target: bytes, host: bytes | None) -> bytes:
-    """The target as path and query. Absolute form is accepted when it names the same host (RFC 9112 section 3.2.2)."""
-    if target.startswith(b"/"):
-        path = target.partition(b"?")[0]
-        if b"/../" in path + b"/":
-            raise BadRequest("the path climbs out of itself")
-        return target
-    if target == b"*":
-        return target
-    scheme, separator, rest = target.partition(b"://")
-    authority, slash, path = rest.partition(b"/")
-    if separator and scheme.lower() in (b"http", b"https") and authority.lower() == (host or b"").lower():
-        return _origin_form(slash + path or b"/", host)
-    raise BadRequest("the request target is not a path")
-
-
-def _says_length(method: bytes, answer: Answer, length: int) -> bool:
-    if answer.status in (204, 304):
-        return False
-    # an upstream's answer to HEAD brings its own length, or none: zero would be a claim of ours
-    return method != b"HEAD" or (length > 0 and find_header(answer.headers, b"content-length") is None)
-
-
-def header_safe(text: str) -> bytes:
-    """`text` as a header value: printable ASCII, bounded."""
-    return re.sub(rb"[^\x20-\x7e]+", b" ", text[:512].encode("ascii", "replace"))

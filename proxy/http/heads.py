@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 
 from understudy.policies.service import Headers
+from understudy.proxy.dialects.base import BadRequest
 
 HOP_BY_HOP = frozenset(
     (
@@ -58,3 +60,24 @@ def connection_options(headers: Headers) -> frozenset[bytes]:
 def body_is_absent(method: bytes, status: int) -> bool:
     """Whether an answer has no body whatever its headers say (RFC 9112 section 6.3)."""
     return method == b"HEAD" or status in (204, 304) or status < 200
+
+
+def origin_form(target: bytes, host: bytes | None) -> bytes:
+    """The target as path and query. Absolute form is accepted when it names the same host (RFC 9112 section 3.2.2)."""
+    if target.startswith(b"/"):
+        path = target.partition(b"?")[0]
+        if b"/../" in path + b"/":
+            raise BadRequest("the path climbs out of itself")
+        return target
+    if target == b"*":
+        return target
+    scheme, separator, rest = target.partition(b"://")
+    authority, slash, path = rest.partition(b"/")
+    if separator and scheme.lower() in (b"http", b"https") and authority.lower() == (host or b"").lower():
+        return origin_form(slash + path or b"/", host)
+    raise BadRequest("the request target is not a path")
+
+
+def header_safe(text: str) -> bytes:
+    """`text` as a header value: printable ASCII, bounded."""
+    return re.sub(rb"[^\x20-\x7e]+", b" ", text[:512].encode("ascii", "replace"))

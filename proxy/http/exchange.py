@@ -1,0 +1,149 @@
+"""One request and its answer on a door: the sink of the answer's stream, and the head that goes before it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from understudy.policies.observe import RouteTally
+from understudy.policies.service import Answer, Call, Headers, Request, Service, Stream, find_header
+from understudy.proxy.dialects.base import Dialect
+from understudy.proxy.http.heads import header_safe, status_line
+
+
+class Entry(Protocol):
+    """What a route is to the door."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dialect(self) -> Dialect: ...
+    @property
+    def service(self) -> Service: ...
+    @property
+    def body_bytes_max(self) -> int: ...
+    @property
+    def tally(self) -> RouteTally: ...
+
+
+class Doorstep(Protocol):
+    """What an exchange needs of its door."""
+
+    def now(self) -> float: ...
+    def send(self, data: bytes) -> None: ...
+    def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None: ...
+
+
+class Exchange:
+    """One request and its answer on a door; the sink of the answer's stream."""
+
+    __slots__ = (
+        "answer",
+        "body_bytes",
+        "call",
+        "chunked",
+        "door",
+        "entry",
+        "id",
+        "keep_alive",
+        "overdue",
+        "prepared",
+        "request",
+        "started",
+        "stream",
+        "task",
+        "version",
+    )
+
+    def __init__(
+        self, door: Doorstep, id: str, request: Request, entry: Entry | None, version: str, *, keep_alive: bool
+    ) -> None:
+        self.door = door
+        self.id = id
+        self.request = request
+        self.entry = entry
+        self.version = version
+        self.keep_alive = keep_alive
+        self.call: Call | None = None
+        self.prepared: Answer | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.stream: Stream | None = None
+        self.answer: Answer | None = None
+        self.chunked = False
+        self.overdue = False
+        self.body_bytes = 0
+        self.started = door.now()
+
+    def write(self, chunk: bytes) -> None:
+        if not chunk:
+            return
+        self.body_bytes += len(chunk)
+        self.door.send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.chunked else chunk)
+
+    def end(self) -> None:
+        if self.chunked:
+            self.door.send(b"0\r\n\r\n")
+        self.door.finished(self, "done")
+
+    def cut(self, reason: str) -> None:
+        """The stream broke: say so in band where the dialect can, else break the connection. Never a clean end."""
+        assert self.entry is not None
+        self.entry.tally.streams_broken += 1
+        self.keep_alive = False
+        notice = self.entry.dialect.broken_off(reason) if self._is_event_stream() else b""
+        if notice:
+            self.write(notice)
+            if self.chunked:
+                self.door.send(b"0\r\n\r\n")
+            self.door.finished(self, "cut")
+        else:
+            self.door.finished(self, "cut", abort=True)
+
+    def _is_event_stream(self) -> bool:
+        assert self.answer is not None
+        return any(
+            key.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
+            for key, value in self.answer.headers
+        )
+
+    def head(self, answer: Answer, length: int | None) -> bytes:
+        """The answer's head, with who answered and how the body is framed. `length` is the body's, where known."""
+        lines = [status_line(answer.status)]
+        lines += [b"%b: %b\r\n" % header for header in answer.headers]
+        lines.append(
+            b"x-understudy-tier: %b\r\nx-understudy-source: %b\r\nx-request-id: %b\r\n"
+            % (
+                (answer.tier or "none").encode(),
+                (answer.source or "understudy").encode(),
+                self.id.encode(),
+            )
+        )
+        if answer.reason:
+            lines.append(b"x-understudy-reason: %b\r\n" % header_safe(answer.reason))
+        if self.chunked:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        elif length is not None and _says_length(self.request.method, answer, length):
+            lines.append(b"content-length: %d\r\n" % length)
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        elif self.version == "1.0":
+            lines.append(b"connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+
+def apology(dialect: Dialect, status: int, reason: str, detail: str, retry_after_s: float | None) -> Answer:
+    """An error of ours after every tier was asked; the dialect adds what tells its SDKs not to ask again."""
+    headers: Headers = []
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, round(min(retry_after_s, 60.0)))))
+    answer = dialect.error(status, reason, detail, headers=headers)
+    answer.reason = detail
+    return answer
+
+
+def _says_length(method: bytes, answer: Answer, length: int) -> bool:
+    if answer.status in (204, 304):
+        return False
+    # an upstream's answer to HEAD brings its own length, or none: zero would be a claim of ours
+    return method != b"HEAD" or (length > 0 and find_header(answer.headers, b"content-length") is None)
