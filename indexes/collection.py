@@ -65,7 +65,7 @@ PAYLOADS_HELD_MAX: Final = 200_000
 FILTER_BYTES_MAX: Final = 2**20
 
 _KEYWORD_FETCH: Final = 1_000
-# a full scan of 200 000 x 384 takes 7 ms; beyond it, what both sides found and a sample stand for the whole
+# a full scan of 200 000 x 384 takes 20 ms; beyond it, what both sides found and a sample stand for the whole
 _FUSED_SCAN_MAX: Final = 200_000
 _FUSED_FETCH: Final = 400
 _FUSED_SAMPLE: Final = 1_024

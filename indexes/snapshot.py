@@ -50,6 +50,8 @@ DIMENSIONS_MAX: Final = 65_536
 GENERATIONS_KEPT: Final = 2
 # a graph this large takes seconds to build, and hnswlib holds the GIL while it saves one: not in this process
 SUBPROCESS_FROM: Final = 20_000
+# a million vectors take a quarter of an hour
+GRAPH_WAIT_S_MAX: Final = 6 * 3_600
 
 MANIFEST: Final = "manifest.json"
 POINTS: Final = "points.sqlite"
@@ -253,7 +255,12 @@ def _write_graph(folder: Path, distance: Distance, count: int) -> list[list[int]
         return build_graph(folder / VECTORS, folder / GRAPH, distance)
     command = [sys.executable, "-m", "understudy.indexes.build_graph", folder / VECTORS, folder / GRAPH, distance]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)  # noqa: S603
+    try:
+        done = subprocess.run(  # noqa: S603
+            command, env=environment, capture_output=True, check=False, timeout=GRAPH_WAIT_S_MAX
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CorruptIndex(f"the graph was not built within {GRAPH_WAIT_S_MAX} s") from error
     if done.returncode != 0:
         raise CorruptIndex(f"the graph was not built: {done.stderr.decode(errors='replace').strip()[-500:]}")
     return msgspec.json.decode(done.stdout, type=list[list[int]])

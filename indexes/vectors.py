@@ -35,7 +35,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 M: Final = 16
 EF_CONSTRUCTION: Final = 200
 EF_LEAST: Final = 128
-# exact search over 20 000 x 384 takes 0.6 ms, and is exact, filterable and instantly up to date
+# a scan of 20 000 x 384 takes 1.1 ms, and is exact and filterable
 EXACT_BELOW: Final = 20_000
 
 _GATHER_ROWS_MAX: Final = 20_000
@@ -216,12 +216,14 @@ class VectorIndex:
     def _scores(self, query: Vector, rows: Rows | None) -> Matrix:
         matrix = self.matrix if rows is None else self.matrix[rows]
         if self.distance is not Distance.EUCLID:
-            return np.asarray(matrix @ query)
+            # not `matrix @ query`: BLAS spreads it over threads of its own, which on busy cores wait for each other
+            # (20 000 x 384: 0.6 ms at best, but 12 ms at the 95th percentile, against 1.1 and 1.3 ms)
+            return np.vecdot(matrix, query)
         # differences, not |x|^2 - 2xq + |q|^2, which loses near neighbours to cancellation; in blocks that fit a cache
         scores = np.empty(len(matrix), np.float32)
         for at in range(0, len(matrix), _BLOCK_ROWS):
             apart = matrix[at : at + _BLOCK_ROWS] - query
-            scores[at : at + _BLOCK_ROWS] = np.sqrt(np.einsum("ij,ij->i", apart, apart))
+            scores[at : at + _BLOCK_ROWS] = np.sqrt(np.vecdot(apart, apart))
         return scores
 
     def _best(self, rows: Rows | None, scores: Matrix, k: int) -> tuple[Rows, Matrix]:
