@@ -61,7 +61,7 @@ def test_every_folder_with_python_in_it_is_listed_and_nothing_else_is():
 def test_no_other_folder_holds_python():
     top = {path.name for path in REPOSITORY.iterdir() if path.is_dir() and not path.name.startswith(".")}
     with_python = {name for name in top if any((REPOSITORY / name).rglob("*.py"))}
-    assert with_python - {"build", "dist"} == {*FOLDERS, "tests"}
+    assert with_python - {"build", "dist"} == {*FOLDERS, "examples", "tests"}
 
 
 def test_every_data_file_is_named_by_a_pattern_and_every_pattern_names_a_file():

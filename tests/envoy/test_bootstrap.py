@@ -10,6 +10,11 @@ import pytest
 import yaml
 
 from tests.envoy.running import complaints, rendered
+from understudy.envoy.bootstrap import render
+from understudy.envoy.cli import templates_of
+from understudy.proxy.cli import shipped_policies
+from understudy.proxy.reading import load
+from understudy.proxy.routes import Routes
 
 PLAIN_CHAT = """
 routes:
@@ -112,6 +117,16 @@ def test_envoy_itself_takes_what_is_rendered(policies: str, environ: dict[str, s
     assert complaints(text, tmp_path) == ""
 
 
+@pytest.mark.parametrize("environ", [{}, {"OPENAI_API_KEY": "sk-x", "QDRANT_URL": "http://qdrant.example:6333"}])
+def test_envoy_itself_takes_the_policies_that_ship(environ: dict[str, str], tmp_path: Path) -> None:
+    settings = load(shipped_policies(), environ)
+    text = render(settings, templates=templates_of(shipped_policies(), settings, environ))
+
+    assert complaints(text, tmp_path) == ""
+    assert ("openai at api.openai.com first" in text) == bool(environ)
+    assert "sk-x" not in text
+
+
 def test_the_upstream_is_asked_before_the_sidecar_and_only_the_upstream_can_be_ejected(tmp_path: Path) -> None:
     text = rendered(tmp_path, PLAIN_CHAT)
 
@@ -186,9 +201,35 @@ def test_the_more_exact_claim_is_tried_first_and_a_named_host_has_the_others_too
     everywhere = ["/v1/embeddings", "/v1/chat", "/qdrant", "/files", "/"]
     assert claimed(found["*"]) == everywhere
     assert claimed(found["talk.example"]) == ["/v1/chat/special", *everywhere]
-    assert claimed(found["files.example"]) == everywhere
-    assert found["files.example"][-2]["route"]["cluster"] == "route.rest"
+    # who names a host has it to itself, however short the prefix
+    assert claimed(found["files.example"])[0] == "/"
+    assert found["files.example"][0]["route"]["cluster"] == "route.rest"
     assert found["*"][-1]["direct_response"]["status"] == 404
+
+
+@pytest.mark.parametrize("host", ["talk.example", "files.example", "elsewhere.example"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat", "/v1/chat/special", "/v1/chatter", "/qdrant", "/qdrantx", "/files/a", "/"]
+)
+def test_envoy_and_the_sidecar_agree_on_whose_a_request_is(host: str, path: str, tmp_path: Path) -> None:
+    (tmp_path / "policies.yaml").write_text(EVERYTHING)
+    settings = load(tmp_path, {})
+    routes = hosts(rendered(tmp_path, EVERYTHING))
+
+    theirs = Routes(settings.routes).find(host.encode(), 8787, path.encode())
+    ours = next(route for route in routes.get(host, routes["*"]) if fits(route["match"], path))
+
+    assert ours.get("route", {}).get("cluster") == (f"route.{theirs[0].name}" if theirs else None)
+
+
+def fits(match: dict[str, Any], path: str) -> bool:
+    """Whether Envoy's path match takes `path`, as its documentation has it."""
+    if "path" in match:
+        return path == match["path"]
+    if "prefix" in match:
+        return path.startswith(match["prefix"])
+    prefix = match["path_separated_prefix"]
+    return path == prefix or path.startswith(f"{prefix}/")
 
 
 def test_paths_are_rewritten_for_the_upstream_only(tmp_path: Path) -> None:
@@ -201,7 +242,8 @@ def test_paths_are_rewritten_for_the_upstream_only(tmp_path: Path) -> None:
     assert rewriting("chat") == [("/v1/chat", "/base/v1/chat")]
     assert rewriting("embeddings") == [("/v1/embeddings", None)]
     assert rewriting("vectors") == [("/qdrant", "/"), ("/qdrant/", "/")]
-    assert rewriting("rest", "files.example") == [("/files", "/base/"), ("/files/", "/base/"), ("/", "/base/")]
+    assert rewriting("rest") == [("/files", "/base/"), ("/files/", "/base/")]
+    assert rewriting("rest", "files.example") == [("/", "/base/"), ("/files", "/base/"), ("/files/", "/base/")]
     assert "rewrite" not in json.dumps(hosts(text))
 
 
@@ -229,7 +271,8 @@ def test_a_claim_on_another_port_of_the_sidecar_belongs_to_another_bootstrap(tmp
 
     assert claimed(hosts(first)["*"][:-1]) == ["/v1"]
     assert "vectors: what it claims on port 6333 of the sidecar is left out" in first
-    assert claimed(hosts(second)["*"][:-1]) == ["/v1", "/"]
+    # who names a port has it to itself, there as in the sidecar
+    assert claimed(hosts(second)["*"][:-1]) == ["/", "/v1"]
 
 
 def test_a_tier_in_another_vector_space_is_never_asked_by_envoy(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -56,6 +56,14 @@ def is_ready(port: int, path: str) -> bool:
         return False
     finally:
         client.close()
+
+
+def eventually(holds: Callable[[], bool], *, within_s: float = 15.0) -> None:
+    """Wait until something in another process holds; fail when it does not come to be."""
+    give_up = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < give_up, "it never came to be"
+        time.sleep(POLL_S)
 
 
 class Process:

@@ -1,6 +1,6 @@
 """Write models/probes.json: the self-test's sentences, and what the float64 reference makes of them.
 
-Run by hand when the sentences change: `python tests/models/make_probes.py`.
+Run by hand when the sentences change: `python -m tests.models.make_probes`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from reference import Reference
 from tokenizers import Tokenizer
 
+from tests.models.reference import Reference
 from understudy.models.weights import package_folder, read_safetensors
 
 SENTENCES = [

@@ -6,11 +6,19 @@ Devlin et al. 2018 (arXiv 1810.04805), Reimers and Gurevych 2019 (arXiv 1908.100
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from understudy.models.weights import read_safetensors
 
 Matrix = NDArray[np.float64]
 
@@ -80,3 +88,22 @@ class Reference:
 
     def _normed(self, at: str, x: Matrix) -> Matrix:
         return layer_norm(x, self._w[at + ".LayerNorm.weight"], self._w[at + ".LayerNorm.bias"])
+
+
+def embed_apart(weights: Path, rows: Sequence[Sequence[int]]) -> Matrix:
+    """Reference.embed in a process of its own, with one thread: on a busy machine BLAS's threads spin sixfold."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.models.reference", str(weights)],
+        input=json.dumps(rows).encode(),
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return np.load(io.BytesIO(done.stdout))
+
+
+if __name__ == "__main__":
+    out = io.BytesIO()
+    np.save(out, Reference(read_safetensors(Path(sys.argv[1]))).embed(json.load(sys.stdin)))
+    sys.stdout.buffer.write(out.getvalue())

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from tests.models.reference import Reference
+from tests.models.reference import embed_apart
 from understudy.models.built import built
 from understudy.models.embedder import Embedder, batches, load, padded, pooled
 from understudy.models.errors import ModelError
 from understudy.models.runtime import Device, Runtime
-from understudy.models.weights import read_safetensors
 
 TEXTS = 200
 TOKENS_MAX = 256
@@ -32,7 +31,7 @@ def texts() -> list[str]:
     """English of every length from one word to more than the model reads; short ones are commoner, as in life."""
     words = " ".join(topics.values()).split()
     dice = np.random.default_rng(7)
-    lengths = [1, 400, *(int(120 ** dice.random() ** 1.5) for _ in range(TEXTS - 4))]
+    lengths = [1, 400, *(int(120 ** dice.random() ** 2) for _ in range(TEXTS - 4))]
     starts = dice.integers(len(words) - 400, size=len(lengths))
     return [" ".join(words[at : at + n]) for at, n in zip(starts, lengths, strict=True)] + [
         "",
@@ -47,7 +46,7 @@ def expected(texts: list[str], source: Path) -> np.ndarray:
     tokenizer.enable_truncation(TOKENS_MAX)
     rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     assert {2, TOKENS_MAX} <= {len(row) for row in rows}
-    return Reference(read_safetensors(source / "model.safetensors")).embed(rows)
+    return embed_apart(source / "model.safetensors", rows)
 
 
 @pytest.fixture(scope="module")

@@ -238,7 +238,8 @@ SHAPES = [
         "documents with attributes in the system message",
         [
             system(
-                f'You know:\n<document id="12" title="Paris">{TOWER}</document>\n<document id="13">{BRIDGE}</document>\n'
+                f'You know:\n<document id="12" title="Paris">{TOWER}</document>\n'
+                f'<document id="13">{BRIDGE}</document>\n'
                 "Be brief."
             ),
             user(ASKED),

@@ -6,17 +6,16 @@ import http.client
 import json
 import signal
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.kit.acts import answer, sse
 from tests.kit.fake_upstream import Hosted, in_thread
-from tests.kit.processes import Sidecar
+from tests.kit.processes import Sidecar, eventually
 
 pytestmark = pytest.mark.real
 
@@ -76,13 +75,6 @@ def admin(sidecar: Sidecar, path: str) -> tuple[int, str]:
             return told.status, told.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-def eventually(holds: Callable[[], bool], within_s: float = 15.0) -> None:
-    give_up = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < give_up, "it never came to be"
-        time.sleep(0.02)
 
 
 def test_a_changed_file_is_in_force_soon_a_bad_one_never_and_both_are_told(
