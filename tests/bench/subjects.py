@@ -161,7 +161,8 @@ def _envoy(site: Site) -> Start:
     config = site.folder / "envoy.json"
     config.write_text(json.dumps(_envoy_config(port, admin_port, site.upstream_port)), encoding="utf-8")
     command = [envoy, "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
-    return Start(command, port, admin_port, "/ready")
+    # the script that comes with the package must not find our own `envoy` folder
+    return Start(command, port, admin_port, "/ready", {"PYTHONPATH": ""})
 
 
 def _envoy_config(port: int, admin_port: int, upstream_port: int) -> dict[str, object]:
