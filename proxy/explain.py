@@ -6,6 +6,7 @@ it. Secrets are shown as `***`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -46,7 +47,8 @@ def explain_data(
         "route": None,
     }
     claims = ((match, (n, key, match)) for n, route in enumerate(settings.routes) for key, match in claims_of(route))
-    found = Table(claims).find(host.encode() if host else None, port, bare_path.encode())
+    # A command line may bring bytes that are no UTF-8; they are looked for, and shown, as they came.
+    found = Table(claims).find(os.fsencode(host) if host else None, port, os.fsencode(bare_path))
     if found is None:
         return data
     (n, key, match), forwarded = found
@@ -59,7 +61,7 @@ def explain_data(
         "from": described.place(at),
         "because": _because(match),
         "claim_from": described.place(f"{at}.{key}"),
-        "forwarded_path": forwarded.decode(),
+        "forwarded_path": os.fsdecode(forwarded),
         "dialect": described.value(f"{at}.dialect", route.dialect),
         "space": _space(settings, route, at, described),
         "body_bytes_max": described.value(f"{at}.body_bytes_max", route.body_bytes_max),
@@ -198,7 +200,7 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
         yield from data["faults"]
         return
     request, route = data["request"], data["route"]
-    at = request["host"] or "any host"
+    at = shown(request["host"] or "any host")
     yield f"{request['method']} {shown(request['path'])}  ({at}, port {request['port']})"
     if route is None:
         yield "  nobody claims this: it is answered 404"
@@ -206,7 +208,7 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     yield f"  goes to route {route['name']} ({route['from']})"
     yield f"  because {route['because']} ({route['claim_from']})"
     if route["forwarded_path"] != request["path"].partition("?")[0]:
-        yield f"  and goes on as {route['forwarded_path']}"
+        yield f"  and goes on as {shown(route['forwarded_path'])}"
     yield ""
     yield from _table({key: route[key] for key in ("dialect", "space", "body_bytes_max")}, 2)
     yield ""

@@ -20,7 +20,7 @@ from understudy.proxy.spots import Fault, Spot, shown
 
 FILES_MAX = 256
 FILE_BYTES_MAX = 256 * 1024
-MERGES_MAX = 1000
+MERGES_MAX = 10_000
 """How many keys `<<` may bring into one file: anchors that merge anchors multiply."""
 
 MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -219,11 +219,16 @@ class Unfolding:
             self._faults.append(Fault.at(spot, f"duplicate key, first on line {first.start_mark.line + 1}"))
 
     def _merge(self, value: Node, key: str, within: tuple[int, ...]) -> Iterator[Pair]:
+        if self._merged > MERGES_MAX:
+            # Told already, and the levels above have to come to their end quickly.
+            return
         sources = [value] if isinstance(value, MappingNode) else value.value
         if isinstance(value, ScalarNode) or not all(isinstance(source, MappingNode) for source in sources):
             self._fault(value, key, "<< takes a mapping, or a list of mappings")
             return
         for source in sources:
+            # Counted for every mapping entered as well: mappings that merge mappings double at each level.
+            self._merged += 1
             if id(source) in within:
                 self._fault(source, key, "<< merges this mapping into itself")
                 continue

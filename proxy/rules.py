@@ -79,8 +79,6 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
     for n, route in enumerate(settings.routes):
         at = top.at(f"routes[{n}]")
         yield from _dialect_faults(route, dialects, at)
-        if not route.claims:
-            yield from at.fault("must have at least 1", "match")
         for key, match in claims_of(route):
             yield from _match_faults(match, ports, at.at(key))
         yield from _policy_faults(route, at)
@@ -120,8 +118,6 @@ def _named_addresses(settings: Settings) -> list[tuple[str, str]]:
 
 
 def _listen_faults(settings: Settings, at: Place) -> Iterator[Fault]:
-    if not addresses(settings):
-        yield from at.fault("must have at least 1", "listen")
     taken: dict[tuple[str, int], str] = {}
     for key, address in _named_addresses(settings):
         host, port = parse_address(address)

@@ -179,7 +179,7 @@ class Route(Frozen, frozen=True):
     """
 
     name: Name
-    match: Match | list[Match]
+    match: Match | Annotated[list[Match], Meta(min_length=1)]
     dialect: str
     """Whose wire format is spoken here; `plain` passes everything through untouched."""
     tiers: Annotated[list[Tier], Meta(min_length=1)]
@@ -229,7 +229,7 @@ class Limits(Frozen, frozen=True):
 class Server(Frozen, frozen=True):
     """Where the sidecar listens, and how it behaves as a process."""
 
-    listen: str | list[str] = "127.0.0.1:8787"
+    listen: str | Annotated[list[str], Meta(min_length=1)] = "127.0.0.1:8787"
     """host:port or [v6]:port, one or several; port 0 takes a free one."""
     admin: str = "127.0.0.1:8788"
     """Where health, metrics and status are served."""

@@ -1,0 +1,66 @@
+"""What `explain` says beside its golden files: the stack that is really assembled, and JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.settings.folders import LOCAL_ROUTE, read
+from understudy.proxy.explain import explain, explain_data
+from understudy.proxy.stack import ROUTE_ORDER, TIER_ORDER
+
+ROUTE = """
+routes:
+  - name: chat
+    match: {prefix: /rag, strip: true}
+    dialect: openai-chat
+    tiers:
+      - kind: upstream
+        name: a
+        url: "https://a.example/base"
+        headers: {authorization: "Bearer ${KEY}"}
+      - {kind: upstream, name: b, url: "${B}", when_env: [B]}
+      - {kind: local}
+"""
+
+
+def test_it_shows_every_layer_of_the_real_stack_in_its_order(tmp_path: Path):
+    text = explain(read(tmp_path, ROUTE, {"KEY": "k3y"}), "POST", "/rag/v1/chat?x=1")
+    layers = [name for name, _ in (*ROUTE_ORDER, *TIER_ORDER)]
+    found = [text.find(f" {name}: ") for name in layers]
+    assert -1 not in found
+    assert found == sorted(found)
+
+
+def test_it_says_what_the_path_becomes_and_who_is_missing_and_keeps_secrets(tmp_path: Path):
+    text = explain(read(tmp_path, ROUTE, {"KEY": "k3y"}), "POST", "/rag/v1/chat?x=1")
+    assert "and goes on as /v1/chat" in text
+    assert "NOT THERE, B is not set" in text
+    assert "***" in text
+    assert "k3y" not in text
+
+
+def test_the_same_comes_as_plain_values_for_json(tmp_path: Path):
+    reading = read(tmp_path, ROUTE, {"KEY": "k3y"})
+    data = json.loads(json.dumps(explain_data(reading, "POST", "/rag")))
+    assert reading.settings
+    assert data["digest"] == reading.settings.digest
+    assert data["request"]["port"] == 8787
+    assert [tier["inactive"] for tier in data["route"]["tiers"]] == [None, "B is not set", None]
+    headers = data["route"]["tiers"][0]["values"]["headers.authorization"]
+    assert headers == {"value": "***", "from": f"{tmp_path}/chat.yaml:10"}
+    assert explain_data(reading, "GET", "/")["route"] is None
+
+
+def test_policies_that_can_not_be_believed_are_explained_by_their_faults(tmp_path: Path):
+    reading = read(tmp_path, LOCAL_ROUTE.replace("local", "lokal"))
+    assert "did you mean local?" in explain(reading, "GET", "/")
+    assert explain_data(reading, "GET", "/") == {"faults": [str(fault) for fault in reading.faults]}
+
+
+def test_a_request_that_is_no_text_is_explained_all_the_same(tmp_path: Path):
+    reading = read(tmp_path, LOCAL_ROUTE.replace("/v1", "/"))
+    for path in ("", "x", "/\udce4", "/ä\n", "*"):
+        text = explain(reading, "GET", path, host="h\udce4\n", port=0)
+        assert text.encode()
+        assert "goes to route chat" in text
