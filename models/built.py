@@ -244,8 +244,6 @@ def main(arguments: list[str]) -> int:
     if len(arguments) not in (2, 3) or arguments[1] not in ("fp32", "int8"):
         print(main.__doc__, file=sys.stderr)  # noqa: T201 - this is the command line
         return 2
-    # The build takes all of a core for five seconds, and the application beside it needs that core more.
-    os.nice(10)
     try:
         source = Path(arguments[2]) if len(arguments) == 3 else package_folder()
         build(Path(arguments[0]), arguments[1], source)
@@ -256,4 +254,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # The build takes all of a core for five seconds, and the application beside it needs that core more.
+    os.nice(10)
     sys.exit(main(sys.argv[1:]))

@@ -79,8 +79,13 @@ _DATE = re.compile(
 )
 _NUMBER = re.compile(rf"\d|\b(?:{_NUMBER_WORDS})\b", re.IGNORECASE)
 _NAME = re.compile(r"\b[A-Z][\w'’-]+")
+# "When was it built?" asks for a date; "what happens when it breaks" and "users who left" ask for something else.
+_LEADING = "(?:and|but|so|since|until|by|to|from|for|with|of|about|under|on|at|in)"
+_VERB = "(?:was|were|is|are|did|does|do|will|has|have|had|can)"
 _ASKS_DATE = re.compile(
-    r"\bwhen\b|\b(?:what|which|in what|in which) (?:year|date|day|month|century|decade|time|period)\b", re.IGNORECASE
+    rf"^\W*(?:{_LEADING} )?when\b|\bwhen {_VERB}\b|"
+    r"\b(?:what|which|in what|in which) (?:year|date|day|month|century|decade|time|period)\b",
+    re.IGNORECASE,
 )
 _ASKS_NUMBER = re.compile(
     r"\bhow (?:many|much|long|old|far|tall|high|deep|large|big|fast|often|wide|heavy)\b|"
@@ -88,7 +93,9 @@ _ASKS_NUMBER = re.compile(
     re.IGNORECASE,
 )
 _ASKS_NAME = re.compile(
-    r"\b(?:who|whom|whose|where)\b|\bwhat (?:city|country|person|company|state|team)\b", re.IGNORECASE
+    rf"^\W*(?:{_LEADING} )?(?:who|whom|whose|where)\b|\b(?:who|where) {_VERB}\b|"
+    r"\bwhat (?:city|country|person|company|state|team)\b",
+    re.IGNORECASE,
 )
 
 

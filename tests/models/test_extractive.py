@@ -141,6 +141,13 @@ def test_the_kind_of_answer_asked_for_decides_between_sentences_with_the_same_wo
         assert best.source == ("bay.md" if "Bridge" in best.text or "span" in best.text else "paris.md")
 
 
+def test_when_and_who_ask_for_dates_and_names_only_where_they_ask() -> None:
+    passage = Passage("a", "Retries stop after the pause. The pause was added in 2019 by Ada.")
+    asked = "What happens to callers who retry when they pause?"
+    assert best_sentences(asked, [passage], flat).quotes[0].text == "Retries stop after the pause."
+    assert "2019" in best_sentences("When was the pause added?", [passage], flat).quotes[0].text
+
+
 def test_quotes_come_best_first_with_their_sources_and_as_many_as_asked_for() -> None:
     extract = best_sentences("How tall is the Eiffel Tower?", [PARIS, BAY], flat, k=2)
     assert [one.source for one in extract.quotes] == ["paris.md", "paris.md"]
