@@ -107,10 +107,11 @@ class Door(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_body_bytes",
+        "_continue_owed",
         "_current",
+        "_dry_bytes",
         "_entry",
         "_failing",
-        "_head_bytes",
         "_headers",
         "_parser",
         "_phase",
@@ -120,6 +121,8 @@ class Door(asyncio.Protocol):
         "_since",
         "_target",
         "_transport",
+        "_unsent_bytes",
+        "_unsent_since",
         "_write_paused",
         "listener",
     )
@@ -135,14 +138,17 @@ class Door(asyncio.Protocol):
         self._read_paused = False
         self._write_paused = False
         self._failing = False
+        self._unsent_bytes = 0
+        self._unsent_since = self._since
         self._begin_request()
 
     def _begin_request(self) -> None:
         self._target = b""
         self._headers: Headers = []
-        self._head_bytes = 0
+        self._dry_bytes = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._continue_owed = False
         self._entry: tuple[Entry, bytes] | None = None
         self._prepared: Answer | None = None
 
@@ -153,8 +159,7 @@ class Door(asyncio.Protocol):
         self._transport = transport
         listener = self.listener
         if len(listener.doors) >= listener.limits.connections_max or listener.draining:
-            listener.refused_connections += 1
-            transport.abort()
+            self._turn_away(transport)
             return
         transport.set_write_buffer_limits(high=listener.limits.write_buffer_bytes_max)
         listener.doors.add(self)
@@ -162,17 +167,25 @@ class Door(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._failing:
             return
-        if self._phase == "head":
-            self._head_bytes += len(data)
-            if self._head_bytes > self.listener.limits.head_bytes_max:
-                self._refuse(431, "head_too_large", "the request's head is too large")
-                return
-        elif self._phase == "body":
+        if self._phase == "body":
             self._since = self.now()
+        self._dry_bytes += len(data)
+        self._feed(data)
+        if self._dry_bytes > self.listener.limits.head_bytes_max and not self._failing:
+            if self._phase == "head":
+                self._refuse(431, "head_too_large", "the request's head is too large")
+            elif self._phase == "body":
+                self._refuse(400, "bad_request", "too much between the chunks of the request's body, or after them")
+        if self._queue and self._transport is not None and not self._transport.is_closing():
+            # what was sent ahead waits in the socket until we are done with what we have
+            self._read_paused = True
+            self._transport.pause_reading()
+
+    def _feed(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(501, "upgrade", "switching protocols is not supported")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, BadRequest):
@@ -182,12 +195,23 @@ class Door(asyncio.Protocol):
                 self._refuse(500, "internal", "an error of the sidecar's own")
             else:
                 self._refuse(400, "bad_request", "the request is not valid HTTP/1.1")
-        if self._queue and self._transport is not None and not self._transport.is_closing():
-            # what was sent ahead waits in the socket until we are done with what we have
-            self._read_paused = True
-            self._transport.pause_reading()
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1, as a server may (RFC 9110 section 7.8): some clients offer h2c with every request.
+
+        The parser takes the rest, this request's body included, for another protocol: a new one reads it, and the head
+        again without the offer.
+        """
+        parser = self._parser
+        lines = [b"%b %b HTTP/%b\r\n" % (parser.get_method(), self._target, parser.get_http_version().encode())]
+        lines += [b"%b: %b\r\n" % header for header in self._headers if header[0].lower() != b"upgrade"]
+        self._parser = httptools.HttpRequestParser(self)
+        self._feed(b"".join((*lines, b"\r\n", rest)))
 
     def eof_received(self) -> bool:
+        if self._current is not None:
+            # who hangs up wants no answer; a close in order would wait until what is written has been read
+            self._abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
@@ -231,6 +255,9 @@ class Door(asyncio.Protocol):
             raise BadRequest("the request target is too long", status=414)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase != "head":
+            # a trailer: it must not pass for a header, and a proxy may drop it (RFC 9110 section 6.5.1)
+            return
         headers = self._headers
         headers.append((name, value))
         if len(headers) > self.listener.limits.headers_max:
@@ -238,28 +265,39 @@ class Door(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         limits = self.listener.limits
+        self._dry_bytes = 0
         if sum(len(name) + len(value) + 4 for name, value in self._headers) > limits.head_bytes_max:
             raise BadRequest("the request's head is too large", status=431)
+        if self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT":
+            return
         self._phase = "body"
         self._since = self.now()
         host, length, expects = self._read_head()
         path = self._target.partition(b"?")[0]
-        self._entry = self.listener.find(host, self.listener.port, path)
+        # `*` asks about the server as a whole, which no route is
+        self._entry = self.listener.find(host, self.listener.port, path) if path != b"*" else None
         if self._entry is None:
             self._prepared = self._unrouted(path)
         elif length > self._body_bytes_max():
             raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
-        if expects and self._current is None and not self._queue:
-            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._continue_owed = expects
+        if self._current is None and not self._queue:
+            self._say_continue()
 
     def on_body(self, piece: bytes) -> None:
+        self._dry_bytes = 0
+        self._continue_owed = False
         self._body_bytes += len(piece)
         if self._body_bytes > self._body_bytes_max():
             raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
         self._body.append(piece)
 
     def on_message_complete(self) -> None:
+        if self._phase == "head":
+            # the end that the parser sees behind an offer to upgrade; `_decline_upgrade` comes next
+            return
         self._phase = "busy"
+        self._continue_owed = False
         parser = self._parser
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         request = Request(parser.get_method(), self._target, self._headers, body)
@@ -277,8 +315,16 @@ class Door(asyncio.Protocol):
     def _body_bytes_max(self) -> int:
         return self._entry[0].body_bytes_max if self._entry else self.listener.limits.body_bytes_max
 
+    def _say_continue(self) -> None:
+        if self._continue_owed:
+            self._continue_owed = False
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     def _read_head(self) -> tuple[bytes | None, int, bool]:
         """Host, declared length and whether 100-continue is expected. Raises BadRequest."""
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise BadRequest("only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
         host: bytes | None = None
         length = 0
         expects = False
@@ -291,12 +337,17 @@ class Door(asyncio.Protocol):
             elif size == 14 and name.lower() == b"content-length":
                 length = int(value)
             elif size == 6 and name.lower() == b"expect":
-                expects = value.lower() == b"100-continue"
-                if not expects:
+                if value.lower() != b"100-continue":
                     raise BadRequest("an unknown expectation", status=417)
-        if host is None and self._parser.get_http_version() == "1.1":
+                expects = version == "1.1"
+            elif size == 17 and name.lower() == b"transfer-encoding":
+                if version == "1.0":
+                    raise BadRequest("HTTP/1.0 has no Transfer-Encoding")
+                if value.strip().lower() != b"chunked":
+                    raise BadRequest("no Transfer-Encoding but chunked is read here", status=501)
+        if host is None and version == "1.1":
             raise BadRequest("no Host header")
-        self._target = origin_form(self._target, host)
+        self._target = origin_form(self._parser.get_method(), self._target, host)
         return host, length, expects
 
     # --- serving ---------------------------------------------------------------------------------------------------
@@ -308,6 +359,7 @@ class Door(asyncio.Protocol):
             if self._phase == "busy":
                 self._phase = "idle"
                 self._since = self.now()
+            self._say_continue()
             self._resume_reading()
             return
         exchange = self._current = self._queue.popleft()
@@ -340,10 +392,17 @@ class Door(asyncio.Protocol):
         except Exception:
             log.exception("an error of our own on route %s", entry.name)
             answer = entry.dialect.error(500, "internal", "an error of the sidecar's own; its log says more")
-        if self._current is exchange:
+        if self._current is not exchange:
+            if answer.stream is not None:
+                answer.stream.close()
+            return
+        try:
             self._send_answer(exchange, answer)
-        elif answer.stream is not None:
-            answer.stream.close()
+        except Exception:
+            log.exception("an answer on route %s could not be sent", entry.name)
+            if answer.stream is not None:
+                answer.stream.close()
+            self._abort()
 
     def _request_id(self) -> str:
         given = find_header(self._headers, b"x-request-id")
@@ -357,7 +416,7 @@ class Door(asyncio.Protocol):
             exchange.keep_alive = False
         stream = answer.stream
         if stream is None:
-            body = b"" if exchange.request.method == b"HEAD" else answer.body
+            body = b"" if body_is_absent(exchange.request.method, answer.status) else answer.body
             head = exchange.head(answer, len(answer.body))
             exchange.body_bytes = len(body)
             self.send(head + body if len(body) < 4096 else head)
@@ -374,6 +433,8 @@ class Door(asyncio.Protocol):
                 exchange.keep_alive = exchange.keep_alive and exchange.chunked
             self.send(exchange.head(answer, stream.length))
             exchange.stream = stream
+            if self._write_paused:
+                stream.pause()
             stream.relay(exchange)
 
     def now(self) -> float:
@@ -394,7 +455,7 @@ class Door(asyncio.Protocol):
         self._log(exchange, end)
         if abort:
             self._abort()
-        elif not exchange.keep_alive or self._failing:
+        elif not exchange.keep_alive:
             self._close_gently()
         else:
             self._next()
@@ -404,6 +465,9 @@ class Door(asyncio.Protocol):
     def check_clocks(self, now: float) -> None:
         """Close what has been idle or slow for too long, and interrupt a call that has outlived its deadline."""
         limits = self.listener.limits
+        if self._takes_nothing(now, limits.idle_s):
+            self._abort()
+            return
         current = self._current
         if current is not None:
             call = current.call
@@ -421,9 +485,20 @@ class Door(asyncio.Protocol):
         ):
             self._abort()
 
+    def _takes_nothing(self, now: float, patience_s: float) -> bool:
+        """Whether nothing of what we have written was taken for that long: who reads so must not hold an upstream."""
+        unsent_bytes = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if unsent_bytes == 0 or unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes = unsent_bytes
+            self._unsent_since = now
+            return False
+        return now - self._unsent_since > patience_s
+
     def _resume_reading(self) -> None:
         if self._read_paused and self._transport is not None:
             self._read_paused = False
+            # the pause was ours: it is no slowness of the caller's
+            self._since = self.now()
             self._transport.resume_reading()
 
     def _abort(self) -> None:
@@ -444,12 +519,23 @@ class Door(asyncio.Protocol):
         else:
             self._abort()
 
+    def _turn_away(self, transport: asyncio.Transport) -> None:
+        """Answer without having read anything, and close: we are full, or on the way out."""
+        listener = self.listener
+        listener.refused_connections += 1
+        reason = "draining" if listener.draining else "connections"
+        answer = listener.fallback.error(503, reason, f"no connection is accepted now ({reason})")
+        exchange = Exchange(self, listener.new_id(), Request(b"", b"", []), None, "1.1", keep_alive=False)
+        transport.write(exchange.head(answer, len(answer.body)) + answer.body)
+        transport.close()
+
     def _refuse(self, status: int, reason: str, detail: str) -> None:
         """Answer that the request can't be served, after those before it, and read no more from this connection."""
         self._failing = True
+        self._phase = "busy"
         self.listener.bad_requests += 1
         dialect = self._entry[0].dialect if self._entry else self.listener.fallback
-        request = Request(b"", self._target, [])
+        request = Request(b"", self._target, self._headers)
         exchange = Exchange(self, self._request_id(), request, None, "1.1", keep_alive=False)
         exchange.prepared = dialect.error(status, reason, detail)
         self._queue.append(exchange)
@@ -459,8 +545,10 @@ class Door(asyncio.Protocol):
     def _close_gently(self) -> None:
         if self._transport is None:
             return
-        if self._failing and self._transport.can_write_eof():
+        if (self._failing or self._read_paused) and self._transport.can_write_eof():
             # what the caller is still sending is read and dropped for a moment, so that it can read our answer
+            self._failing = True
+            self._queue.clear()
             self._transport.write_eof()
             self._resume_reading()
             self._phase = "lingering"

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, Headers, Request, Service, Stream, find_header
-from understudy.proxy.dialects.base import Dialect
+from understudy.proxy.dialects.base import Dialect, is_encoded
 from understudy.proxy.http.heads import header_safe, status_line
 
 
@@ -90,7 +90,7 @@ class Exchange:
         assert self.entry is not None
         self.entry.tally.streams_broken += 1
         self.keep_alive = False
-        notice = self.entry.dialect.broken_off(reason) if self._is_event_stream() else b""
+        notice = self.entry.dialect.broken_off(reason) if self._can_be_added_to() else b""
         if notice:
             self.write(notice)
             if self.chunked:
@@ -99,12 +99,14 @@ class Exchange:
         else:
             self.door.finished(self, "cut", abort=True)
 
-    def _is_event_stream(self) -> bool:
-        assert self.answer is not None
-        return any(
-            key.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
-            for key, value in self.answer.headers
-        )
+    def _can_be_added_to(self) -> bool:
+        """Whether a notice of ours would be read: among events that are not packed, and whose length was not told."""
+        answer = self.answer
+        assert answer is not None
+        if answer.stream is None or answer.stream.length is not None or is_encoded(answer):
+            return False
+        content_type = find_header(answer.headers, b"content-type") or b""
+        return content_type.lower().startswith(b"text/event-stream")
 
     def head(self, answer: Answer, length: int | None) -> bytes:
         """The answer's head, with who answered and how the body is framed. `length` is the body's, where known."""

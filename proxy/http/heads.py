@@ -26,8 +26,11 @@ HOP_BY_HOP = frozenset(
 NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 """Of a request: what each hop says for itself."""
 
-NOT_RETURNED = HOP_BY_HOP | {b"content-length", b"x-understudy-tier", b"x-understudy-source", b"x-understudy-reason"}
-"""Of an answer: what we say for ourselves. Nobody else may claim where an answer came from."""
+NOT_RETURNED = HOP_BY_HOP | {b"content-length"}
+"""Of an answer: what we say for ourselves."""
+
+OURS = b"x-understudy-"
+"""How the headers begin by which we say where an answer came from: nobody else may."""
 
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE"))
 
@@ -47,6 +50,16 @@ def kept(headers: Headers, dropped: frozenset[bytes]) -> Headers:
     return [header for header in headers if header[0].lower() not in dropped]
 
 
+def returned(headers: Headers) -> Headers:
+    """What of an upstream's answer head goes on to the caller. A request id of its own gets another name, since
+    `x-request-id` is the one that stands in our log."""
+    passed = [header for header in kept(headers, NOT_RETURNED) if not header[0].lower().startswith(OURS)]
+    for at, (name, value) in enumerate(passed):
+        if len(name) == 12 and name.lower() == b"x-request-id":
+            passed[at] = (b"x-upstream-request-id", value)
+    return passed
+
+
 def connection_options(headers: Headers) -> frozenset[bytes]:
     """What Connection headers name, in lower case, less the options every hop knows by itself."""
     options: set[bytes] = set()
@@ -62,19 +75,24 @@ def body_is_absent(method: bytes, status: int) -> bool:
     return method == b"HEAD" or status in (204, 304) or status < 200
 
 
-def origin_form(target: bytes, host: bytes | None) -> bytes:
-    """The target as path and query. Absolute form is accepted when it names the same host (RFC 9112 section 3.2.2)."""
+def origin_form(method: bytes, target: bytes, host: bytes | None) -> bytes:
+    """The target as path and query. Absolute form is accepted when it names the same host (RFC 9112 section 3.2.2).
+
+    Raises BadRequest.
+    """
     if target.startswith(b"/"):
         path = target.partition(b"?")[0]
         if b"/../" in path + b"/":
             raise BadRequest("the path climbs out of itself")
         return target
-    if target == b"*":
+    if target == b"*" and method == b"OPTIONS":
         return target
+    if method == b"CONNECT":
+        raise BadRequest("this is no tunnel", status=501)
     scheme, separator, rest = target.partition(b"://")
     authority, slash, path = rest.partition(b"/")
     if separator and scheme.lower() in (b"http", b"https") and authority.lower() == (host or b"").lower():
-        return origin_form(slash + path or b"/", host)
+        return origin_form(method, slash + path or b"/", host)
     raise BadRequest("the request target is not a path")
 
 

@@ -16,21 +16,21 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections import deque
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
-from understudy.policies.service import Answer, Failed, Headers, Refused, Sink, Stream
-from understudy.proxy.http.heads import NOT_RETURNED, body_is_absent, kept
+from understudy.policies.service import Answer, Failed, Headers, Refused
+from understudy.proxy.http.heads import body_is_absent, returned
+from understudy.proxy.http.upstream_stream import PRIMING_BYTES_MAX, Reading, UpstreamStream
 
 HEAD_BYTES_MAX = 64 * 1024
-PRIMING_BYTES_MAX = 64 * 1024
-"""How much of a stream is held while waiting for its first content; more than this is content enough."""
-TAIL_BYTES = 4096
-"""How much of a stream's end is kept to tell whether it was really at its end."""
 PASSED_WHOLE_BYTES_MAX = 64 * 1024
+ERROR_WHOLE_BYTES_MAX = 1024 * 1024
+"""An error is held whole up to here even where other answers are streamed: it may be wanted once all tiers failed."""
+WIND_UP_S = 1.0
+"""How often a closed pool looks at the streams still on it."""
 IDLE_S_MAX = 60.0
 IDLE_CONNECTIONS_MAX = 64
 STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
@@ -41,114 +41,6 @@ class DeadConnection(Exception):
     """The connection was lost before any byte of an answer."""
 
 
-class Reading(Protocol):
-    """What an exchange asks of a dialect while an answer arrives (`understudy.proxy.dialects.base.Dialect` has it)."""
-
-    def primed(self, held: bytes) -> str: ...
-    def stream_complete(self, tail: bytes) -> bool: ...
-
-
-class UpstreamStream(Stream):
-    """An answer's body as it arrives on its connection."""
-
-    __slots__ = ("_connection", "_held", "_held_bytes", "_paused", "_sink", "_tail", "_tail_bytes", "events", "reading")
-
-    def __init__(self, connection: Connection, length: int | None, reading: Reading | None, *, events: bool) -> None:
-        super().__init__(length)
-        self._connection: Connection | None = connection
-        self._sink: Sink | None = None
-        self._paused = False
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._tail: deque[bytes] = deque()
-        self._tail_bytes = 0
-        self.reading = reading
-        self.events = events
-
-    def hold(self, piece: bytes) -> None:
-        """Keep what arrived before anybody was there to take it."""
-        if self.events:
-            self._remember(piece)
-        self._held.append(piece)
-
-    def relay(self, sink: Sink) -> None:
-        self._sink = sink
-        if self.ended is not None and not self._held:
-            self._tell(sink)
-            return
-        self._flush()
-        if self._connection is not None and not self._paused:
-            self._connection.resume()
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._connection is not None:
-            self._connection.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        self._flush()
-        if self._connection is not None and not self._paused:
-            self._connection.resume()
-
-    def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
-        self._held.clear()
-        self._sink = None
-        self.finish("left")
-
-    def feed(self, piece: bytes) -> None:
-        """A piece has arrived from the upstream."""
-        if self.events:
-            self._remember(piece)
-        if self._sink is not None and not self._paused:
-            self._sink.write(piece)
-            return
-        self._held.append(piece)
-        self._held_bytes += len(piece)
-        if self._held_bytes > PRIMING_BYTES_MAX and self._connection is not None:
-            # nobody takes it yet: what we hold is bounded, the rest waits in the socket
-            self._connection.pause()
-
-    def _remember(self, piece: bytes) -> None:
-        tail = self._tail
-        tail.append(piece)
-        self._tail_bytes += len(piece)
-        while self._tail_bytes - len(tail[0]) >= TAIL_BYTES:
-            self._tail_bytes -= len(tail.popleft())
-
-    def over(self, broken: str) -> None:
-        """The body is over: whole when `broken` is empty."""
-        self._connection = None
-        if not broken and self.events and self.reading and not self.reading.stream_complete(b"".join(self._tail)):
-            broken = "truncated"
-        self.finish("cut" if broken else "done")
-        if self._sink is not None and not self._held:
-            self._tell(self._sink)
-
-    def _flush(self) -> None:
-        sink = self._sink
-        if sink is None:
-            return
-        held, self._held, self._held_bytes = self._held, [], 0
-        for at, piece in enumerate(held):
-            if self._paused:
-                self._held = held[at:]
-                return
-            sink.write(piece)
-        if self.ended in ("done", "cut"):
-            self._tell(sink)
-
-    def _tell(self, sink: Sink) -> None:
-        self._sink = None
-        if self.ended == "done":
-            sink.end()
-        else:
-            sink.cut("truncated")
-
-
 class Connection(asyncio.Protocol):
     """One connection: at most one exchange at a time. Callbacks named `on_*` are httptools'."""
 
@@ -156,6 +48,7 @@ class Connection(asyncio.Protocol):
         "_answer_bytes",
         "_body",
         "_body_bytes",
+        "_dry_bytes",
         "_events",
         "_framed",
         "_head_bytes",
@@ -200,6 +93,7 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._answer_bytes = 0
+        self._dry_bytes = 0
         self._events = False
         self._framed = True
         self._length: int | None = None
@@ -220,21 +114,40 @@ class Connection(asyncio.Protocol):
     ) -> asyncio.Future[Answer]:
         """Write a request; the future gives its Answer, raises Failed, or raises DeadConnection.
 
-        Cancelling the future ends the exchange and the connection.
+        Whoever stops waiting for it says so with `let_go`.
         """
-        assert self._transport is not None
+        waiter: asyncio.Future[Answer] = self._pool.loop.create_future()
+        if self._transport is None:
+            # accepted and closed again before we came to use it
+            waiter.set_exception(DeadConnection("the connection was closed before it was used"))
+            return waiter
         self._reset(method, reading, hold_bytes_max, stream_at_head=stream_at_head)
         self.uses += 1
-        waiter = self._waiter = self._pool.loop.create_future()
+        self._waiter = waiter
         if body:
             self._transport.writelines((head, body))
         else:
             self._transport.write(head)
         return waiter
 
-    def expire(self, reason: str, soft: bool) -> None:
-        """The clock of this exchange has run out."""
-        self._fail(Failed(reason, f"no answer in time ({reason})", soft=soft))
+    def expire(self, waiter: asyncio.Future[Answer], reason: str, soft: bool) -> None:
+        """The clock of the exchange that `waiter` waits for has run out, unless that is over already."""
+        if self._waiter is waiter:
+            self._fail(Failed(reason, f"no answer in time ({reason})", soft=soft))
+            self.abort()
+
+    def let_go(self, waiter: asyncio.Future[Answer]) -> None:
+        """Nobody wants the answer of `waiter` any more. The connection may be serving somebody else by now."""
+        if self._waiter is waiter:
+            self.abort()
+        elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+            stream = waiter.result().stream
+            if stream is not None:
+                stream.close()
+
+    def stall(self) -> None:
+        """The upstream has fallen silent in the middle of a stream."""
+        self._fail(Failed("stalled", "the upstream fell silent"))
         self.abort()
 
     def abort(self) -> None:
@@ -259,6 +172,7 @@ class Connection(asyncio.Protocol):
             return
         self.heard_at = self._pool.clock()
         self._answer_bytes += len(data)
+        self._dry_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -273,6 +187,10 @@ class Connection(asyncio.Protocol):
                 self.abort()
             else:
                 self._break("garbage")
+        if self._dry_bytes > HEAD_BYTES_MAX:
+            # a head, or trailers, without an end: what the parser has of the current line is in nobody's books
+            self._fail(Failed("head_too_large", "the answer's head is too large"))
+            self.abort()
 
     def eof_received(self) -> bool:
         return False
@@ -309,6 +227,9 @@ class Connection(asyncio.Protocol):
         self._skip_interim = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_is_done:
+            # a trailer: it must not pass for a header, and a proxy may drop it (RFC 9110 section 6.5.1)
+            return
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > HEAD_BYTES_MAX:
             raise Failed("head_too_large", "the answer's head is too large")
@@ -316,6 +237,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        self._dry_bytes = 0
         if status < 200:
             if status == 101:
                 raise Failed("upgrade", "the upstream switched protocols unasked")
@@ -329,16 +251,21 @@ class Connection(asyncio.Protocol):
                 # llhttp would wait for the body that the head speaks of
                 self._complete()
             return
+        if status >= 400:
+            self._hold_bytes_max = max(self._hold_bytes_max, ERROR_WHOLE_BYTES_MAX)
         whole = self._length is not None and self._length <= self._hold_bytes_max
         if not whole and status < 400 and (self._stream_at_head or (self._length or 0) > self._hold_bytes_max):
             self._become_stream(status)
 
     def on_body(self, piece: bytes) -> None:
+        self._dry_bytes = 0
         stream = self._stream
         if stream is not None:
             stream.feed(piece)
             return
         if self._waiter is None:
+            # the body of an answer that has none: what follows it can't be told apart
+            self.abort()
             return
         self._body.append(piece)
         self._body_bytes += len(piece)
@@ -385,7 +312,7 @@ class Connection(asyncio.Protocol):
             stream.hold(piece)
         self._body = []
         self._waiter = None
-        waiter.set_result(Answer(status, kept(self._headers, NOT_RETURNED), stream=stream))
+        waiter.set_result(Answer(status, returned(self._headers), stream=stream))
 
     def _complete(self) -> None:
         keep = self._framed and self._parser.should_keep_alive()
@@ -395,10 +322,11 @@ class Connection(asyncio.Protocol):
         stream, self._stream = self._stream, None
         waiter, self._waiter = self._waiter, None
         self._paused_off()
-        if keep and self.usable:
+        if keep and self._transport is not None and self._transport.get_write_buffer_size() == 0:
             self._pool.give_back(self)
-        elif self._transport is not None:
-            self._transport.close()
+        else:
+            # also after an answer that came before its request was all sent: the rest would stand before the next one
+            self.abort()
         if stream is not None:
             stream.over("")
         elif waiter is not None and not waiter.done():
@@ -406,7 +334,7 @@ class Connection(asyncio.Protocol):
 
     def _whole_answer(self) -> Answer:
         status = self._parser.get_status_code()
-        headers = kept(self._headers, NOT_RETURNED)
+        headers = returned(self._headers)
         if self._length is not None and (self._method == b"HEAD" or status == 304):
             headers.append((b"content-length", b"%d" % self._length))
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
@@ -509,7 +437,8 @@ class Pool:
             raise _as_failed(error) from None
         finally:
             self._opening -= 1
-        self._all.add(connection)
+        if connection.usable:
+            self._all.add(connection)
         self.opened += 1
         return connection
 
@@ -533,7 +462,7 @@ class Pool:
             self._idle.pop(0).abort()
         for connection in list(self._all):
             if connection.silent_for(now) > self._stream_idle_s:
-                connection.expire("stalled", soft=False)
+                connection.stall()
 
     def close(self) -> None:
         """Close idle connections now; busy ones when their exchange is over."""
@@ -541,6 +470,13 @@ class Pool:
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.abort()
+        self._wind_up()
+
+    def _wind_up(self) -> None:
+        """Nobody sweeps a pool that is no longer in force, and a stream on it may stall all the same."""
+        self.sweep(self.clock())
+        if self._all and not self.loop.is_closed():
+            self.loop.call_later(WIND_UP_S, self._wind_up)
 
 
 def _as_failed(error: OSError) -> Failed:
@@ -552,4 +488,4 @@ def _as_failed(error: OSError) -> Failed:
         return Failed("tls", "the upstream's certificate is not trusted")
     if isinstance(error, ConnectionResetError):
         return Failed("reset", "the upstream reset the connection")
-    return Failed("connect", f"no connection: {error.strerror or type(error).__name__}")
+    return Failed("connect", f"no connection: {error.strerror or error}")

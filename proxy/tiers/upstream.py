@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -19,6 +20,11 @@ from understudy.proxy.settings import Tls, UpstreamTier
 FAILURES = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
 """Statuses by which an upstream says that it, not the caller, is at fault or too busy."""
 RETRY_AFTER_S_MAX = 300.0
+_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{0,15})?")
+_DURATION = re.compile(
+    r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?(?:(\d{1,9}(?:\.\d{1,9})?)s)?(?:(\d{1,9}(?:\.\d{1,9})?)ms)?"
+)
+_UNITS_S = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
 
 
@@ -84,6 +90,7 @@ class Connections(Protocol):
 
     def take(self) -> Connection | None: ...
     async def connect(self, wait_s: float) -> Connection: ...
+    def give_back(self, connection: Connection) -> None: ...
 
 
 def upstream_tier(settings: UpstreamTier, dialect: Dialect, pool: Connections, clock: Callable[[], float]) -> Service:
@@ -117,7 +124,11 @@ async def _exchange(
     pooled = pool.take()
     while True:
         connection = pooled or await pool.connect(_wait_s(settings.connect_s, call, clock))
-        wait_s = _wait_s(settings.first_byte_s, call, clock)
+        try:
+            wait_s = _wait_s(settings.first_byte_s, call, clock)
+        except Failed:
+            pool.give_back(connection)
+            raise
         waiter = connection.send(
             request.method,
             head,
@@ -129,9 +140,9 @@ async def _exchange(
         cut_short = wait_s < settings.first_byte_s
         reason = "deadline" if cut_short else "first_byte_timeout"
         # the caller's own impatience says less of the upstream than our clock does: it counts as soft
-        timer = asyncio.get_running_loop().call_later(wait_s, connection.expire, reason, cut_short)
+        timer = asyncio.get_running_loop().call_later(wait_s, connection.expire, waiter, reason, cut_short)
         try:
-            return await waiter
+            return _still_sound(await waiter)
         except DeadConnection:
             if pooled is not None and repeatable:
                 # the upstream had given the connection up before we used it: once more, on a new one
@@ -145,10 +156,17 @@ async def _exchange(
             failed.elsewhere = repeatable
             raise
         except asyncio.CancelledError:
-            connection.abort()
+            connection.let_go(waiter)
             raise
         finally:
             timer.cancel()
+
+
+def _still_sound(answer: Answer) -> Answer:
+    """The answer, or Failed when its stream broke before anybody was given any of it."""
+    if answer.stream is not None and answer.stream.ended == "cut":
+        raise Failed("truncated", "the upstream broke off in the middle of its answer")
+    return answer
 
 
 def _wait_s(wait_s: float, call: Call, clock: Callable[[], float]) -> float:
@@ -169,12 +187,15 @@ def _judged(call: Call, answer: Answer, dialect: Dialect) -> Answer:
         return answer
     if status not in FAILURES:
         return answer
+    if answer.stream is not None:
+        # too long to be kept until somebody wants it
+        answer.stream.close()
     retry_after_s = read_retry_after(answer.headers, time.time)
     repeatable = call.kind != "pass" or call.request.method in IDEMPOTENT
     raise Failed(
         f"status_{status}",
         f"the upstream answered {status}",
-        answer=answer,
+        answer=answer if answer.stream is None else None,
         retry_after_s=retry_after_s,
         again=repeatable,
         elsewhere=repeatable or status in (429, 503),
@@ -188,18 +209,39 @@ def _is_encoded(headers: Headers) -> bool:
 
 
 def read_retry_after(headers: Headers, wall_clock: Callable[[], float]) -> float | None:
-    """When the upstream wants to be asked again, in seconds from now: `retry-after-ms`, `retry-after` as seconds or as
-    a date (RFC 9110 section 10.2.3), at most five minutes; None when it does not say."""
+    """When the upstream wants to be asked again, in seconds from now, at most five minutes; None when it does not say.
+
+    Believed in this order: `retry-after-ms`; `retry-after` as seconds or as a date (RFC 9110 section 10.2.3); and
+    `x-ratelimit-reset-requests` or `-tokens` (`6m0s`), of a limit that is not said to have anything left.
+    """
+    told = {key.lower(): value.decode("latin-1").strip() for key, value in reversed(headers)}
+    for found in (
+        _seconds(told.get(b"retry-after-ms", ""), 0.001),
+        _seconds(told.get(b"retry-after", ""), 1.0),
+        _seconds_until(told.get(b"retry-after", ""), wall_clock),
+        _seconds_of_limits(told),
+    ):
+        if found is not None:
+            return min(max(found, 0.0), RETRY_AFTER_S_MAX)
+    return None
+
+
+def _seconds(text: str, unit_s: float) -> float | None:
+    return float(text) * unit_s if _NUMBER.fullmatch(text) else None
+
+
+def _seconds_until(date: str, wall_clock: Callable[[], float]) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp() - wall_clock()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _seconds_of_limits(told: dict[bytes, str]) -> float | None:
     found: float | None = None
-    for key, value in headers:
-        name = key.lower()
-        try:
-            if name == b"retry-after-ms":
-                found = float(value) / 1000
-                break
-            if name == b"retry-after":
-                text = value.decode("latin-1").strip()
-                found = float(text) if text[:1].isdigit() else parsedate_to_datetime(text).timestamp() - wall_clock()
-        except (ValueError, OverflowError):
-            continue
-    return None if found is None else min(max(found, 0.0), RETRY_AFTER_S_MAX)
+    for limit in (b"requests", b"tokens"):
+        duration = _DURATION.fullmatch(told.get(b"x-ratelimit-reset-" + limit, ""))
+        if duration is not None and any(duration.groups()) and told.get(b"x-ratelimit-remaining-" + limit, "0") == "0":
+            seconds = sum(float(part or 0) * unit_s for part, unit_s in zip(duration.groups(), _UNITS_S, strict=True))
+            found = max(found or 0.0, seconds)
+    return found
