@@ -180,6 +180,7 @@ class Checker:
         leaf = Leaf(self._spot(node, key), UNSET, "***" if secret else shown(node.value))
         try:
             filled = self._filled(node, secret=secret)
+            leaf = replace(leaf, spot=self._spot(node, key)._replace(variables=filled.heard if filled else ()))
             if optional and filled and filled.whole and not filled.text:
                 # The one way to leave an optional key out from outside: ca_file: ${CA_FILE:-}
                 return replace(leaf, value=None)

@@ -106,7 +106,9 @@ class _Described:
 
     def place(self, path: str) -> str:
         spot = self._origins.get(path)
-        return spot.place if spot else BUILT_IN
+        if spot is None:
+            return BUILT_IN
+        return f"{spot.place}, {' and '.join(spot.variables)}" if spot.variables else spot.place
 
     def value(self, path: str, value: object) -> dict[str, Any]:
         return {"value": _plain(value), "from": self.place(path)}

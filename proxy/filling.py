@@ -30,11 +30,15 @@ class Unfilled(Exception):
 
 
 class Filled(NamedTuple):
-    """A string with its variables replaced. `whole` says that it was one variable and nothing else."""
+    """A string with its variables replaced. `whole` says that it was one variable and nothing else.
+
+    `names` are the variables it names, `heard` those of them that the environment has a value for.
+    """
 
     text: str
     whole: bool
     names: tuple[str, ...]
+    heard: tuple[str, ...]
 
 
 def fill(text: str, environ: Mapping[str, str]) -> Filled:
@@ -64,7 +68,8 @@ def fill(text: str, environ: Mapping[str, str]) -> Filled:
         raise Unfilled(_not_set(list(dict.fromkeys(unset))), unset=True)
     if any("\ud800" <= letter <= "\udfff" for letter in filled):
         raise Unfilled("not valid Unicode")
-    return Filled(filled, _WHOLE.fullmatch(text) is not None, tuple(names))
+    heard = dict.fromkeys(name for name in names if environ.get(name))
+    return Filled(filled, _WHOLE.fullmatch(text) is not None, tuple(names), tuple(heard))
 
 
 def _not_set(names: list[str]) -> str:

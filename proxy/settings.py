@@ -64,15 +64,20 @@ class Deadline(Frozen, frozen=True):
     """How long a call may take, and how much of that is kept back for the tiers after the one being asked."""
 
     total_s: PositiveSeconds = 30.0
+    """Seconds from the call's beginning to the moment the caller is told, whatever came of it."""
     reserve_s: Seconds = 1.0
+    """Seconds kept back for the tiers after the one being asked; less than total_s."""
 
 
 class Retry(Frozen, frozen=True):
     """Ask the same tier again: attempts in all (1: never again), full jitter between 0 and base * 2**n, capped."""
 
     attempts: Annotated[int, Meta(ge=1, le=5)] = 2
+    """Attempts in all; 1 never asks again."""
     base_s: Seconds = 0.05
+    """Seconds, at most, before the second attempt; twice that before the third."""
     wait_s_max: Seconds = 1.0
+    """The longest wait between two attempts, in seconds."""
 
 
 class Breaker(Frozen, frozen=True):
@@ -80,21 +85,32 @@ class Breaker(Frozen, frozen=True):
 
     enabled: bool = True
     consecutive: Count = 5
+    """Open after this many failures in a row."""
     ratio: Share = 0.5
+    """Open when this share of the calls in the window has failed."""
     window_s: PositiveSeconds = 30.0
+    """Seconds that calls are remembered for the ratio."""
     calls_min: Count = 10
+    """The ratio is not looked at before the window holds this many calls."""
     open_s: PositiveSeconds = 5.0
+    """Seconds of pause after opening; twice as long each time that probing fails."""
     open_s_max: PositiveSeconds = 60.0
+    """The longest pause, in seconds."""
     permits: Count = 3
+    """How many calls are let through as probes; all of them must be answered to close."""
     probing_s_max: PositiveSeconds = 30.0
+    """Seconds that probing may take before it counts as failed."""
 
 
 class Limit(Frozen, frozen=True):
     """A bulkhead: how many calls at once, how many may wait, and for how long."""
 
     concurrent: Count = 256
+    """Calls at once."""
     queue: Annotated[int, Meta(ge=0)] = 256
+    """Calls that may wait for a place."""
     wait_s_max: Seconds = 0.1
+    """Seconds a call waits for a place before the next tier is asked."""
 
 
 # --- tiers ---------------------------------------------------------------------------------------------------------
@@ -104,8 +120,11 @@ class Tls(Frozen, frozen=True):
     """How to trust an https upstream."""
 
     verify: bool = True
+    """Without it anybody in between can read and answer."""
     ca_file: FilePath | None = None
+    """The certificates to trust instead of the system's; its path is seen from the policy file's folder."""
     server_name: str | None = None
+    """The name the certificate must have, where it isn't the URL's host."""
 
 
 class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
@@ -216,14 +235,20 @@ class Limits(Frozen, frozen=True):
 
     head_bytes_max: Bytes = 64 * 1024
     headers_max: Count = 128
+    """How many headers a request may have."""
     target_bytes_max: Bytes = 16 * 1024
     body_bytes_max: Bytes = 32 * 1024 * 1024
     connections_max: Count = 4096
     pipelined_max: Count = 16
+    """Requests a connection may send before the first is answered."""
     write_buffer_bytes_max: Bytes = 256 * 1024
+    """Bytes kept for a caller who reads slowly before the source is asked to pause."""
     head_s: PositiveSeconds = 15.0
+    """Seconds a request's head may take to arrive."""
     body_s: PositiveSeconds = 60.0
+    """Seconds a request's body may take to arrive."""
     idle_s: PositiveSeconds = 75.0
+    """Seconds a connection may stay without a request."""
 
 
 class Server(Frozen, frozen=True):
@@ -235,6 +260,7 @@ class Server(Frozen, frozen=True):
     """Where health, metrics and status are served."""
     limits: Limits = Limits()
     access_log: bool = True
+    """One line for every call."""
     drain_s: Seconds = 25.0
     """How long calls in flight may take to finish when the sidecar is told to stop."""
     reload_s: PositiveSeconds = 1.0
@@ -247,8 +273,11 @@ class Local(Frozen, frozen=True):
     model: str = "all-MiniLM-L6-v2"
     """The embedded default, or the path of a folder with an understudy-model.yaml."""
     provider: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes CUDA where there is a device."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Threads that run the model side by side."""
     queue_texts_max: Count = 512
+    """Texts that may wait for the model; more are refused."""
     knowledge: bool | list[FilePath] = True
     """What is indexed as `knowledge` at first start: our own operating handbook, nothing, or these files."""
 

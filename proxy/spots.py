@@ -18,12 +18,16 @@ SHOWN_CHARS_MAX = 60
 
 
 class Spot(NamedTuple):
-    """Where a value stands: line and column are 1-based, `key` is its path inside its file."""
+    """Where a value stands: line and column are 1-based, `key` is its path inside its file.
+
+    `variables` are the environment variables that had a say in it.
+    """
 
     file: str
     line: int
     col: int
     key: str = ""
+    variables: tuple[str, ...] = ()
 
     def under(self, key: str) -> Spot:
         """The same place, seen as that of `key` inside it."""

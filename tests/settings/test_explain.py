@@ -48,7 +48,7 @@ def test_the_same_comes_as_plain_values_for_json(tmp_path: Path):
     assert data["request"]["port"] == 8787
     assert [tier["inactive"] for tier in data["route"]["tiers"]] == [None, "B is not set", None]
     headers = data["route"]["tiers"][0]["values"]["headers.authorization"]
-    assert headers == {"value": "***", "from": f"{tmp_path}/chat.yaml:10"}
+    assert headers == {"value": "***", "from": f"{tmp_path}/chat.yaml:10, KEY"}
     assert explain_data(reading, "GET", "/")["route"] is None
 
 
