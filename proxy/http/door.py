@@ -353,7 +353,7 @@ class Door(asyncio.Protocol):
     # --- serving ---------------------------------------------------------------------------------------------------
 
     def _next(self) -> None:
-        if self._transport is None or self._transport.is_closing() or self._write_paused:
+        if self._current is not None or self._transport is None or self._transport.is_closing() or self._write_paused:
             return
         if not self._queue:
             if self._phase == "busy":
@@ -457,6 +457,9 @@ class Door(asyncio.Protocol):
             self._abort()
         elif not exchange.keep_alive:
             self._close_gently()
+        elif self._queue and self._queue[0].prepared is not None:
+            # by way of the loop: hundreds of these may have been sent ahead, and each would stand on the one before
+            self.listener.loop.call_soon(self._next)
         else:
             self._next()
 

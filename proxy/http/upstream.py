@@ -316,6 +316,7 @@ class Connection(asyncio.Protocol):
 
     def _complete(self) -> None:
         keep = self._framed and self._parser.should_keep_alive()
+        status = self._parser.get_status_code()
         if self._method == b"HEAD":
             # the parser is in the middle of a body that will not come; a new one begins clean
             self._parser = httptools.HttpResponseParser(self)
@@ -330,10 +331,9 @@ class Connection(asyncio.Protocol):
         if stream is not None:
             stream.over("")
         elif waiter is not None and not waiter.done():
-            waiter.set_result(self._whole_answer())
+            waiter.set_result(self._whole_answer(status))
 
-    def _whole_answer(self) -> Answer:
-        status = self._parser.get_status_code()
+    def _whole_answer(self, status: int) -> Answer:
         headers = returned(self._headers)
         if self._length is not None and (self._method == b"HEAD" or status == 304):
             headers.append((b"content-length", b"%d" % self._length))
