@@ -84,10 +84,12 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
         yield from _policy_faults(route, at)
         yield from _tier_order_faults(route, dialects, at)
         yield from _space_faults(settings, route, dialects, at)
+        missing = settings.inactive.get(route.name, {})
         for m, tier in enumerate(route.tiers):
             yield from _gate_faults(tier, at.at(f"tiers[{m}]"))
             if isinstance(tier, UpstreamTier):
-                yield from _upstream_faults(tier, at.at(f"tiers[{m}]"))
+                yield from _upstream_faults(tier, at.at(f"tiers[{m}]"), there=tier.name not in missing)
+                yield from _circle_faults(settings, tier, at.at(f"tiers[{m}]"))
 
 
 def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> Iterator[Fault]:
@@ -266,8 +268,9 @@ def _gate_faults(tier: Tier, at: Place) -> Iterator[Fault]:
             yield from at.fault("takes the name of a variable as it is, without ${}", f"when_env[{k}]")
 
 
-def _upstream_faults(tier: UpstreamTier, at: Place) -> Iterator[Fault]:
-    if why := _url_fault(tier.url):
+def _upstream_faults(tier: UpstreamTier, at: Place, *, there: bool) -> Iterator[Fault]:
+    # a variable that is set to nothing gives an empty url, and takes the tier away: nothing is wrong with that
+    if (there or tier.url) and (why := _url_fault(tier.url)):
         yield from at.fault(why, "url")
     seen: set[str] = set()
     for name, value in tier.headers.items():
@@ -282,6 +285,20 @@ def _upstream_faults(tier: UpstreamTier, at: Place) -> Iterator[Fault]:
         if not _PRINTABLE.fullmatch(value.reveal()):
             broken = set(value.reveal()) & set("\r\n")
             yield from here.fault("has a line break in it" if broken else "must be printable ASCII")
+
+
+def _circle_faults(settings: Settings, tier: UpstreamTier, at: Place) -> Iterator[Fault]:
+    """An upstream that is the sidecar itself: what `understudy env` prints is the application's, not ours."""
+    if _url_fault(tier.url):
+        return
+    url = urlsplit(tier.url)
+    own = {(numeric(host), port): key for key, (host, port) in _listened(settings)}
+    if url.port and clash(numeric(url.hostname or ""), url.port, own):
+        yield from at.fault("this is the sidecar's own address: calls would go round in circles", "url")
+
+
+def _listened(settings: Settings) -> list[tuple[str, tuple[str, int]]]:
+    return [(key, parse_address(address)) for key, address in _named_addresses(settings)]
 
 
 def _url_fault(url: str) -> str:

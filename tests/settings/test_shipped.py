@@ -70,3 +70,14 @@ def test_a_qdrant_without_a_key_is_sent_none():
 )
 def test_each_leg_of_an_application_finds_its_route(path: bytes, route: str | None):
     assert found(sound(read_folder(SHIPPED, {})), path) == route
+
+
+def test_variables_set_to_nothing_are_as_good_as_not_set():
+    settings = sound(read_folder(SHIPPED, dict.fromkeys(EVERYTHING, "")))
+    assert [type(tier) for tier in settings.active(route_of(settings, "retrieval"))] == [LocalTier]
+
+
+@pytest.mark.parametrize("own", ["http://127.0.0.1:8787", "http://localhost:8787", "http://127.0.0.1:8788"])
+def test_the_applications_own_variables_in_our_environment_would_send_calls_round_in_circles(own: str):
+    (fault,) = read_folder(SHIPPED, {"QDRANT_URL": own}).faults
+    assert "this is the sidecar's own address" in str(fault)
