@@ -107,27 +107,29 @@ class Caller:
             got.headers.append((name, value))
         if method == "HEAD" or got.status in (204, 304) or got.status < 200:
             return got
+        body = bytearray()
         try:
-            await self._hear_body(got)
+            await self._hear_body(got, body)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
-            got.body += getattr(error, "partial", b"")
+            body += getattr(error, "partial", b"")
             got.whole = False
+        got.body = bytes(body)
         return got
 
-    async def _hear_body(self, got: Got) -> None:
+    async def _hear_body(self, got: Got, body: bytearray) -> None:
         length = got.every(b"content-length")
         coding = got.every(b"transfer-encoding")
         assert len(length) + len(coding) <= 1, got.headers
         if coding:
             while size := int(await self.reader.readuntil(b"\r\n"), 16):
-                got.body += await self.reader.readexactly(size)
+                body += await self.reader.readexactly(size)
                 assert await self.reader.readexactly(2) == b"\r\n"
             assert await self.reader.readexactly(2) == b"\r\n"
         elif length:
-            got.body += await self.reader.readexactly(int(length[0]))
+            body += await self.reader.readexactly(int(length[0]))
         else:
             assert got.header(b"connection") == b"close"
-            got.body += await self.reader.read()
+            body += await self.reader.read()
 
     async def rest(self) -> bytes:
         """Everything until the connection ends; a reset is an end."""
@@ -286,11 +288,11 @@ async def turns(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-async def until(true: Callable[[], object], within_s: float = 5.0) -> None:
+async def until(true: Callable[[], object], within_s: float = 5.0, *, step_s: float = 0.01) -> None:
     """Wait for it to become true."""
     async with asyncio.timeout(within_s):
         while not true():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(step_s)
 
 
 def answering(make: Callable[[Call], Answer]) -> Service:
