@@ -7,8 +7,9 @@ than `until`. So a call costs one timer, set where it really waits, and not one 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
-from understudy.policies.service import Answer, Call, Headers, Service
+from understudy.policies.service import Answer, Call, Headers, Request, Service
 
 CALLER_PATIENCE_HEADERS = frozenset((b"x-understudy-deadline", b"x-stainless-read-timeout", b"x-request-timeout"))
 """Where callers say how long they will wait, in seconds: ours, the OpenAI and Anthropic SDKs', and a common one."""
@@ -53,11 +54,20 @@ def caller_patience_s(headers: Headers) -> float | None:
     return found
 
 
+def _patience_s(request: Request) -> float | None:
+    remembered = request.remembered
+    if remembered is None:
+        return caller_patience_s(request.headers)
+    if caller_patience_s not in remembered:
+        remembered[caller_patience_s] = caller_patience_s(request.headers)
+    return cast("float | None", remembered[caller_patience_s])
+
+
 def deadline(service: Service, heart: Deadline) -> Service:
     """Write the deadline on each call."""
 
     async def punctual(call: Call) -> Answer:
-        call.deadline = call.until = heart.for_call(call.born, caller_patience_s(call.request.headers))
+        call.deadline = call.until = heart.for_call(call.born, _patience_s(call.request))
         return await service(call)
 
     return punctual

@@ -27,17 +27,26 @@ class Request:
     """One HTTP request as the caller sent it, its body whole.
 
     `target` is the request target in origin form, with its query; `path` is the same without the query, after a
-    route's prefix was stripped. Header names keep the caller's case.
+    route's prefix was stripped. Header names keep the caller's case. `remembered` lives as long as the door remembers
+    this very head, for what follows from the head alone; requests with the same head share it and the headers.
     """
 
-    __slots__ = ("body", "headers", "method", "path", "query", "target")
+    __slots__ = ("body", "headers", "method", "path", "query", "remembered", "target")
 
-    def __init__(self, method: bytes, target: bytes, headers: Headers, body: bytes = b"") -> None:
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: bytes = b"",
+        remembered: dict[object, object] | None = None,
+    ) -> None:
         self.method = method
         self.target = target
         self.path, _, self.query = target.partition(b"?")
         self.headers = headers
         self.body = body
+        self.remembered = remembered
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of the header `name` (given in lower case), or None."""
@@ -205,29 +214,54 @@ class HeldStream(Stream):
 class Answer:
     """What the application gets: a status, headers, and a body that is whole (`body`) or streamed (`stream`).
 
-    `tier`, `source` and `reason` say where it came from; the door writes them into `x-understudy-*` headers.
+    `tier`, `source` and `reason` say where it came from; the door writes them into `x-understudy-*` headers. An
+    upstream's headers come as `block`, lines with their line ends, and are parsed only for who asks for `headers`.
+    `packed` says that the body is compressed, so that nobody can look inside.
     """
 
-    __slots__ = ("body", "headers", "reason", "source", "status", "stream", "tier")
+    __slots__ = ("_headers", "block", "body", "packed", "reason", "source", "status", "stream", "tier")
 
     def __init__(
         self,
         status: int,
-        headers: Headers,
+        headers: Headers | None,
         body: bytes = b"",
         *,
+        block: bytes = b"",
+        packed: bool = False,
         stream: Stream | None = None,
         tier: str = "",
         source: str = "",
         reason: str = "",
     ) -> None:
         self.status = status
-        self.headers = headers
+        self._headers = headers
+        self.block = block
         self.body = body
+        self.packed = packed
         self.stream = stream
         self.tier = tier
         self.source = source
         self.reason = reason
+
+    @property
+    def headers(self) -> Headers:
+        """Names and values. To change what is sent, give `headers` a new list."""
+        if self._headers is None:
+            lines = [line.partition(b":") for line in self.block.split(b"\r\n") if line]
+            return [(name, value.strip(b" \t")) for name, _, value in lines]
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self._headers = headers
+        self.block = b""
+
+    def lines(self) -> bytes:
+        """The headers as they go on the wire, each with its line end."""
+        if self._headers is None:
+            return self.block
+        return b"".join([b"%b: %b\r\n" % header for header in self._headers])
 
 
 class Refused(Exception):

@@ -110,8 +110,7 @@ class Exchange:
 
     def head(self, answer: Answer, length: int | None) -> bytes:
         """The answer's head, with who answered and how the body is framed. `length` is the body's, where known."""
-        lines = [status_line(answer.status)]
-        lines += [b"%b: %b\r\n" % header for header in answer.headers]
+        lines = [status_line(answer.status), answer.lines()]
         lines.append(
             b"x-understudy-tier: %b\r\nx-understudy-source: %b\r\nx-request-id: %b\r\n"
             % (

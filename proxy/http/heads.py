@@ -26,9 +26,6 @@ HOP_BY_HOP = frozenset(
 NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 """Of a request: what each hop says for itself."""
 
-NOT_RETURNED = HOP_BY_HOP | {b"content-length"}
-"""Of an answer: what we say for ourselves."""
-
 OURS = b"x-understudy-"
 """How the headers begin by which we say where an answer came from: nobody else may."""
 
@@ -48,16 +45,6 @@ def kept(headers: Headers, dropped: frozenset[bytes]) -> Headers:
     if named:
         dropped = dropped | named
     return [header for header in headers if header[0].lower() not in dropped]
-
-
-def returned(headers: Headers) -> Headers:
-    """What of an upstream's answer head goes on to the caller. A request id of its own gets another name, since
-    `x-request-id` is the one that stands in our log."""
-    passed = [header for header in kept(headers, NOT_RETURNED) if not header[0].lower().startswith(OURS)]
-    for at, (name, value) in enumerate(passed):
-        if len(name) == 12 and name.lower() == b"x-request-id":
-            passed[at] = (b"x-upstream-request-id", value)
-    return passed
 
 
 def connection_options(headers: Headers) -> frozenset[bytes]:

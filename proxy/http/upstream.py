@@ -21,8 +21,9 @@ from typing import cast
 
 import httptools
 
-from understudy.policies.service import Answer, Failed, Headers, Refused
-from understudy.proxy.http.heads import body_is_absent, returned
+from understudy.policies.service import Answer, Failed, Refused
+from understudy.proxy.http.heads import body_is_absent
+from understudy.proxy.http.response_head import ResponseHead
 from understudy.proxy.http.upstream_stream import PRIMING_BYTES_MAX, Reading, UpstreamStream
 
 HEAD_BYTES_MAX = 64 * 1024
@@ -49,13 +50,10 @@ class Connection(asyncio.Protocol):
         "_body",
         "_body_bytes",
         "_dry_bytes",
-        "_events",
-        "_framed",
+        "_head",
         "_head_bytes",
         "_head_is_done",
-        "_headers",
         "_hold_bytes_max",
-        "_length",
         "_method",
         "_parser",
         "_paused",
@@ -88,15 +86,12 @@ class Connection(asyncio.Protocol):
         self._reading = reading
         self._hold_bytes_max = hold_bytes_max
         self._stream_at_head = stream_at_head
-        self._headers: Headers = []
-        self._head_bytes = 0
+        self._head: ResponseHead | None = None
+        self._head_bytes = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._answer_bytes = 0
         self._dry_bytes = 0
-        self._events = False
-        self._framed = True
-        self._length: int | None = None
         self._skip_interim = False
         self._head_is_done = False
 
@@ -173,6 +168,8 @@ class Connection(asyncio.Protocol):
         self.heard_at = self._pool.clock()
         self._answer_bytes += len(data)
         self._dry_bytes += len(data)
+        if not self._head_is_done:
+            self._head_bytes = self._head_bytes + data if self._head_bytes else data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -222,20 +219,15 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._waiter is None:
             raise Failed("garbage", "an answer to nothing")
-        self._headers = []
-        self._head_bytes = 0
         self._skip_interim = False
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_is_done:
-            # a trailer: it must not pass for a header, and a proxy may drop it (RFC 9110 section 6.5.1)
-            return
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > HEAD_BYTES_MAX:
-            raise Failed("head_too_large", "the answer's head is too large")
-        self._headers.append((name, value))
-
     def on_headers_complete(self) -> None:
+        # llhttp has found the head sound; where it ends is ours to say, and must be the same place
+        end = self._head_bytes.find(b"\r\n\r\n") + 4
+        if not 4 <= end <= HEAD_BYTES_MAX:
+            reason = "head_too_large" if end > HEAD_BYTES_MAX else "garbage"
+            raise Failed(reason, "the answer's head is too large, or has no end")
+        raw, self._head_bytes = self._head_bytes[:end], self._head_bytes[end:]
         status = self._parser.get_status_code()
         self._dry_bytes = 0
         if status < 200:
@@ -244,17 +236,21 @@ class Connection(asyncio.Protocol):
             self._skip_interim = True
             return
         self._head_is_done = True
-        self._read_framing()
+        self._head_bytes = b""
+        head = self._head = ResponseHead(raw)
+        if head.packed:
+            # nobody can read what is packed: it is passed on as it comes
+            self._reading = None
         if body_is_absent(self._method, status):
-            self._framed = True
+            head.framed = True
             if self._method == b"HEAD":
                 # llhttp would wait for the body that the head speaks of
                 self._complete()
             return
         if status >= 400:
             self._hold_bytes_max = max(self._hold_bytes_max, ERROR_WHOLE_BYTES_MAX)
-        whole = self._length is not None and self._length <= self._hold_bytes_max
-        if not whole and status < 400 and (self._stream_at_head or (self._length or 0) > self._hold_bytes_max):
+        whole = head.length is not None and head.length <= self._hold_bytes_max
+        if not whole and status < 400 and (self._stream_at_head or (head.length or 0) > self._hold_bytes_max):
             self._become_stream(status)
 
     def on_body(self, piece: bytes) -> None:
@@ -269,7 +265,7 @@ class Connection(asyncio.Protocol):
             return
         self._body.append(piece)
         self._body_bytes += len(piece)
-        if self._body_bytes > self._hold_bytes_max or (self._events and self._content_has_come()):
+        if self._body_bytes > self._hold_bytes_max or (self._events() and self._content_has_come()):
             self._become_stream(self._parser.get_status_code())
 
     def on_message_complete(self) -> None:
@@ -280,20 +276,8 @@ class Connection(asyncio.Protocol):
 
     # --- what becomes of it ----------------------------------------------------------------------------------------
 
-    def _read_framing(self) -> None:
-        self._framed = False
-        for key, value in self._headers:
-            size = len(key)
-            if size == 14 and key.lower() == b"content-length":
-                self._length = int(value)
-                self._framed = True
-            elif size == 17 and key.lower() == b"transfer-encoding":
-                self._framed = True
-            elif size == 12 and key.lower() == b"content-type":
-                self._events = value.lower().startswith(STREAM_TYPES)
-            elif size == 16 and key.lower() == b"content-encoding" and value.lower() != b"identity":
-                # nobody can read what is packed: it is passed on as it comes
-                self._reading = None
+    def _events(self) -> bool:
+        return self._head is not None and self._head.events
 
     def _content_has_come(self) -> bool:
         if self._parser.get_status_code() >= 400:
@@ -304,18 +288,20 @@ class Connection(asyncio.Protocol):
         return self._reading.primed(b"".join(self._body)) == "go"
 
     def _become_stream(self, status: int) -> None:
-        waiter = self._waiter
-        if waiter is None or waiter.done():
+        waiter, head = self._waiter, self._head
+        if waiter is None or head is None or waiter.done():
             return
-        stream = self._stream = UpstreamStream(self, self._length, self._reading, events=self._events)
+        stream = self._stream = UpstreamStream(self, head.length, self._reading, events=head.events)
         for piece in self._body:
             stream.hold(piece)
         self._body = []
         self._waiter = None
-        waiter.set_result(Answer(status, returned(self._headers), stream=stream))
+        waiter.set_result(Answer(status, None, block=head.block, packed=head.packed, stream=stream))
 
     def _complete(self) -> None:
-        keep = self._framed and self._parser.should_keep_alive()
+        head = self._head
+        assert head is not None
+        keep = head.framed and self._parser.should_keep_alive()
         status = self._parser.get_status_code()
         if self._method == b"HEAD":
             # the parser is in the middle of a body that will not come; a new one begins clean
@@ -331,14 +317,14 @@ class Connection(asyncio.Protocol):
         if stream is not None:
             stream.over("")
         elif waiter is not None and not waiter.done():
-            waiter.set_result(self._whole_answer(status))
+            waiter.set_result(self._whole_answer(status, head))
 
-    def _whole_answer(self, status: int) -> Answer:
-        headers = returned(self._headers)
-        if self._length is not None and (self._method == b"HEAD" or status == 304):
-            headers.append((b"content-length", b"%d" % self._length))
+    def _whole_answer(self, status: int, head: ResponseHead) -> Answer:
+        block = head.block
+        if head.length is not None and (self._method == b"HEAD" or status == 304):
+            block += b"content-length: %d\r\n" % head.length
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        return Answer(status, headers, body)
+        return Answer(status, None, body, block=block, packed=head.packed)
 
     def _paused_off(self) -> None:
         if self._paused:
@@ -357,7 +343,7 @@ class Connection(asyncio.Protocol):
             waiter.set_exception(failed)
 
     def _lost_in_exchange(self, exc: Exception | None) -> None:
-        if self._head_is_done and not self._framed and exc is None:
+        if self._head is not None and not self._head.framed and exc is None:
             # the end of the connection is the end of the body: there is no other mark
             self._complete()
         elif self._answer_bytes == 0:

@@ -32,7 +32,6 @@ class UpstreamStream(Stream):
     """An answer's body as it arrives on its connection."""
 
     __slots__ = (
-        "_broken",
         "_connection",
         "_held",
         "_held_bytes",
@@ -40,6 +39,7 @@ class UpstreamStream(Stream):
         "_sink",
         "_tail",
         "_tail_bytes",
+        "broken",
         "events",
         "reading",
     )
@@ -53,7 +53,7 @@ class UpstreamStream(Stream):
         self._held_bytes = 0
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
-        self._broken = ""
+        self.broken = ""
         self.reading = reading
         self.events = events
 
@@ -116,7 +116,7 @@ class UpstreamStream(Stream):
         self._connection = None
         if not broken and self.events and self.reading and not self.reading.stream_complete(b"".join(self._tail)):
             broken = "truncated"
-        self._broken = broken
+        self.broken = broken
         self.finish("cut" if broken else "done")
         if self._sink is not None and not self._held:
             self._tell(self._sink)
@@ -139,4 +139,4 @@ class UpstreamStream(Stream):
         if self.ended == "done":
             sink.end()
         else:
-            sink.cut(self._broken)
+            sink.cut(self.broken)

@@ -8,13 +8,14 @@ import ssl
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
-from understudy.policies.service import Answer, Call, Failed, Headers, Service
+from understudy.policies.service import Answer, Call, Failed, Headers, Request, Service
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection, Pool
+from understudy.proxy.http.upstream_stream import UpstreamStream
 from understudy.proxy.settings import Tls, UpstreamTier
 
 FAILURES = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
@@ -48,6 +49,18 @@ class Target:
     def head(self, call: Call) -> bytes:
         """The request head as this upstream gets it: the caller's headers less what belongs to each hop, and ours."""
         request = call.request
+        remembered = request.remembered
+        front = None if remembered is None else cast("bytes | None", remembered.get(self))
+        if front is None:
+            front = self._front(request)
+            if remembered is not None:
+                remembered[self] = front
+        if request.body or request.method in BODY_METHODS:
+            return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (front, len(request.body), call.id.encode())
+        return b"%bx-request-id: %b\r\n\r\n" % (front, call.id.encode())
+
+    def _front(self, request: Request) -> bytes:
+        """As much of the head as follows from the caller's head alone."""
         query = b"?" + request.query if request.query else b""
         lines = [
             b"%b %b%b%b HTTP/1.1\r\nhost: %b\r\n"
@@ -55,9 +68,6 @@ class Target:
         ]
         lines += [b"%b: %b\r\n" % header for header in kept(request.headers, self.overridden)]
         lines += [b"%b: %b\r\n" % header for header in self.own_headers]
-        if request.body or request.method in BODY_METHODS:
-            lines.append(b"content-length: %d\r\n" % len(request.body))
-        lines.append(b"x-request-id: %b\r\n\r\n" % call.id.encode())
         return b"".join(lines)
 
 
@@ -164,8 +174,9 @@ async def _exchange(
 
 def _still_sound(answer: Answer) -> Answer:
     """The answer, or Failed when its stream broke before anybody was given any of it."""
-    if answer.stream is not None and answer.stream.ended == "cut":
-        raise Failed("truncated", "the upstream broke off in the middle of its answer")
+    stream = answer.stream
+    if isinstance(stream, UpstreamStream) and stream.broken:
+        raise Failed(stream.broken, "the upstream broke off in the middle of its answer")
     return answer
 
 
@@ -180,7 +191,7 @@ def _judged(call: Call, answer: Answer, dialect: Dialect) -> Answer:
     """The answer, or Failed when it says, in its status or within, that the upstream could not."""
     status = answer.status
     if status < 400:
-        if answer.stream is None and call.kind != "pass" and not _is_encoded(answer.headers):
+        if answer.stream is None and call.kind != "pass" and not answer.packed:
             within = dialect.failure_within(answer)
             if within:
                 raise Failed(within, f"a {status} that is a failure ({within})", again=True)
@@ -201,11 +212,6 @@ def _judged(call: Call, answer: Answer, dialect: Dialect) -> Answer:
         elsewhere=repeatable or status in (429, 503),
         soft=status in (429, 529) or (status == 503 and retry_after_s is not None),
     )
-
-
-def _is_encoded(headers: Headers) -> bool:
-    # a compressed body is passed on as it is: looking inside would cost more than it tells
-    return any(key.lower() == b"content-encoding" and value != b"identity" for key, value in headers)
 
 
 def read_retry_after(headers: Headers, wall_clock: Callable[[], float]) -> float | None:

@@ -1,0 +1,104 @@
+"""An upstream's answer head: what frames the body is taken out, the other lines go on to the caller as they came.
+
+Most lines of an answer's head are the same in every answer, so what a line means is remembered by the line.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+from understudy.policies.service import Failed
+from understudy.proxy.http.heads import HOP_BY_HOP, OURS
+
+LINES_REMEMBERED_MAX = 4096
+LINE_REMEMBERED_BYTES_MAX = 128
+STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class Means(Enum):
+    """What a line of an answer's head is to us."""
+
+    PASSED = "passed on as it is"
+    EVENTS = "passed on; the body is a stream of events"
+    PACKED = "passed on; the body can't be read without unpacking it"
+    ID = "passed on under another name, since x-request-id is the one that stands in our log"
+    LENGTH = "says where the body ends"
+    CODING = "says that the body is chunked"
+    OPTIONS = "names other lines that are not passed on"
+    DROPPED = "speaks of one hop only, or claims what only we may say"
+
+
+class ResponseHead:
+    """What an answer's head says. `block` is the header lines that go on, each with its line end."""
+
+    __slots__ = ("block", "events", "framed", "length", "packed")
+
+    def __init__(self, raw: bytes) -> None:
+        """Read a whole head, status line and empty line included. Raises Failed for what is none."""
+        self.length: int | None = None
+        self.framed = False
+        self.events = False
+        self.packed = False
+        passed: list[bytes] = []
+        options: set[bytes] = set()
+        for line in raw[:-4].split(b"\r\n")[1:]:
+            means = _REMEMBERED.get(line) or _meaning(line)
+            if means is Means.PASSED:
+                passed.append(line)
+            elif means is not Means.DROPPED:
+                self._take(line, means, passed, options)
+        if options:
+            passed = [line for line in passed if line.partition(b":")[0].lower() not in options]
+        passed.append(b"")
+        self.block = b"\r\n".join(passed)
+
+    def _take(self, line: bytes, means: Means, passed: list[bytes], options: set[bytes]) -> None:
+        name, _, value = line.partition(b":")
+        if means is Means.LENGTH:
+            self.length = int(value)
+            self.framed = True
+        elif means is Means.CODING:
+            self.framed = True
+        elif means is Means.OPTIONS:
+            options.update(option.strip().lower() for option in value.split(b","))
+        elif means is Means.ID:
+            passed.append(b"x-upstream-" + name[2:] + b":" + value)
+        else:
+            self.events = self.events or means is Means.EVENTS
+            self.packed = self.packed or means is Means.PACKED
+            passed.append(line)
+
+
+_REMEMBERED: dict[bytes, Means] = {}
+
+
+def _meaning(line: bytes) -> Means:
+    means = _read(line)
+    if len(line) <= LINE_REMEMBERED_BYTES_MAX:
+        if len(_REMEMBERED) >= LINES_REMEMBERED_MAX:
+            _REMEMBERED.clear()
+        _REMEMBERED[line] = means
+    return means
+
+
+def _read(line: bytes) -> Means:
+    name, colon, value = line.partition(b":")
+    if not colon or not _NAME.fullmatch(name):
+        raise Failed("garbage", "the upstream's answer is not HTTP")
+    name, value = name.lower(), value.strip().lower()
+    if name == b"content-length":
+        return Means.LENGTH
+    if name == b"transfer-encoding":
+        return Means.CODING
+    if name == b"connection":
+        named = {option.strip() for option in value.split(b",")} - {b"close", b"keep-alive", b""}
+        return Means.OPTIONS if named else Means.DROPPED
+    if name == b"content-type" and value.startswith(STREAM_TYPES):
+        return Means.EVENTS
+    if name == b"content-encoding" and value != b"identity":
+        return Means.PACKED
+    if name == b"x-request-id":
+        return Means.ID
+    return Means.DROPPED if name in HOP_BY_HOP or name.startswith(OURS) else Means.PASSED
