@@ -4,7 +4,8 @@
 - `@pytest.mark.real_clock` runs it on uvloop and real time, `@pytest.mark.real_clock("asyncio")` on the plain loop;
   `within_s=` (60 unless told) is when it counts as hung.
 - A test that leaves tasks running, or whose loop met an error nobody handled, fails.
-- `slow` tests run in CI, or when named with `-m slow`; `gpu` tests run where there is an NVIDIA device.
+- `slow` tests run in CI, or when named with `-m slow`; `gpu` tests run where there is an NVIDIA device, and
+  `beside("data/set")` tests where that lies beside the checkout. Elsewhere they are deselected, which is no skip.
 """
 
 from __future__ import annotations
@@ -83,11 +84,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # A file or test named on the command line is wanted, however slow.
     if any("::" in argument for argument in config.args):
         left_out.discard("slow")
-    deselected = [item for item in items if any(item.get_closest_marker(name) for name in left_out)]
+    deselected = [
+        item for item in items if any(item.get_closest_marker(name) for name in left_out) or not _has_beside(item)
+    ]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         gone = set(deselected)
         items[:] = [item for item in items if item not in gone]
+
+
+def _has_beside(item: pytest.Item) -> bool:
+    """Whether everything its `beside` markers name is there, looked for from the checkout's parent folder."""
+    wanted = [str(path) for marker in item.iter_markers("beside") for path in marker.args]
+    return all((item.config.rootpath.parent / path).exists() for path in wanted)
 
 
 # --- in CI a skip is a failure -------------------------------------------------------------------------------------

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
+import shutil
+import subprocess
+import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from understudy.policies.service import Answer, Call, Failed, Refused
 
 from tests.kit.acts import answer, broken, drip, early, hang_up, interim, pieces, raw, reset, silence, sse
 from tests.kit.fake_upstream import FakeUpstream, deaf_port, in_thread
 from tests.kit.virtual_clock import START_S, Stuck, Untidy, VirtualClockLoop, run, run_on
 from tests.kit.weather import Outages, Weather, call_of, calls, weathered
+from understudy.policies.service import Answer, Call, Failed, Refused
 
+REPOSITORY = Path(__file__).parents[1]
 GET = b"GET /v1/models HTTP/1.1\r\nhost: u\r\n\r\n"
 
 # --- the virtual clock ---------------------------------------------------------------------------------------------
@@ -446,3 +452,51 @@ def test_drawn_outages_are_as_long_and_as_far_apart_as_asked_on_average():
     assert down_s / 1e6 == pytest.approx(0.1, abs=0.02)
     assert outages.schedule["a"] != outages.schedule["b"]
     assert outages.schedule == Outages.drawn(7, ["a", "b"], began=0, length_s=1e6, up_s=900, down_s=100).schedule
+
+
+# --- how the suite runs --------------------------------------------------------------------------------------------
+
+
+def _suite_of(text: str, tmp_path: Path, **env: str) -> str:
+    """What pytest says of a suite of its own, made of this conftest and one file with this text."""
+    tests = tmp_path / "tests"
+    (tests / "kit").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    shutil.copy(REPOSITORY / "tests" / "conftest.py", tests)
+    shutil.copy(REPOSITORY / "tests" / "kit" / "virtual_clock.py", tests / "kit")
+    (tests / "test_it.py").write_text("import asyncio\nimport pytest\n\n" + text, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"]
+    surroundings = {name: value for name, value in os.environ.items() if name not in {"CI", "PYTEST_ADDOPTS"}}
+    ran = subprocess.run(command, cwd=tmp_path, env={**surroundings, **env}, capture_output=True, text=True, timeout=60)
+    return ran.stdout
+
+
+SKIPPING = '@pytest.mark.skip(reason="no nginx")\ndef test_one():\n    pass\n'
+
+
+def test_a_skip_is_a_failure_in_ci_and_only_there(tmp_path: Path):
+    assert "1 skipped" in _suite_of(SKIPPING, tmp_path / "elsewhere")
+    told = _suite_of(SKIPPING, tmp_path / "ci", CI="true")
+    assert "1 error" in told
+    assert "skipped in CI, where nothing may be: Skipped: no nginx" in told
+
+
+def test_a_module_skipped_as_a_whole_is_a_failure_in_ci(tmp_path: Path):
+    told = _suite_of('pytest.importorskip("no_such_module")\n', tmp_path, CI="true")
+    assert "1 error" in told
+    assert "skipped in CI" in told
+
+
+def test_an_expected_failure_is_no_skip(tmp_path: Path):
+    assert "1 xfailed" in _suite_of("@pytest.mark.xfail\ndef test_one():\n    assert 0\n", tmp_path, CI="true")
+
+
+def test_what_is_not_meant_for_a_machine_is_left_out_and_not_skipped(tmp_path: Path):
+    text = '@pytest.mark.slow\ndef test_one(): ...\n@pytest.mark.beside("no/such/place")\ndef test_two(): ...\n'
+    assert "2 deselected" in _suite_of(text, tmp_path / "elsewhere")
+    assert "1 passed, 1 deselected" in _suite_of(text, tmp_path / "ci", CI="true")
+
+
+def test_an_async_test_that_leaks_or_fails_fails(tmp_path: Path):
+    text = "async def test_one():\n    asyncio.create_task(asyncio.sleep(9))\nasync def test_two():\n    assert 0\n"
+    assert "2 failed" in _suite_of(text, tmp_path)
