@@ -1,8 +1,8 @@
-"""Which requests go where, in Envoy's words: virtual hosts, and in each its routes from the most to the least exact.
+"""Which requests go where, in Envoy's words: virtual hosts, and in each its routes, the most particular first.
 
-Envoy takes the first route that fits, the sidecar the most exact one: an exact path before a prefix, a longer prefix
-before a shorter, one that names the host before one that does not. Envoy also looks no further than the virtual host
-whose name fits, so each named host holds the hostless claims too.
+Envoy takes the first route that fits, the sidecar the most particular one, in the order of `proxy/routes.py`: one that
+names the host before one that does not, then one that names the port, then an exact path, then the longest prefix.
+Envoy also looks no further than the virtual host whose name fits, so each named host holds the hostless claims too.
 """
 
 from __future__ import annotations
@@ -16,30 +16,34 @@ from understudy.envoy.words import Json
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One path or prefix of a leg, on one host or on all (""). A prefix has no slash at its end; "" is everything."""
+    """One path or prefix of a leg, on one host or on all (""). A prefix has no slash at its end; "" is everything.
+
+    `port` says that the sidecar's port was named; which one is no longer a question here.
+    """
 
     leg: Leg
     host: str
     exact: bool
     path: str
+    port: bool
     strip: bool = False
 
     @property
-    def rank(self) -> tuple[bool, int, bool]:
-        """Sorts the more exact claim first."""
-        return (not self.exact, -len(self.path), not self.host)
+    def rank(self) -> tuple[bool, bool, bool, int]:
+        """Sorts the more particular claim first."""
+        return (not self.host, not self.port, not self.exact, -len(self.path))
 
 
 def claims_of(leg: Leg) -> list[Claim]:
-    """All that a leg claims. A match with neither path nor prefix claims its whole host."""
+    """All that a leg claims."""
     claims: list[Claim] = []
     for match in leg.matches:
-        host = (match.host or "").lower()
+        host, port = (match.host or "").lower().rstrip("."), match.port is not None
         if match.path is not None:
-            claims.append(Claim(leg, host, True, match.path))
-        if match.prefix is not None or match.path is None:
+            claims.append(Claim(leg, host, True, match.path, port))
+        else:
             prefix = (match.prefix or "").rstrip("/")
-            claims.append(Claim(leg, host, False, prefix, match.strip and bool(prefix)))
+            claims.append(Claim(leg, host, False, prefix, port, match.strip and bool(prefix)))
     return claims
 
 
@@ -50,7 +54,7 @@ def virtual_hosts(claims: Iterable[Claim], routes: Callable[[Claim], list[Json]]
     return [
         {
             "name": host or "any",
-            "domains": [host or "*"],
+            "domains": [host, f"{host}."] if host else ["*"],
             "routes": [*(route for claim in ranked if claim.host in ("", host) for route in routes(claim)), *otherwise],
         }
         for host in [*hosts, ""]

@@ -14,6 +14,7 @@ from pathlib import Path
 from understudy.envoy.bootstrap import ADMIN, CA_FILE, LISTEN, render
 from understudy.envoy.legs import Templates
 from understudy.envoy.sources import find_templates
+from understudy.proxy.cli import policies_folder
 from understudy.proxy.policy_files import find_files
 from understudy.proxy.reading import BadPolicies, load
 from understudy.proxy.settings import Settings
@@ -49,8 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = render_it.add_argument
-    folder = Path(os.environ.get("UNDERSTUDY_POLICIES") or "policies")
-    add("--policies", type=Path, default=folder, metavar="DIR", help=f"the policy files (default: {folder})")
+    add("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES; default: as shipped)")
     add("--listen", default=LISTEN, metavar="HOST:PORT", help=f"where Envoy listens (default: {LISTEN})")
     add("--admin", default=ADMIN, metavar="HOST:PORT", help=f"Envoy's admin port (default: {ADMIN})")
     add("--sidecar", metavar="HOST:PORT", help="where Envoy finds the sidecar (default: its server.listen)")
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bootstrap(asked: argparse.Namespace) -> int:
-    folder: Path = asked.policies
+    folder = policies_folder(asked, os.environ)
     try:
         settings = load(folder, os.environ)
         text = render(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from understudy.policies.chain import rank_of
 from understudy.proxy.settings import Breaker, Match, Route, Settings, Tls, UpstreamTier
 
 Templates = Mapping[tuple[str, str], Mapping[str, str]]
@@ -24,6 +25,8 @@ Templates = Mapping[tuple[str, str], Mapping[str, str]]
 class Upstream:
     """The tier at priority 0, in Envoy's terms. `headers` are templates, never values."""
 
+    rank: str
+    """What the sidecar calls it in `x-understudy-tier`: primary, or secondary where the first tier is not there."""
     tier: str
     host: str
     port: int
@@ -91,6 +94,7 @@ def _upstream(route: Route, tier: UpstreamTier, headers: Mapping[str, str]) -> U
     patience_s = route.deadline.total_s - route.deadline.reserve_s
     answer_s = tier.connect_s + tier.first_byte_s
     return Upstream(
+        rank=rank_of(route.tiers.index(tier)),
         tier=tier.name,
         host=host,
         port=port,

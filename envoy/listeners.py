@@ -178,7 +178,10 @@ def _inner_route(name: str, upstream: Upstream, match: Json, path: Json) -> Json
             "retry_policy": {"num_retries": 0, "per_try_timeout": duration(upstream.answer_s)},
         },
         "request_headers_to_add": [set_header(key, value) for key, value in upstream.headers.items()],
-        "response_headers_to_add": [set_header("x-understudy-tier", upstream.tier)],
+        "response_headers_to_add": [
+            set_header("x-understudy-tier", upstream.rank),
+            set_header("x-understudy-source", upstream.tier),
+        ],
     }
 
 

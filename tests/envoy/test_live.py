@@ -45,7 +45,7 @@ async def running(
     ca_file: str | None = None,
 ) -> AsyncIterator[tuple[Envoy, FakeUpstream, aiohttp.ClientSession]]:
     """An Envoy before `upstream` and before a stand-in for the sidecar, which is given too, and a client."""
-    async with FakeUpstream(answer(body="sidecar", headers=[(b"x-understudy-tier", b"local")])) as sidecar:
+    async with FakeUpstream(answer(body="sidecar", headers=[(b"x-understudy-tier", b"secondary")])) as sidecar:
         policies = policies.replace("URL", upstream.url)
         envoy = Envoy(tmp_path / "p", policies, sidecar=sidecar.host_port, environ=environ, ca_file=ca_file)
         await asyncio.to_thread(envoy.start)
@@ -179,7 +179,8 @@ async def test_a_stream_arrives_piece_by_piece_and_outlives_the_wait_for_its_fir
         running(tmp_path, CHAT, upstream) as (_, sidecar, client),
     ):
         async with client.post("/v1/chat/completions", json={"stream": True}) as response:
-            assert response.headers["x-understudy-tier"] == "openai"
+            assert response.headers["x-understudy-tier"] == "primary"
+            assert response.headers["x-understudy-source"] == "openai"
             at = [time.monotonic() async for line in response.content if line.startswith(b"data: {")]
         assert len(at) == 5
         assert at[-1] - at[0] > 1.2
