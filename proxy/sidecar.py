@@ -161,8 +161,7 @@ class Sidecar:
             log.warning("`local` has changed: it takes effect at the next start")
         self.access_log.enabled = stack.settings.server.access_log
         for listener in self.listeners:
-            listener.find = stack.table.find
-            listener.limits = stack.settings.server.limits
+            listener.serve(stack.table.find, stack.settings.server.limits)
         for pool in set(before.pools.values()) - set(stack.pools.values()):
             pool.close()
 

@@ -14,7 +14,9 @@ State = Literal["size", "data", "after", "trailer", "over"]
 LINE_BYTES_MAX = 1024
 TRAILER_BYTES_MAX = 8 * 1024
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+_TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
+NO_TRAILERS = frozenset((b"content-length", b"transfer-encoding", b"host", b"trailer", b"content-encoding"))
+"""What must not come behind a body (RFC 9110 section 6.5.1), since it would have changed how the body was read."""
 
 
 class BadChunks(ValueError):
@@ -88,5 +90,7 @@ class ChunkedBody:
                 raise BadChunks("the trailers are too long")
             if not line:
                 self._state = "over"
-            elif _TRAILER.fullmatch(line) is None:
-                raise BadChunks("a trailer can't be read")
+            else:
+                trailer = _TRAILER.fullmatch(line)
+                if trailer is None or trailer[1].lower() in NO_TRAILERS:
+                    raise BadChunks("a trailer can't be read, or must not be one")

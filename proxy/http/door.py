@@ -11,18 +11,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import re
 import secrets
 from collections import deque
 from collections.abc import Callable
 from typing import Literal, Protocol, cast
 
-import httptools
-
-from understudy.policies.service import Answer, Failed, Headers, Refused, Request, find_header
+from understudy.policies.service import Answer, Failed, Refused, Request
 from understudy.proxy.dialects.base import BadRequest, Dialect
+from understudy.proxy.http.chunked import BadChunks, ChunkedBody
 from understudy.proxy.http.exchange import Entry, Exchange, apology
-from understudy.proxy.http.heads import body_is_absent, origin_form
+from understudy.proxy.http.heads import body_is_absent
+from understudy.proxy.http.request_head import END, HeadMemory, HeadReader, RequestHead, probe_head
 from understudy.proxy.settings import Limits
 
 log = logging.getLogger("understudy.door")
@@ -33,7 +32,8 @@ LINGER_S = 1.0
 OVERDUE_S = 1.0
 """How far past its deadline a call is interrupted wherever it waits: a backstop, since tiers keep `until`."""
 
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+Find = Callable[[bytes | None, int, bytes], tuple[Entry, bytes] | None]
+"""Host, port and path of a request -> who claims it, and the path to go on with."""
 
 
 class Logged(Protocol):
@@ -43,7 +43,7 @@ class Logged(Protocol):
 
 
 class Listener:
-    """What the doors of one address share. `find` and `limits` are swapped on reload by assignment.
+    """What the doors of one address share. `serve` swaps routes and limits on a reload.
 
     `clock` is what everything is measured by; uvloop's own stands still within a turn of the loop and counts in
     milliseconds, so that the sidecar brings a finer one.
@@ -53,7 +53,7 @@ class Listener:
         self,
         loop: asyncio.AbstractEventLoop,
         port: int,
-        find: Callable[[bytes | None, int, bytes], tuple[Entry, bytes] | None],
+        find: Find,
         fallback: Dialect,
         limits: Limits,
         *,
@@ -64,9 +64,8 @@ class Listener:
         self.loop = loop
         self.clock = clock or loop.time
         self.port = port
-        self.find = find
         self.fallback = fallback
-        self.limits = limits
+        self.serve(find, limits)
         self.logged = logged
         self.route_names = route_names
         self.doors: set[Door] = set()
@@ -79,6 +78,20 @@ class Listener:
 
     def __call__(self) -> Door:
         return Door(self)
+
+    def serve(self, find: Find, limits: Limits) -> None:
+        """Go by these routes and limits from now on. What was remembered of heads followed from the old ones."""
+        self.find = find
+        self.limits = limits
+        self.heads = HeadMemory(limits)
+
+    def claimed(self, head: RequestHead) -> tuple[Entry | None, bytes]:
+        """Who claims a request with this head, and the path to go on with."""
+        if head.claim is None:
+            # `*` asks about the server as a whole, which no route is
+            found = self.find(head.host, self.port, head.path) if head.path != b"*" else None
+            head.claim = found or (None, head.path)
+        return cast("tuple[Entry | None, bytes]", head.claim)
 
     def new_id(self) -> str:
         """An id for a request that brings none: unique, and short enough to read out over the phone."""
@@ -102,24 +115,27 @@ class Listener:
 
 
 class Door(asyncio.Protocol):
-    """One connection from a caller. Callbacks named `on_*` are httptools'."""
+    """One connection from a caller."""
 
     __slots__ = (
         "_body",
         "_body_bytes",
+        "_chunked",
         "_continue_owed",
         "_current",
+        "_deaf",
         "_dry_bytes",
         "_entry",
         "_failing",
-        "_headers",
-        "_parser",
+        "_head",
+        "_partial",
+        "_path",
         "_phase",
-        "_prepared",
+        "_probe",
         "_queue",
         "_read_paused",
         "_since",
-        "_target",
+        "_to_come",
         "_transport",
         "_unsent_bytes",
         "_unsent_since",
@@ -130,7 +146,6 @@ class Door(asyncio.Protocol):
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange] = deque()
         self._current: Exchange | None = None
         self._phase: Phase = "idle"
@@ -138,19 +153,21 @@ class Door(asyncio.Protocol):
         self._read_paused = False
         self._write_paused = False
         self._failing = False
+        self._deaf = False
         self._unsent_bytes = 0
         self._unsent_since = self._since
-        self._begin_request()
-
-    def _begin_request(self) -> None:
-        self._target = b""
-        self._headers: Headers = []
-        self._dry_bytes = 0
+        # what has come of a head that is not yet whole, and a parser that says whether it still can become one
+        self._partial = bytearray()
+        self._probe: HeadReader | None = None
+        self._head: RequestHead | None = None
+        self._entry: Entry | None = None
+        self._path = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._to_come = 0
+        self._chunked: ChunkedBody | None = None
+        self._dry_bytes = 0
         self._continue_owed = False
-        self._entry: tuple[Entry, bytes] | None = None
-        self._prepared: Answer | None = None
 
     # --- asyncio's side --------------------------------------------------------------------------------------------
 
@@ -167,46 +184,20 @@ class Door(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._failing:
             return
-        if self._phase == "body":
-            self._since = self.now()
-        self._dry_bytes += len(data)
-        self._feed(data)
-        if self._dry_bytes > self.listener.limits.head_bytes_max and not self._failing:
-            if self._phase == "head":
-                self._refuse(431, "head_too_large", "the request's head is too large")
-            elif self._phase == "body":
-                self._refuse(400, "bad_request", "too much between the chunks of the request's body, or after them")
+        try:
+            at = 0
+            # nothing is read after a request that said it was the last
+            while at < len(data) and not self._failing and not self._deaf:
+                at = self._read_head(data, at) if self._head is None else self._read_body(data, at)
+        except BadRequest as bad:
+            self._refuse(bad.status, "head_too_large" if bad.status == 431 else "bad_request", bad.detail)
+        except Exception as error:
+            log.error("a request could not be read", exc_info=error)
+            self._refuse(500, "internal", "an error of the sidecar's own")
         if self._queue and self._transport is not None and not self._transport.is_closing():
             # what was sent ahead waits in the socket until we are done with what we have
             self._read_paused = True
             self._transport.pause_reading()
-
-    def _feed(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            cause = error.__context__
-            if isinstance(cause, BadRequest):
-                self._refuse(cause.status, "bad_request", cause.detail)
-            elif isinstance(cause, Exception) and not isinstance(cause, httptools.HttpParserError):
-                log.error("a request could not be read", exc_info=cause)
-                self._refuse(500, "internal", "an error of the sidecar's own")
-            else:
-                self._refuse(400, "bad_request", "the request is not valid HTTP/1.1")
-
-    def _decline_upgrade(self, rest: bytes) -> None:
-        """Go on in HTTP/1.1, as a server may (RFC 9110 section 7.8): some clients offer h2c with every request.
-
-        The parser takes the rest, this request's body included, for another protocol: a new one reads it, and the head
-        again without the offer.
-        """
-        parser = self._parser
-        lines = [b"%b %b HTTP/%b\r\n" % (parser.get_method(), self._target, parser.get_http_version().encode())]
-        lines += [b"%b: %b\r\n" % header for header in self._headers if header[0].lower() != b"upgrade"]
-        self._parser = httptools.HttpRequestParser(self)
-        self._feed(b"".join((*lines, b"\r\n", rest)))
 
     def eof_received(self) -> bool:
         if self._current is not None:
@@ -240,115 +231,137 @@ class Door(asyncio.Protocol):
         elif self._current.stream is not None:
             self._current.stream.resume()
 
-    # --- httptools' side -------------------------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        if len(self._queue) >= self.listener.limits.pipelined_max:
-            raise BadRequest("too many requests sent ahead on one connection")
-        self._begin_request()
+    def _read_head(self, data: bytes, at: int) -> int:
+        """Read a head, or as much of one as has come. Returns where reading stopped. Raises BadRequest."""
+        if not self._partial:
+            if self._phase != "head":
+                if len(self._queue) >= self.listener.limits.pipelined_max:
+                    raise BadRequest("too many requests sent ahead on one connection")
+                self._since = self.now()
+            # empty lines before a request are let pass (RFC 9112 section 2.2), as many as a head could hold
+            while data.startswith(b"\r\n", at):
+                at += 2
+                self._dry_bytes += 2
+            if self._dry_bytes > self.listener.limits.head_bytes_max:
+                raise BadRequest("the request's head is too large", status=431)
+            end = data.find(END, at)
+            if end >= 0:
+                end += len(END)
+                self._take_head(data[at:end] if at or end < len(data) else data)
+                return end
+            if at == len(data):
+                return at
+        return self._read_partial_head(data, at)
+
+    def _read_partial_head(self, data: bytes, at: int) -> int:
+        """A head that comes in pieces: kept until it is whole, and refused as soon as it can't become one."""
         self._phase = "head"
-        self._since = self.now()
+        seen = max(0, len(self._partial) - len(END) + 1)
+        before = len(self._partial)
+        self._partial += data[at:]
+        end = self._partial.find(END, seen)
+        if end < 0:
+            if len(self._partial) > self.listener.limits.head_bytes_max:
+                raise BadRequest("the request's head is too large", status=431)
+            self._probe = self._probe or HeadReader(self.listener.limits.headers_max)
+            probe_head(self._probe, data[at:])
+            return len(data)
+        end += len(END)
+        raw = bytes(self._partial[:end])
+        self._partial = bytearray()
+        self._probe = None
+        self._take_head(raw)
+        return at + end - before
 
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-        if len(self._target) > self.listener.limits.target_bytes_max:
-            raise BadRequest("the request target is too long", status=414)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase != "head":
-            # a trailer: it must not pass for a header, and a proxy may drop it (RFC 9110 section 6.5.1)
-            return
-        headers = self._headers
-        headers.append((name, value))
-        if len(headers) > self.listener.limits.headers_max:
-            raise BadRequest("the request has too many headers", status=431)
-
-    def on_headers_complete(self) -> None:
-        limits = self.listener.limits
-        self._dry_bytes = 0
-        if sum(len(name) + len(value) + 4 for name, value in self._headers) > limits.head_bytes_max:
+    def _take_head(self, raw: bytes) -> None:
+        """A whole head: find who claims it, and know how its body is framed. Raises BadRequest."""
+        listener = self.listener
+        if len(raw) > listener.limits.head_bytes_max:
             raise BadRequest("the request's head is too large", status=431)
-        if self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT":
+        self._dry_bytes = 0
+        head, length = listener.heads.get(raw)
+        self._head = head
+        self._entry, self._path = listener.claimed(head)
+        if length > self._body_bytes_max():
+            raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
+        self._to_come = length
+        if head.chunked:
+            self._chunked = ChunkedBody()
+        elif not length:
+            self._request_is_whole(b"")
             return
         self._phase = "body"
         self._since = self.now()
-        host, length, expects = self._read_head()
-        path = self._target.partition(b"?")[0]
-        # `*` asks about the server as a whole, which no route is
-        self._entry = self.listener.find(host, self.listener.port, path) if path != b"*" else None
-        if self._entry is None:
-            self._prepared = self._unrouted(path)
-        elif length > self._body_bytes_max():
-            raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
-        self._continue_owed = expects
+        self._continue_owed = head.expects
         if self._current is None and not self._queue:
             self._say_continue()
 
-    def on_body(self, piece: bytes) -> None:
-        self._dry_bytes = 0
+    def _read_body(self, data: bytes, at: int) -> int:
+        """Read of the body what has come. Returns where reading stopped. Raises BadRequest."""
+        self._since = self.now()
         self._continue_owed = False
-        self._body_bytes += len(piece)
+        if self._chunked is not None:
+            return self._read_chunks(self._chunked, data, at)
+        left = len(data) - at
+        if left >= self._to_come and not self._body:
+            # the usual case: the whole body is here, and is cut out once
+            end = at + self._to_come
+            self._request_is_whole(data[at:end])
+            return end
+        piece = data[at : at + self._to_come]
+        self._body.append(piece)
+        self._to_come -= len(piece)
+        if not self._to_come:
+            self._request_is_whole(b"".join(self._body))
+        return at + len(piece)
+
+    def _read_chunks(self, chunked: ChunkedBody, data: bytes, at: int) -> int:
+        count = len(self._body)
+        try:
+            end = chunked.feed(data, at, self._body)
+        except BadChunks as bad:
+            raise BadRequest(f"the request's body can't be read: {bad}") from None
+        content_bytes = sum(map(len, self._body[count:]))
+        self._body_bytes += content_bytes
         if self._body_bytes > self._body_bytes_max():
             raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
-        self._body.append(piece)
+        self._dry_bytes = 0 if content_bytes else self._dry_bytes + end - at
+        if self._dry_bytes > self.listener.limits.head_bytes_max:
+            raise BadRequest("too much between the chunks of the request's body, or after them")
+        if chunked.over:
+            self._request_is_whole(b"".join(self._body))
+        return end
 
-    def on_message_complete(self) -> None:
-        if self._phase == "head":
-            # the end that the parser sees behind an offer to upgrade; `_decline_upgrade` comes next
-            return
-        self._phase = "busy"
+    def _request_is_whole(self, body: bytes) -> None:
+        head = self._head
+        assert head is not None
+        request = Request(head.method, head.target, head.headers, body, head.remembered)
+        request.path = self._path
+        request_id = head.id or self.listener.new_id()
+        exchange = Exchange(self, request_id, request, self._entry, head.version, keep_alive=head.keep_alive)
+        if self._entry is None:
+            exchange.prepared = self._unrouted(head.path)
+        self._head = None
+        self._entry = None
+        self._chunked = None
+        self._body = []
+        self._body_bytes = 0
         self._continue_owed = False
-        parser = self._parser
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        request = Request(parser.get_method(), self._target, self._headers, body)
-        entry = None
-        if self._entry is not None:
-            entry, request.path = self._entry
-        exchange = Exchange(
-            self, self._request_id(), request, entry, parser.get_http_version(), keep_alive=parser.should_keep_alive()
-        )
-        exchange.prepared = self._prepared
+        self._deaf = not head.keep_alive
+        self._phase = "busy"
         self._queue.append(exchange)
         if self._current is None:
             self._next()
 
     def _body_bytes_max(self) -> int:
-        return self._entry[0].body_bytes_max if self._entry else self.listener.limits.body_bytes_max
+        return self._entry.body_bytes_max if self._entry else self.listener.limits.body_bytes_max
 
     def _say_continue(self) -> None:
         if self._continue_owed:
             self._continue_owed = False
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _read_head(self) -> tuple[bytes | None, int, bool]:
-        """Host, declared length and whether 100-continue is expected. Raises BadRequest."""
-        version = self._parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise BadRequest("only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
-        host: bytes | None = None
-        length = 0
-        expects = False
-        for name, value in self._headers:
-            size = len(name)
-            if size == 4 and name.lower() == b"host":
-                if host is not None:
-                    raise BadRequest("more than one Host header")
-                host = value
-            elif size == 14 and name.lower() == b"content-length":
-                length = int(value)
-            elif size == 6 and name.lower() == b"expect":
-                if value.lower() != b"100-continue":
-                    raise BadRequest("an unknown expectation", status=417)
-                expects = version == "1.1"
-            elif size == 17 and name.lower() == b"transfer-encoding":
-                if version == "1.0":
-                    raise BadRequest("HTTP/1.0 has no Transfer-Encoding")
-                if value.strip().lower() != b"chunked":
-                    raise BadRequest("no Transfer-Encoding but chunked is read here", status=501)
-        if host is None and version == "1.1":
-            raise BadRequest("no Host header")
-        self._target = origin_form(self._parser.get_method(), self._target, host)
-        return host, length, expects
 
     # --- serving ---------------------------------------------------------------------------------------------------
 
@@ -403,12 +416,6 @@ class Door(asyncio.Protocol):
             if answer.stream is not None:
                 answer.stream.close()
             self._abort()
-
-    def _request_id(self) -> str:
-        given = find_header(self._headers, b"x-request-id")
-        if given and _SANE_ID.fullmatch(given):
-            return given.decode("ascii")
-        return self.listener.new_id()
 
     def _send_answer(self, exchange: Exchange, answer: Answer) -> None:
         exchange.answer = answer
@@ -537,9 +544,11 @@ class Door(asyncio.Protocol):
         self._failing = True
         self._phase = "busy"
         self.listener.bad_requests += 1
-        dialect = self._entry[0].dialect if self._entry else self.listener.fallback
-        request = Request(b"", self._target, self._headers)
-        exchange = Exchange(self, self._request_id(), request, None, "1.1", keep_alive=False)
+        dialect = self._entry.dialect if self._entry else self.listener.fallback
+        head = self._head
+        request = Request(b"", head.target, head.headers) if head else Request(b"", b"", [])
+        given = head.id if head else ""
+        exchange = Exchange(self, given or self.listener.new_id(), request, None, "1.1", keep_alive=False)
         exchange.prepared = dialect.error(status, reason, detail)
         self._queue.append(exchange)
         if self._current is None:

@@ -20,6 +20,8 @@ REMEMBERED_BYTES_MAX = 4096
 """Longer heads are read every time: what is remembered stays under four megabytes."""
 LENGTH_DIGITS_MAX = 15
 END = b"\r\n\r\n"
+VERSIONS = ("1.1", "1.0")
+NOT_HTTP = "the request is not valid HTTP/1.1"
 _SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 """How clients spell it; a head with another spelling is as good, and is read every time its length changes."""
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -28,31 +30,31 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 class RequestHead:
     """What a head says. Shared between requests: nobody changes it.
 
-    `headers` are the caller's, less those that frame the body. `length` is that of the request in hand.
+    `headers` are the caller's, less those that frame the body. `claim` is who claims it, once that was
+    looked up; `remembered` is for everything else that follows from the head alone.
     """
 
     __slots__ = (
         "chunked",
+        "claim",
         "expects",
-        "forwarded",
-        "found",
-        "found_by",
         "headers",
+        "host",
         "id",
         "keep_alive",
         "length",
         "method",
         "path",
-        "query",
+        "remembered",
         "target",
         "version",
     )
 
-    def __init__(self, reader: _Reader, parser: httptools.HttpRequestParser, limits: Limits) -> None:
-        self.method = parser.get_method()
-        self.version = parser.get_http_version()
-        self.keep_alive = bool(parser.should_keep_alive())
-        if self.version not in ("1.1", "1.0"):
+    def __init__(self, reader: HeadReader, limits: Limits) -> None:
+        self.method = reader.parser.get_method()
+        self.version = reader.parser.get_http_version()
+        self.keep_alive = reader.keep_alive
+        if self.version not in VERSIONS:
             raise BadRequest("only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
         self.length = 0
         self.chunked = False
@@ -63,10 +65,10 @@ class RequestHead:
         if len(reader.target) > limits.target_bytes_max:
             raise BadRequest("the request target is too long", status=414)
         self.target = origin_form(self.method, reader.target, host)
-        self.path, _, self.query = self.target.partition(b"?")
-        self.found: object = None
-        self.found_by: object = None
-        self.forwarded: dict[object, bytes] = {}
+        self.path = self.target.partition(b"?")[0]
+        self.host = host
+        self.claim: object = None
+        self.remembered: dict[object, object] = {}
 
     def _read(self, headers: Headers) -> bytes | None:
         """Take from the headers what frames the body. Returns the Host. Raises BadRequest."""
@@ -99,12 +101,14 @@ class RequestHead:
         return host
 
 
-class _Reader:
+class HeadReader:
     """Collects what llhttp reads of a head, and notices when it reads anything more."""
 
-    __slots__ = ("complete", "headers", "headers_max", "more", "target")
+    __slots__ = ("complete", "headers", "headers_max", "keep_alive", "more", "parser", "target")
 
     def __init__(self, headers_max: int) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.keep_alive = False
         self.target = b""
         self.headers: Headers = []
         self.headers_max = headers_max
@@ -124,28 +128,42 @@ class _Reader:
 
     def on_headers_complete(self) -> None:
         self.complete = True
+        # asked now: at the end of a request without a body the parser forgets
+        self.keep_alive = bool(self.parser.should_keep_alive())
 
     def on_body(self, _piece: bytes) -> None:
         self.more = True
 
 
-def read_head(raw: bytes, limits: Limits) -> RequestHead:
-    """Read a head that ends in an empty line. Raises BadRequest for anything that is not exactly one head."""
-    reader = _Reader(limits.headers_max)
-    parser = httptools.HttpRequestParser(reader)
+def probe_head(reader: HeadReader, data: bytes) -> None:
+    """Read more of a head: raises BadRequest as soon as it can't become one."""
     try:
-        parser.feed_data(raw)
+        reader.parser.feed_data(data)
     except httptools.HttpParserUpgrade:
         # an offer that we don't take: the request is answered in HTTP/1.1, as a server may
         pass
     except httptools.HttpParserError as error:
         if isinstance(error.__context__, BadRequest):
             raise error.__context__ from None
-        raise BadRequest("the request is not valid HTTP/1.1") from None
-    if not reader.complete or reader.more:
+        raise BadRequest(NOT_HTTP) from None
+
+
+def read_head(raw: bytes, limits: Limits) -> RequestHead:
+    """Read a head that ends in an empty line. Raises BadRequest for anything that is not exactly one head."""
+    reader = HeadReader(limits.headers_max)
+    wrong: BadRequest | None = None
+    try:
+        probe_head(reader, raw)
+    except BadRequest as bad:
+        if not reader.complete or reader.parser.get_http_version() not in VERSIONS:
+            raise
+        # it found the framing wrong, and cannot say as well as we what is wrong with it
+        wrong = bad
+    head = RequestHead(reader, limits)
+    if wrong or not reader.complete or reader.more:
         # llhttp's idea of where the head ends is not ours: nobody can say what the body is
-        raise BadRequest("the request is not valid HTTP/1.1")
-    return RequestHead(reader, parser, limits)
+        raise wrong or BadRequest(NOT_HTTP)
+    return head
 
 
 class HeadMemory:

@@ -61,11 +61,10 @@ class Target:
 
     def _front(self, request: Request) -> bytes:
         """As much of the head as follows from the caller's head alone."""
-        query = b"?" + request.query if request.query else b""
-        lines = [
-            b"%b %b%b%b HTTP/1.1\r\nhost: %b\r\n"
-            % (request.method, self.base_path, request.path, query, self.host_header)
-        ]
+        # also an empty query is the caller's own
+        _, mark, query = request.target.partition(b"?")
+        target = self.base_path + request.path + mark + query
+        lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, self.host_header)]
         lines += [b"%b: %b\r\n" % header for header in kept(request.headers, self.overridden)]
         lines += [b"%b: %b\r\n" % header for header in self.own_headers]
         return b"".join(lines)
