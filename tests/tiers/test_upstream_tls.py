@@ -1,0 +1,134 @@
+"""Upstreams behind TLS: trusted, not trusted, under another name, and broken in the handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.kit.acts import answer, broken, hang_up, sse
+from tests.tiers.upstream_bench import Bench, taken
+from understudy.proxy.settings import Tls
+
+OK = answer(200, body={"choices": []})
+
+
+def openssl(*arguments: str, folder: Path) -> None:
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+
+
+def made_authority(folder: Path, name: str) -> None:
+    """A CA of our own, and a certificate for 127.0.0.1 and upstream.test that it signed."""
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    authority = ("-x509", "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem")
+    openssl("req", *key, *authority, folder=folder)
+    openssl("req", *key, "-subj", "/CN=up", "-keyout", f"{name}-up.key", "-out", f"{name}-up.csr", folder=folder)
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:upstream.test\n")
+    signed = ("-CA", f"{name}.pem", "-CAkey", f"{name}.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
+    openssl("x509", "-req", "-in", f"{name}-up.csr", *signed, "-out", f"{name}-up.pem", folder=folder)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    made_authority(folder, "good")
+    made_authority(folder, "wrong")
+    return folder
+
+
+@pytest.fixture
+def served(certificates: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "good-up.pem", certificates / "good-up.key")
+    return context
+
+
+@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.real_clock(within_s=20.0))], autouse=True)
+def either_loop(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+async def test_an_upstream_whose_authority_is_trusted_answers_again_and_again(
+    served: ssl.SSLContext, certificates: Path
+):
+    async with Bench(OK, tls=served, trust=Tls(ca_file=str(certificates / "good.pem"))) as bench:
+        for _ in range(3):
+            assert (await bench.ask()).body == b'{"choices": []}'
+        assert bench.up.connections_ever == 1
+
+
+async def test_a_stream_comes_through_tls(served: ssl.SSLContext, certificates: Path):
+    act = sse([{"choices": [{"delta": {"content": "x" * 100_000}}]}])
+    async with Bench(act, tls=served, trust=Tls(ca_file=str(certificates / "good.pem"))) as bench:
+        sink = await taken(await bench.ask())
+        assert sink.broken == ""
+        assert len(sink.body) > 100_000
+
+
+async def test_an_upstream_whose_authority_is_not_trusted_fails_and_is_told_nothing(
+    served: ssl.SSLContext, certificates: Path
+):
+    for trust in (Tls(ca_file=str(certificates / "wrong.pem")), Tls()):
+        async with Bench(OK, tls=served, trust=trust) as bench:
+            failed = await bench.fails()
+            assert (failed.reason, failed.again, failed.elsewhere) == ("tls", True, True)
+            assert bench.up.heard == []
+            await bench.settled()
+            assert (bench.pool.size, bench.up.connections_open) == (0, 0)
+
+
+async def test_the_certificates_name_counts_and_another_may_be_expected(served: ssl.SSLContext, certificates: Path):
+    authority = str(certificates / "good.pem")
+    async with Bench(OK, tls=served, trust=Tls(ca_file=authority, server_name="upstream.test")) as bench:
+        assert (await bench.ask()).status == 200
+    async with Bench(OK, tls=served, trust=Tls(ca_file=authority, server_name="elsewhere.test")) as bench:
+        assert (await bench.fails()).reason == "tls"
+        assert bench.up.heard == []
+
+
+async def test_whoever_asks_for_it_trusts_everybody(served: ssl.SSLContext):
+    async with Bench(OK, tls=served, trust=Tls(verify=False)) as bench:
+        assert (await bench.ask()).status == 200
+
+
+async def test_a_connection_in_tls_that_died_is_replaced(served: ssl.SSLContext, certificates: Path):
+    async with Bench(OK, tls=served, trust=Tls(ca_file=str(certificates / "good.pem"))) as bench:
+        await bench.ask()
+        bench.up.on_reuse = hang_up()
+        assert (await bench.ask()).status == 200
+        bench.up.on_reuse = None
+        bench.up.then(broken("reset", after=10))
+        assert (await bench.fails()).reason == "truncated"
+
+
+async def test_plain_http_where_tls_should_be_fails(certificates: Path):
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(plain, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    trust = Tls(ca_file=str(certificates / "good.pem"))
+    async with Bench(url=f"https://127.0.0.1:{port}", trust=trust) as bench:
+        assert (await bench.fails()).reason in ("tls", "reset")
+    server.close()
+
+
+async def test_a_handshake_that_never_ends_runs_out_of_the_time_to_connect(certificates: Path):
+    gone = asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        gone.set()
+
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with Bench(url=f"https://127.0.0.1:{port}", connect_s=0.2, trust=Tls()) as bench:
+        assert (await bench.fails()).reason == "connect_timeout"
+        await gone.wait()
+    server.close()
+    await server.wait_closed()
