@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -17,7 +18,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from tests.kit.openai_service import answer_to
-from tests.kit.processes import OpenAIService, Process, QdrantService, free_port, needs
+from tests.kit.processes import OpenAIService, Process, QdrantService, Sidecar, free_port, needs
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +108,6 @@ def test_the_official_qdrant_client_reads_what_it_wrote():
 
 
 def test_older_clients_search_gives_a_bare_list():
-    import httpx
-
     with QdrantService() as service:
         client = QdrantClient(url=service.url, check_compatibility=False)
         client.create_collection("docs", models.VectorParams(size=2, distance=models.Distance.COSINE))
@@ -158,3 +157,23 @@ async def test_the_services_can_be_asked_from_a_loop_too(service: OpenAIService)
     writer.write(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert (await reader.read()).startswith(b"HTTP/1.1 200 OK")
     writer.close()
+
+
+@pytest.mark.real
+def test_the_sidecar_passes_calls_on_answers_itself_and_ends_well_at_sigterm(tmp_path: Path, service: OpenAIService):
+    upstreams = {"OPENAI_API_KEY": "k", "OPENAI_UPSTREAM_URL": service.url}
+    with Sidecar(None, tmp_path / "state", env=upstreams) as sidecar:
+        assert httpx.get(f"{sidecar.admin_url}/livez").status_code == 200
+        question = "Paris lies on the Seine. Rome lies on the Tiber.\n\nWhere does Rome lie?"
+        asked = {"model": "m", "messages": [{"role": "user", "content": question}]}
+        passed_on = httpx.post(f"{sidecar.url}/v1/chat/completions", json=asked)
+        assert passed_on.json()["id"] == "chatcmpl-kit"
+        service.kill()
+        try:
+            alone = httpx.post(f"{sidecar.url}/v1/chat/completions", json=asked, timeout=30)
+        finally:
+            service.start()
+        assert alone.status_code == 200, alone.text
+        assert alone.json()["id"] != "chatcmpl-kit"
+        assert sidecar.stop() == 0
+        assert "Traceback" not in sidecar.logs()

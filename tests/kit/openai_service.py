@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from aiohttp import web
+
 from understudy.models.embedder import Embedder, load
 
 MODELS = ("text-embedding-3-small", "all-MiniLM-L6-v2", "gpt-4o-mini")

@@ -1,7 +1,9 @@
 """Real processes for tests: the sidecar itself, the services behind it, and whether a program is there at all.
 
-    with OpenAIService() as openai, Sidecar(policies, state, env={"OPENAI_BASE_URL": openai.url}) as sidecar:
-        requests go to sidecar.url
+    with OpenAIService() as openai:
+        upstreams = {"OPENAI_API_KEY": "k", "OPENAI_UPSTREAM_URL": openai.url}
+        with Sidecar(None, state, env=upstreams) as sidecar:
+            requests go to sidecar.url
 
 Every process is ended by its own id, never by its name; what it wrote is in `logs()` and in the error when it dies
 before it is ready.
@@ -69,7 +71,8 @@ def eventually(holds: Callable[[], bool], *, within_s: float = 15.0) -> None:
 class Process:
     """A child process that is ready once `ready_path` on `ready_port` answers 200; a context manager.
 
-    `start` may be called again after `stop` or `kill`: the same command on the same ports.
+    It inherits the environment but for names beginning with one of `forget`, with `env` laid over it. `start` may be
+    called again after `stop` or `kill`: the same command on the same ports.
     """
 
     def __init__(
@@ -79,10 +82,12 @@ class Process:
         ready_port: int,
         ready_path: str = "/",
         env: Mapping[str, str] | None = None,
+        forget: Sequence[str] = (),
         ready_s_max: float = READY_S_MAX,
     ) -> None:
         self.command = list(command)
-        self.env = dict(env or {})
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(tuple(forget))}
+        self.env = {**inherited, **(env or {})}
         self.ready_port = ready_port
         self.ready_path = ready_path
         self.ready_s_max = ready_s_max
@@ -107,9 +112,7 @@ class Process:
     def spawn(self) -> None:
         """Start it, without waiting."""
         with self._log.open("ab") as log:
-            self.child = subprocess.Popen(
-                self.command, cwd=REPOSITORY, env={**os.environ, **self.env}, stdout=log, stderr=log
-            )
+            self.child = subprocess.Popen(self.command, cwd=REPOSITORY, env=self.env, stdout=log, stderr=log)
 
     def wait_ready(self) -> None:
         """Wait until it is ready; see `start`."""
@@ -157,7 +160,11 @@ class Process:
 
 
 class Sidecar(Process):
-    """The real thing, as a user starts it: `understudy run` with a policy folder and a state folder."""
+    """The real thing, as a user starts it: `understudy run` with a policy folder (None: those that ship) and a state.
+
+    `models` is a folder of built models to share, as building one takes five seconds. No upstream is taken over from
+    the environment of the tests: what the sidecar is to know stands in `env`.
+    """
 
     def __init__(
         self,
@@ -166,16 +173,21 @@ class Sidecar(Process):
         *,
         env: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
+        models: Path | None = None,
         ready_s_max: float = READY_S_MAX,
     ) -> None:
         self.port, self.admin_port = free_port(), free_port()
         self.state = state
+        if models is not None and not (state / "models").exists():
+            state.mkdir(parents=True, exist_ok=True)
+            (state / "models").symlink_to(models)
         named = ["--policies", str(policies)] if policies is not None else []
         super().__init__(
             [sys.executable, "-m", "understudy.proxy.cli", "run", *named, *arguments],
             ready_port=self.admin_port,
             ready_path="/readyz",
             ready_s_max=ready_s_max,
+            forget=("OPENAI_", "QDRANT_", "UNDERSTUDY_"),
             env={
                 "UNDERSTUDY_LISTEN": f"127.0.0.1:{self.port}",
                 "UNDERSTUDY_ADMIN": f"127.0.0.1:{self.admin_port}",
