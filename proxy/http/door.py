@@ -318,16 +318,19 @@ class Door(asyncio.Protocol):
         return at + len(piece)
 
     def _read_chunks(self, chunked: ChunkedBody, data: bytes, at: int) -> int:
-        count = len(self._body)
+        pieces: list[bytes] = []
         try:
-            end = chunked.feed(data, at, self._body)
+            end = chunked.feed(data, at, pieces)
         except BadChunks as bad:
             raise BadRequest(f"the request's body can't be read: {bad}") from None
-        content_bytes = sum(map(len, self._body[count:]))
-        self._body_bytes += content_bytes
+        # joined packet by packet: kept apart, chunks of two bytes would take twenty times the memory of the body
+        content = b"".join(pieces)
+        if content:
+            self._body.append(content)
+        self._body_bytes += len(content)
         if self._body_bytes > self._body_bytes_max():
             raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
-        self._dry_bytes = 0 if content_bytes else self._dry_bytes + end - at
+        self._dry_bytes = 0 if content else self._dry_bytes + end - at
         if self._dry_bytes > self.listener.limits.head_bytes_max:
             raise BadRequest("too much between the chunks of the request's body, or after them")
         if chunked.over:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.http.house import House, answering, chunked, request, turns
+from tests.http.house import House, answering, chunked, request, turns, until
 from tests.kit.acts import answer, pieces
 from tests.kit.fake_upstream import Act, Heard, Wire
 from understudy.policies.service import Answer, Call, HeldStream
@@ -97,6 +97,18 @@ async def test_a_chunked_body_reaches_the_upstream_with_its_length(bodies: tuple
         assert heard.header(b"content-length") == b"%d" % len(heard.body)
         assert heard.header(b"transfer-encoding") is None
         assert heard.header(b"x-kept") == b"1"
+
+
+async def test_many_small_chunks_take_no_more_memory_than_the_body():
+    async with House() as house:
+        caller = await house.caller()
+        caller.say(request("POST", headers=[(b"transfer-encoding", b"chunked")]), b"2\r\nab\r\n" * 50_000)
+        [door] = house.listener.doors
+        await until(lambda: sum(map(len, door._body)) == 100_000)
+        assert len(door._body) < 50
+        caller.say(b"0\r\n\r\n")
+        assert (await caller.hears()).status == 200
+        assert house.up.heard[0].body == b"ab" * 50_000
 
 
 async def test_chunk_extensions_are_dropped_and_trailers_do_not_pass_for_headers():

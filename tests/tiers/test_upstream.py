@@ -242,6 +242,10 @@ BROKEN = {
     ),
     "a reset in a body that ends with the connection": (broken("reset", after=100, framing="until-close"), "truncated"),
     "garbage": (GARBAGE, "garbage"),
+    "empty lines before the head": (
+        raw(b"\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", then="stall"),
+        "garbage",
+    ),
     "a wrong chunk size": (
         raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", then="stall"),
         "garbage",
