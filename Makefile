@@ -20,7 +20,7 @@ test: lint
 lint: $(VENV)/.installed-test .names/understudy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/basedpyright
+	$(VENV)/bin/basedpyright -p pyproject.toml
 	PYTHONPATH=.names $(VENV)/bin/lint-imports
 
 bench: $(VENV)/.installed-test
