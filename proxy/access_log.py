@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import msgspec
 
@@ -17,27 +17,7 @@ from understudy.proxy.http.exchange import Exchange
 
 LINES_MAX = 10_000
 FLUSH_S = 0.2
-
-
-class Line(msgspec.Struct, omit_defaults=True):
-    """What an access log line says. Times are milliseconds."""
-
-    at: float
-    id: str
-    method: str
-    path: str
-    status: int
-    ms: float
-    route: str = ""
-    kind: str = ""
-    tier: str = ""
-    source: str = ""
-    reason: str = ""
-    upstream_ms: float = 0.0
-    attempts: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    end: str = "done"
+PATH_BYTES_MAX = 512
 
 
 class AccessLog:
@@ -45,8 +25,7 @@ class AccessLog:
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
-        self._lines: deque[bytes] = deque()
-        self._encode = msgspec.json.Encoder().encode
+        self._lines: deque[str] = deque()
         self._stop = threading.Event()
         self.dropped = 0
         self.enabled = True
@@ -59,7 +38,7 @@ class AccessLog:
         if len(self._lines) >= LINES_MAX:
             self.dropped += 1
             return
-        self._lines.append(self._encode(line_of(exchange, end)) + b"\n")
+        self._lines.append(line_of(exchange, end))
 
     def close(self) -> None:
         """Write what is left and stop."""
@@ -77,33 +56,47 @@ class AccessLog:
         if not batch:
             return
         try:
-            self._out.write(b"".join(batch))
+            self._out.write("".join(batch).encode())
             self._out.flush()
         except (OSError, ValueError):
             self.dropped += len(batch)
 
 
-def line_of(exchange: Exchange, end: str) -> Line:
-    """What is written down of a finished exchange."""
-    call, answer, request = exchange.call, exchange.answer, exchange.request
-    line = Line(
-        at=round(time.time(), 3),
-        id=exchange.id,
-        method=request.method.decode("latin-1"),
-        path=request.target.partition(b"?")[0][:512].decode("latin-1"),
-        status=answer.status if answer else 0,
-        ms=round((exchange.door.now() - exchange.started) * 1000, 3),
-        bytes_in=len(request.body),
-        bytes_out=exchange.body_bytes,
-        end=end,
-    )
+def line_of(exchange: Exchange, end: str) -> str:
+    """What is written down of a finished exchange: a JSON object on a line of its own. Times are milliseconds.
+
+    Written by hand: an encoder and its object cost three times as much, and only what a caller wrote needs escaping.
+    """
+    call, answer = exchange.call, exchange.answer
+    ms = (exchange.door.now() - exchange.started) * 1000
+    asked = ""
     if call is not None:
-        line.route = call.route
-        line.kind = call.kind
-        line.upstream_ms = round(call.upstream_s * 1000, 3)
-        line.attempts = call.attempts
+        asked = f',"kind":"{call.kind}","upstream_ms":{call.upstream_s * 1000:.3f},"attempts":{call.attempts}'
+    answered = ""
     if answer is not None:
-        line.tier = answer.tier
-        line.source = answer.source
-        line.reason = answer.reason
-    return line
+        answered = f',"status":{answer.status},"tier":"{answer.tier}","source":"{answer.source}"'
+        if answer.reason:
+            answered += f',"reason":{_json(answer.reason)}'
+    return (
+        f'{{"at":{time.time():.3f},"id":"{exchange.id}",{_request_of(exchange)}{asked}{answered},"ms":{ms:.3f},'
+        f'"bytes_in":{len(exchange.request.body)},"bytes_out":{exchange.body_bytes},"end":"{end}"}}\n'
+    )
+
+
+def _request_of(exchange: Exchange) -> str:
+    """What follows from the request's head alone, remembered with it. The query stays out: it may hold a secret."""
+    request = exchange.request
+    remembered = request.remembered
+    if remembered is not None and line_of in remembered:
+        return cast("str", remembered[line_of])
+    path = request.target.partition(b"?")[0][:PATH_BYTES_MAX].decode("latin-1")
+    told = f'"method":{_json(request.method.decode("latin-1"))},"path":{_json(path)}'
+    if exchange.entry is not None:
+        told += f',"route":"{exchange.entry.name}"'
+    if remembered is not None:
+        remembered[line_of] = told
+    return told
+
+
+def _json(text: str) -> str:
+    return msgspec.json.encode(text).decode()
