@@ -38,6 +38,10 @@ STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
 EVENT_STREAM = b"text/event-stream"
 
 
+JOINED_BYTES_MAX = 16 * 1024
+"""A body up to this is copied behind its head: one buffer is cheaper than two."""
+
+
 class DeadConnection(Exception):
     """The connection was lost before any byte of an answer."""
 
@@ -50,10 +54,12 @@ class Connection(asyncio.Protocol):
         "_body",
         "_body_bytes",
         "_dry_bytes",
+        "_due",
         "_head",
         "_head_bytes",
         "_head_is_done",
         "_hold_bytes_max",
+        "_late",
         "_method",
         "_parser",
         "_paused",
@@ -62,6 +68,8 @@ class Connection(asyncio.Protocol):
         "_skip_interim",
         "_stream",
         "_stream_at_head",
+        "_timer",
+        "_timer_due",
         "_transport",
         "_waiter",
         "heard_at",
@@ -76,6 +84,10 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[Answer] | None = None
         self._stream: UpstreamStream | None = None
         self._paused = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._due = 0.0
+        self._late = ("", False)
         self.uses = 0
         self.idle_since = 0.0
         self.heard_at = 0.0
@@ -106,10 +118,14 @@ class Connection(asyncio.Protocol):
         reading: Reading | None,
         hold_bytes_max: int,
         stream_at_head: bool = False,
+        wait_s: float = float("inf"),
+        late: str = "first_byte_timeout",
+        late_is_soft: bool = False,
     ) -> asyncio.Future[Answer]:
         """Write a request; the future gives its Answer, raises Failed, or raises DeadConnection.
 
-        Whoever stops waiting for it says so with `let_go`.
+        An answer whose first content has not come within `wait_s` has Failed for the reason `late`. Whoever stops
+        waiting says so with `let_go`.
         """
         waiter: asyncio.Future[Answer] = self._pool.loop.create_future()
         if self._transport is None:
@@ -119,17 +135,40 @@ class Connection(asyncio.Protocol):
         self._reset(method, reading, hold_bytes_max, stream_at_head=stream_at_head)
         self.uses += 1
         self._waiter = waiter
-        if body:
-            self._transport.writelines((head, body))
-        else:
+        self._late = (late, late_is_soft)
+        if wait_s != float("inf"):
+            self._expect_by(self._pool.clock() + wait_s, wait_s)
+        if not body:
             self._transport.write(head)
+        elif len(body) <= JOINED_BYTES_MAX:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
         return waiter
 
-    def expire(self, waiter: asyncio.Future[Answer], reason: str, soft: bool) -> None:
-        """The clock of the exchange that `waiter` waits for has run out, unless that is over already."""
-        if self._waiter is waiter:
-            self._fail(Failed(reason, f"no answer in time ({reason})", soft=soft))
-            self.abort()
+    def _expect_by(self, due: float, wait_s: float) -> None:
+        """See to it that `_ring` is called by then. A connection keeps one timer over its exchanges, and sets it anew
+        only when it would ring too late: on a busy connection a timer costs nothing."""
+        self._due = due
+        if self._timer is not None:
+            if self._timer_due <= due:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = self._pool.loop.call_later(wait_s, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        left_s = self._due - self._pool.clock()
+        # the loop's clock counts in milliseconds, and may be that much ahead of ours
+        if left_s > 0.001:
+            self._expect_by(self._due, left_s)
+            return
+        late, soft = self._late
+        self._fail(Failed(late, f"no answer in time ({late})", soft=soft))
+        self.abort()
 
     def let_go(self, waiter: asyncio.Future[Answer]) -> None:
         """Nobody wants the answer of `waiter` any more. The connection may be serving somebody else by now."""
@@ -194,6 +233,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._pool.lost(self)
         if self._stream is not None or self._waiter is not None:
             self._lost_in_exchange(exc)

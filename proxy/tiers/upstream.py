@@ -138,6 +138,8 @@ async def _exchange(
         except Failed:
             pool.give_back(connection)
             raise
+        # the caller's own impatience says less of the upstream than our clock does: it counts as soft
+        cut_short = wait_s < settings.first_byte_s
         waiter = connection.send(
             request.method,
             head,
@@ -145,11 +147,10 @@ async def _exchange(
             reading=None if passed else dialect,
             hold_bytes_max=PASSED_WHOLE_BYTES_MAX if passed else settings.held_bytes_max,
             stream_at_head=passed,
+            wait_s=wait_s,
+            late="deadline" if cut_short else "first_byte_timeout",
+            late_is_soft=cut_short,
         )
-        cut_short = wait_s < settings.first_byte_s
-        reason = "deadline" if cut_short else "first_byte_timeout"
-        # the caller's own impatience says less of the upstream than our clock does: it counts as soft
-        timer = asyncio.get_running_loop().call_later(wait_s, connection.expire, waiter, reason, cut_short)
         try:
             return _still_sound(await waiter)
         except DeadConnection:
@@ -167,8 +168,6 @@ async def _exchange(
         except asyncio.CancelledError:
             connection.let_go(waiter)
             raise
-        finally:
-            timer.cancel()
 
 
 def _still_sound(answer: Answer) -> Answer:

@@ -454,16 +454,28 @@ async def test_a_call_cancelled_as_its_answer_came_does_not_disturb_the_next_on_
         assert bench.up.connections_ever == 1
 
 
-async def test_a_clock_that_runs_out_as_the_answer_came_does_not_disturb_the_next_on_that_connection():
+async def test_a_clock_left_over_from_one_exchange_does_not_disturb_the_next_on_that_connection():
     async with Bench(answer(200, body={"n": 1}, delay_s=1.0)) as bench:
         connection = await bench.pool.connect(1.0)
-        waiter = connection.send(b"GET", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"", reading=None, hold_bytes_max=1000)
-        await waiter
-        asking = asyncio.ensure_future(bench.ask())
-        await asyncio.sleep(0.5)
-        connection.expire(waiter, "first_byte_timeout", soft=False)
-        assert (await asking).status == 200
+        get = (b"GET", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"")
+        await connection.send(*get, reading=None, hold_bytes_max=1000, wait_s=1.2)
+        # the first one's time would be up while the second is waited for
+        assert (await connection.send(*get, reading=None, hold_bytes_max=1000, wait_s=5.0)).status == 200
         assert bench.up.connections_ever == 1
+
+
+async def test_a_shorter_patience_than_the_last_ones_is_kept_on_the_same_connection():
+    clock = asyncio.get_running_loop().time
+    async with Bench(answer(200, body={"n": 1})) as bench:
+        connection = await bench.pool.connect(1.0)
+        get = (b"GET", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"")
+        await connection.send(*get, reading=None, hold_bytes_max=1000, wait_s=60.0)
+        bench.up.always(silence())
+        began = clock()
+        with pytest.raises(Failed) as failed:
+            await connection.send(*get, reading=None, hold_bytes_max=1000, wait_s=0.5, late="deadline")
+        assert failed.value.reason == "deadline"
+        assert clock() - began == pytest.approx(0.5, abs=0.01)
 
 
 # --- reload --------------------------------------------------------------------------------------------------------
