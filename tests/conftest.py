@@ -81,6 +81,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out.add("slow")
     if not Path("/dev/nvidiactl").exists():
         left_out.add("gpu")
+    else:
+        left_out.add("no_gpu")
     # A file or test named on the command line is wanted, however slow.
     if any("::" in argument for argument in config.args):
         left_out.discard("slow")

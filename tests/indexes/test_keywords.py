@@ -127,9 +127,7 @@ def test_nothing_is_found_in_nothing():
         empty.search("breaker", -1)
 
 
-@pytest.mark.skipif(
-    not SQUAD.is_dir(), reason="the SQuAD passages are not beside the repository: ../shared/data/squad-dev"
-)
+@pytest.mark.beside("shared/data/squad-dev")
 def test_of_a_thousand_squad_questions_95_in_100_find_their_passage_among_ten():
     passages = [json.loads(line)["text"] for line in (SQUAD / "passages.jsonl").read_text("utf-8").strip().split("\n")]
     questions = [json.loads(line) for line in (SQUAD / "questions.jsonl").read_text("utf-8").strip().split("\n")]

@@ -37,12 +37,11 @@ def source() -> Path:
 
 @pytest.fixture(scope="session")
 def squad() -> Callable[[str], list[dict[str, Any]]]:
-    """Reads a file of the SQuAD development set, which lies beside the checkout and is no part of it."""
+    """Reads a file of the SQuAD development set, which lies beside the checkout and is no part of it; tests that use
+    it are marked `beside`."""
 
     def read(name: str) -> list[dict[str, Any]]:
         path = REPOSITORY.parent / "shared" / "data" / "squad-dev" / name
-        if not path.is_file():
-            pytest.skip("SQuAD's development set is not beside this checkout (../shared/data/squad-dev)")
         with path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 

@@ -260,6 +260,7 @@ def plain(text: str) -> str:
     return f" {' '.join(re.findall(WORD, text.casefold()))} "
 
 
+@pytest.mark.beside("shared/data/squad-dev")
 def test_the_gold_answer_is_in_what_is_quoted_as_often_as_was_measured(
     embedder: Embedder, squad: Callable[[str], list[dict[str, Any]]], record_property: Callable[[str, object], None]
 ) -> None:

@@ -18,7 +18,6 @@ from understudy.models.runtime import (
     Feed,
     Runtime,
     Session,
-    cuda_is_absent,
     looks_like_cuda_fault,
     open_session,
 )
@@ -241,9 +240,8 @@ def test_faults_of_the_gpu_are_known_by_their_words(words: str, is_one: bool) ->
     assert looks_like_cuda_fault(RuntimeError(words)) is is_one
 
 
+@pytest.mark.no_gpu
 def test_a_machine_without_a_gpu_comes_up_on_the_cpu_without_a_word_on_its_terminal(cache: Path, embedder: Any) -> None:
-    if not cuda_is_absent():
-        pytest.skip("this machine has a GPU, and the other half of the ladder is tested by test_cuda")
     code = (
         "import sys; from pathlib import Path; from understudy.models.embedder import load\n"
         f"e = load(None, Path({str(cache)!r}), 'cuda')\n"
@@ -254,11 +252,10 @@ def test_a_machine_without_a_gpu_comes_up_on_the_cpu_without_a_word_on_its_termi
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.no_gpu
 def test_even_a_cuda_session_opened_in_vain_says_nothing_and_owns_up_to_the_cpu(
     cache: Path, embedder: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if not cuda_is_absent():
-        pytest.skip("this machine has a GPU")
     graph = next(cache.glob("int8-*.onnx"))
     session = open_session(graph, "cuda")
     assert session.get_providers()[0] == "CPUExecutionProvider"
