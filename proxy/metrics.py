@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from understudy.policies.observe import Histogram
 from understudy.proxy.http.door import Listener
-from understudy.proxy.http.upstream import Pool
+from understudy.proxy.http.pool import Pool
 from understudy.proxy.stack import RouteParts
 
 BREAKER_STATES = ("closed", "half-open", "open")

@@ -18,7 +18,7 @@ from understudy.policies.service import Answer, Call, Refused, Service
 from understudy.proxy.access_log import AccessLog
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.http.door import Listener
-from understudy.proxy.http.upstream import Pool
+from understudy.proxy.http.pool import Pool
 from understudy.proxy.knowledge import load_local, watch_collections
 from understudy.proxy.reading import BadPolicies, Fault, read_folder
 from understudy.proxy.routes import Table

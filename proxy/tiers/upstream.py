@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from understudy.policies.service import Answer, Call, Failed, Headers, Request, Service
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept
-from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection, Pool
+from understudy.proxy.http.pool import Pool
+from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection
 from understudy.proxy.http.upstream_stream import UpstreamStream
 from understudy.proxy.settings import Tls, UpstreamTier
 

@@ -22,7 +22,7 @@ from understudy.policies.service import Answer, Call, Service
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.exchange import Exchange
-from understudy.proxy.http.upstream import Pool
+from understudy.proxy.http.pool import Pool
 from understudy.proxy.routes import Table
 from understudy.proxy.settings import Limits, LocalTier, Match, Route, Tier, UpstreamTier
 from understudy.proxy.stack import World, assemble
