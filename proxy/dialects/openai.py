@@ -19,6 +19,8 @@ from understudy.proxy.dialects.plain import Plain
 
 # Our own retries are spent when an error of ours goes out: the SDK's would triple them, and its back-off is the
 # caller's time.
+LONG_BYTES = 4096
+END_BYTES = 1024
 _NO_RETRY: Headers = [(b"x-should-retry", b"false")]
 
 _TYPES = {
@@ -64,8 +66,13 @@ def error_body(message: str, kind: str, code: str) -> dict[str, Any]:
 
 
 def error_in(body: bytes) -> Any:
-    """The top-level error of a JSON object, or None; a body without the word is not parsed."""
-    if b'"error"' not in body:
+    """The top-level error of a JSON object, or None; a body without the word is not parsed.
+
+    Of a long body only the two ends are looked at: an error stands in a short one, and looking through 20 KB of vectors
+    costs 6 µs.
+    """
+    ends = body if len(body) <= LONG_BYTES else body[:END_BYTES] + body[-END_BYTES:]
+    if b'"error"' not in ends:
         return None
     try:
         return parsed(_PEEK, body).error or None

@@ -27,6 +27,8 @@ from understudy.proxy.settings import Limits
 log = logging.getLogger("understudy.door")
 
 Phase = Literal["idle", "head", "body", "busy", "lingering"]
+JOINED_BYTES_MAX = 16 * 1024
+"""An answer's body up to this is copied behind its head: one buffer is cheaper than two."""
 LINGER_S = 1.0
 """How long we go on reading after refusing a body, so that the refusal is not lost in a reset."""
 OVERDUE_S = 1.0
@@ -128,6 +130,7 @@ class Door(asyncio.Protocol):
         "_entry",
         "_failing",
         "_head",
+        "_heard_at",
         "_partial",
         "_path",
         "_phase",
@@ -149,7 +152,7 @@ class Door(asyncio.Protocol):
         self._queue: deque[Exchange] = deque()
         self._current: Exchange | None = None
         self._phase: Phase = "idle"
-        self._since = listener.clock()
+        self._since = self._heard_at = listener.clock()
         self._read_paused = False
         self._write_paused = False
         self._failing = False
@@ -184,6 +187,10 @@ class Door(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._failing:
             return
+        # the clock is read once a packet; a head's own time runs from its first byte
+        now = self._heard_at = self.listener.clock()
+        if self._phase != "head":
+            self._since = now
         try:
             at = 0
             # nothing is read after a request that said it was the last
@@ -236,10 +243,8 @@ class Door(asyncio.Protocol):
     def _read_head(self, data: bytes, at: int) -> int:
         """Read a head, or as much of one as has come. Returns where reading stopped. Raises BadRequest."""
         if not self._partial:
-            if self._phase != "head":
-                if len(self._queue) >= self.listener.limits.pipelined_max:
-                    raise BadRequest("too many requests sent ahead on one connection")
-                self._since = self.now()
+            if self._phase != "head" and len(self._queue) >= self.listener.limits.pipelined_max:
+                raise BadRequest("too many requests sent ahead on one connection")
             # empty lines before a request are let pass (RFC 9112 section 2.2), as many as a head could hold
             while data.startswith(b"\r\n", at):
                 at += 2
@@ -293,14 +298,13 @@ class Door(asyncio.Protocol):
             self._request_is_whole(b"")
             return
         self._phase = "body"
-        self._since = self.now()
+        self._since = self._heard_at
         self._continue_owed = head.expects
         if self._current is None and not self._queue:
             self._say_continue()
 
     def _read_body(self, data: bytes, at: int) -> int:
         """Read of the body what has come. Returns where reading stopped. Raises BadRequest."""
-        self._since = self.now()
         self._continue_owed = False
         if self._chunked is not None:
             return self._read_chunks(self._chunked, data, at)
@@ -343,7 +347,9 @@ class Door(asyncio.Protocol):
         request = Request(head.method, head.target, head.headers, body, head.remembered)
         request.path = self._path
         request_id = head.id or self.listener.new_id()
-        exchange = Exchange(self, request_id, request, self._entry, head.version, keep_alive=head.keep_alive)
+        exchange = Exchange(
+            self, request_id, request, self._entry, head.version, keep_alive=head.keep_alive, started=self._heard_at
+        )
         if self._entry is None:
             exchange.prepared = self._unrouted(head.path)
         self._head = None
@@ -374,9 +380,11 @@ class Door(asyncio.Protocol):
         if not self._queue:
             if self._phase == "busy":
                 self._phase = "idle"
-                self._since = self.now()
-            self._say_continue()
-            self._resume_reading()
+                self._since = self.listener.clock()
+            if self._continue_owed:
+                self._say_continue()
+            if self._read_paused:
+                self._resume_reading()
             return
         exchange = self._current = self._queue.popleft()
         if exchange.prepared is not None:
@@ -429,9 +437,10 @@ class Door(asyncio.Protocol):
             body = b"" if body_is_absent(exchange.request.method, answer.status) else answer.body
             head = exchange.head(answer, len(answer.body))
             exchange.body_bytes = len(body)
-            self.send(head + body if len(body) < 4096 else head)
-            if len(body) >= 4096:
-                self.send(body)
+            if len(body) <= JOINED_BYTES_MAX:
+                self.send(head + body)
+            elif self._transport is not None and not self._transport.is_closing():
+                self._transport.writelines((head, body))
             self.finished(exchange, "done")
         elif body_is_absent(exchange.request.method, answer.status):
             stream.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import Protocol
 
 from understudy.policies.observe import RouteTally
@@ -56,7 +57,15 @@ class Exchange:
     )
 
     def __init__(
-        self, door: Doorstep, id: str, request: Request, entry: Entry | None, version: str, *, keep_alive: bool
+        self,
+        door: Doorstep,
+        id: str,
+        request: Request,
+        entry: Entry | None,
+        version: str,
+        *,
+        keep_alive: bool,
+        started: float | None = None,
     ) -> None:
         self.door = door
         self.id = id
@@ -72,7 +81,7 @@ class Exchange:
         self.chunked = False
         self.overdue = False
         self.body_bytes = 0
-        self.started = door.now()
+        self.started = door.now() if started is None else started
 
     def write(self, chunk: bytes) -> None:
         if not chunk:
@@ -111,14 +120,7 @@ class Exchange:
     def head(self, answer: Answer, length: int | None) -> bytes:
         """The answer's head, with who answered and how the body is framed. `length` is the body's, where known."""
         lines = [status_line(answer.status), answer.lines()]
-        lines.append(
-            b"x-understudy-tier: %b\r\nx-understudy-source: %b\r\nx-request-id: %b\r\n"
-            % (
-                (answer.tier or "none").encode(),
-                (answer.source or "understudy").encode(),
-                self.id.encode(),
-            )
-        )
+        lines.append(_signature(answer.tier, answer.source) + b"x-request-id: %b\r\n" % self.id.encode())
         if answer.reason:
             lines.append(b"x-understudy-reason: %b\r\n" % header_safe(answer.reason))
         if self.chunked:
@@ -131,6 +133,15 @@ class Exchange:
             lines.append(b"connection: keep-alive\r\n")
         lines.append(b"\r\n")
         return b"".join(lines)
+
+
+@lru_cache(maxsize=1024)
+def _signature(tier: str, source: str) -> bytes:
+    """Who answered, as headers; there are as many as there are tiers."""
+    return b"x-understudy-tier: %b\r\nx-understudy-source: %b\r\n" % (
+        (tier or "none").encode(),
+        (source or "understudy").encode(),
+    )
 
 
 def apology(dialect: Dialect, status: int, reason: str, detail: str, retry_after_s: float | None) -> Answer:
