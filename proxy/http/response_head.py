@@ -30,6 +30,10 @@ class Means(Enum):
     DROPPED = "speaks of one hop only, or claims what only we may say"
 
 
+# an enum's members cost a look-up of their own, and a head has a dozen lines
+_PASSED, _DROPPED = Means.PASSED, Means.DROPPED
+
+
 class ResponseHead:
     """What an answer's head says. `block` is the header lines that go on, each with its line end."""
 
@@ -45,9 +49,9 @@ class ResponseHead:
         options: set[bytes] = set()
         for line in raw[:-4].split(b"\r\n")[1:]:
             means = _REMEMBERED.get(line) or _meaning(line)
-            if means is Means.PASSED:
+            if means is _PASSED:
                 passed.append(line)
-            elif means is not Means.DROPPED:
+            elif means is not _DROPPED:
                 self._take(line, means, passed, options)
         if options:
             passed = [line for line in passed if line.partition(b":")[0].lower() not in options]
