@@ -41,7 +41,12 @@ def add_to(groups: Groups) -> None:
     check.add_argument("policies", nargs="?", metavar="DIR")
     check.set_defaults(run=check_policies)
 
-    explain = groups.add_parser("explain", help="print the effective stack of a request")
+    explain = groups.add_parser(
+        "explain",
+        help="print the effective stack of a request",
+        epilog="examples:\n  understudy explain POST /v1/chat/completions\n  understudy explain --json GET /collections",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     explain.add_argument("method", metavar="METHOD")
     explain.add_argument("path", metavar="PATH")
     explain.add_argument("--host", help="the request's Host")

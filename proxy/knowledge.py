@@ -19,6 +19,7 @@ from understudy.proxy.tiers.knowing import Knowing, Model
 log = logging.getLogger("understudy.local")
 
 KNOWLEDGE = "knowledge"
+BY_HAND = "by hand"
 WATCH_S = 5.0
 """How often the collections on disk are looked at for new generations (`understudy index build` writes them)."""
 
@@ -69,9 +70,10 @@ def build_knowledge(embedder: object, sources: Sequence[Path], folder: Path) -> 
     from understudy.models.embedder import Embedder
 
     assert isinstance(embedder, Embedder)
-    mark = folder / f".{KNOWLEDGE}.made-from"
+    mark = _mark(folder)
     due = _digest(sources, embedder.space.name)
-    if mark.exists() and mark.read_text() == due and (folder / KNOWLEDGE / "CURRENT").exists():
+    # what an operator has built under this name is not ours to replace
+    if mark.exists() and mark.read_text() in (due, BY_HAND) and (folder / KNOWLEDGE / "CURRENT").exists():
         return False
     folder.mkdir(parents=True, exist_ok=True)
     report = build(
@@ -86,6 +88,15 @@ def build_knowledge(embedder: object, sources: Sequence[Path], folder: Path) -> 
     mark.write_text(due)
     log.info("indexed %d passages as %r in %.1f s", report.passages, KNOWLEDGE, report.wall_s)
     return True
+
+
+def keep_as_built_by_hand(folder: Path) -> None:
+    """The collection is an operator's from now on: no start replaces it by what the policies name."""
+    _mark(folder).write_text(BY_HAND)
+
+
+def _mark(folder: Path) -> Path:
+    return folder / f".{KNOWLEDGE}.made-from"
 
 
 def _digest(sources: Sequence[Path], space: str) -> str:

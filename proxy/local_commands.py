@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.proxy.cli import NOT_WELL, WELL, Complaint, state_folder
-from understudy.proxy.knowledge import collections_folder, models_folder
+from understudy.proxy.knowledge import KNOWLEDGE, collections_folder, keep_as_built_by_hand, models_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from understudy.models.embedder import Embedder
 
 Groups = Any  # argparse names the type of add_subparsers() only privately
+BUILD_EXAMPLES = """\
+examples:
+  understudy index build docs/                       the collection `knowledge`, which extractive answers quote from
+  understudy index build faq.jsonl --name faq        one passage a line: {"text": …, "title"?, "source"?, "id"?, …}
+
+A running sidecar serves the new generation within a few seconds.
+"""
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
 
@@ -26,7 +33,12 @@ def add_to(groups: Groups) -> None:
     index = groups.add_parser("index", help="build, search and verify local collections")
     verbs = index.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    build = verbs.add_parser("build", help="make a collection of Markdown, text and JSONL files and folders")
+    build = verbs.add_parser(
+        "build",
+        help="make a collection of Markdown, text and JSONL files and folders",
+        epilog=BUILD_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     build.add_argument("paths", nargs="+", metavar="FILES")
     build.add_argument("--name", default="knowledge", help="the collection's name (default: knowledge)")
     _add_common(build, build_index)
@@ -101,6 +113,8 @@ def build_index(arguments: argparse.Namespace) -> int:
                 embedder.space.dimensions,
                 progress=lambda done, total: bars.update(bar, completed=done, total=total),
             )
+        if arguments.name == KNOWLEDGE:
+            keep_as_built_by_hand(folder)
     sys.stdout.write(
         f"{report.name}: {report.passages} passages ({report.embedded} embedded, {report.reused} known) "
         f"in {report.wall_s:.1f} s, {report.generation}\n"
