@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from understudy.proxy.reading import Reading
     from understudy.proxy.settings import Settings
 
+EXPLAIN_EXAMPLES = """\
+examples:
+  understudy explain POST /v1/chat/completions
+  understudy explain --json --host api.internal GET /collections
+"""
 Groups = Any  # argparse names the type of add_subparsers() only privately
 
 
@@ -44,7 +49,7 @@ def add_to(groups: Groups) -> None:
     explain = groups.add_parser(
         "explain",
         help="print the effective stack of a request",
-        epilog="examples:\n  understudy explain POST /v1/chat/completions\n  understudy explain --json GET /collections",
+        epilog=EXPLAIN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     explain.add_argument("method", metavar="METHOD")
