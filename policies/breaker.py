@@ -12,7 +12,7 @@ buckets (catches "half of them fail"). Exact counts and not a decaying average: 
 through an outage that comes as a burst (resilience4j's and linkerd2-proxy's lesson).
 
 Every result carries the generation in which it was admitted, so that a straggler from before a change of state changes
-nothing after it.
+nothing after it. `said` and `hear` let the breakers of several processes agree (`understudy.policies.agreement`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+from understudy.policies.agreement import Said, newer
 from understudy.policies.service import Answer, Call, End, Failed, Refused, Service
 
 State = Literal["closed", "open", "half-open"]
@@ -59,8 +60,10 @@ class Breaker:
         "_bucket",
         "_calls",
         "_failures",
+        "_opened_until",
         "_permits_left",
         "_until",
+        "epoch",
         "generation",
         "in_a_row",
         "opened_in_a_row",
@@ -74,11 +77,13 @@ class Breaker:
         self.rules = rules
         self.state: State = "closed"
         self.generation = 0
+        self.epoch = 0
         self.in_a_row = 0
         self.opened_in_a_row = 0
         self.reason = ""
         self.transitions: dict[State, int] = {"closed": 0, "open": 0, "half-open": 0}
         self._until = 0.0
+        self._opened_until = 0.0
         self._permits_left = 0
         self._answered = 0
         self._bucket = 0
@@ -117,6 +122,7 @@ class Breaker:
             if self._answered >= self.rules.permits:
                 self.opened_in_a_row = 0
                 self._forget()
+                self.epoch += 1
                 self._become("closed", now)
 
     def failed(
@@ -150,6 +156,28 @@ class Breaker:
         """Seconds until the tier may be asked again; 0 when it may be now."""
         return max(0.0, self._until - now) if self.state == "open" else 0.0
 
+    def said(self) -> Said:
+        """What the others may go by. While probing it is still what was said when it opened."""
+        if self.state == "closed":
+            return Said(self.epoch)
+        return Said(self.epoch, True, self._opened_until, self.opened_in_a_row, self.reason)
+
+    def hear(self, said: Said, now: float) -> bool:
+        """Go by what another said if it holds against what we say ourselves; whether it did."""
+        if not self.rules.enabled or newer(self.said(), said) == self.said():
+            return False
+        self.epoch = said.epoch
+        self._forget()
+        if said.is_open:
+            self.reason = said.reason
+            self._until = self._opened_until = said.until
+            self.opened_in_a_row = said.opened_in_a_row
+            self._become("open", now)
+        else:
+            self.opened_in_a_row = 0
+            self._become("closed", now)
+        return True
+
     def _count(self, now: float, *, failed: bool) -> None:
         bucket = int(now * BUCKETS / self.rules.window_s)
         stale = min(bucket - self._bucket, BUCKETS)
@@ -170,7 +198,8 @@ class Breaker:
             pause_s = min(max(retry_after_s, 1.0), 300.0)
         self.opened_in_a_row = min(self.opened_in_a_row + 1, 16)
         self.reason = reason
-        self._until = now + pause_s
+        self._until = self._opened_until = now + pause_s
+        self.epoch += 1
         self._forget()
         self._become("open", now)
 
