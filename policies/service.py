@@ -13,7 +13,7 @@ An upstream's 400 or 401 is neither: it is an Answer, passed through, never retr
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Kind = Literal["embed", "retrieve", "generate", "pass"]
 Header = tuple[bytes, bytes]
@@ -23,15 +23,26 @@ TRAIL_STEPS_MAX = 16
 """A trail longer than this says nothing new: retries and tiers are bounded far below it."""
 
 
+class Hop(NamedTuple):
+    """What is known of the connection a request came in by. The address is empty on a Unix socket."""
+
+    address: bytes
+    scheme: bytes
+
+
+NOWHERE = Hop(b"", b"http")
+
+
 class Request:
     """One HTTP request as the caller sent it, its body whole.
 
     `target` is the request target in origin form, with its query; `path` is the same without the query, after a
     route's prefix was stripped. Header names keep the caller's case. `remembered` lives as long as the door remembers
-    this very head, for what follows from the head alone; requests with the same head share it and the headers.
+    this very head, for what follows from the head alone; requests with the same head share it and the headers. `hop`
+    is the connection it came in by.
     """
 
-    __slots__ = ("body", "headers", "method", "path", "query", "remembered", "target")
+    __slots__ = ("body", "headers", "hop", "method", "path", "query", "remembered", "target")
 
     def __init__(
         self,
@@ -47,6 +58,7 @@ class Request:
         self.headers = headers
         self.body = body
         self.remembered = remembered
+        self.hop = NOWHERE
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of the header `name` (given in lower case), or None."""
@@ -77,7 +89,8 @@ class Call:
 
     Times are seconds on the event loop's clock. `deadline` is when the caller stops waiting; `until` is when the tier
     being asked must have answered, so that a later tier still can. Whoever waits, waits no longer than `until`.
-    `asked` is where a dialect keeps what it has parsed, so that a body is parsed once.
+    `asked` is where a dialect keeps what it has parsed, so that a body is parsed once. `trace` is the traceparent made
+    for a call that came without one.
     """
 
     __slots__ = (
@@ -90,6 +103,7 @@ class Call:
         "kind",
         "request",
         "route",
+        "trace",
         "trail",
         "until",
         "upstream_s",
@@ -104,6 +118,7 @@ class Call:
         self.dialect = dialect
         self.route = route
         self.id = id
+        self.trace = ""
         self.born = born
         self.deadline = float("inf")
         self.until = float("inf")

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 import msgspec
 
 from understudy.proxy.http.exchange import Exchange
+from understudy.proxy.http.forwarding import trace_of
 
 LINES_MAX = 10_000
 FLUSH_S = 0.2
@@ -72,6 +73,8 @@ def line_of(exchange: Exchange, end: str) -> str:
     asked = ""
     if call is not None:
         asked = f',"kind":"{call.kind}","upstream_ms":{call.upstream_s * 1000:.3f},"attempts":{call.attempts}'
+        if call.trace:
+            asked += f',"trace":"{call.trace[3:35]}"'
     answered = ""
     if answer is not None:
         answered = f',"status":{answer.status},"tier":"{answer.tier}","source":"{answer.source}"'
@@ -93,6 +96,8 @@ def _request_of(exchange: Exchange) -> str:
     told = f'"method":{_json(request.method.decode("latin-1"))},"path":{_json(path)}'
     if exchange.entry is not None:
         told += f',"route":"{exchange.entry.name}"'
+    if trace := trace_of(request.headers):
+        told += f',"trace":"{trace.decode()}"'
     if remembered is not None:
         remembered[line_of] = told
     return told

@@ -258,6 +258,10 @@ class Server(Frozen, frozen=True):
     """host:port or [v6]:port, one or several; port 0 takes a free one."""
     admin: str = "127.0.0.1:8788"
     """Where health, metrics and status are served."""
+    forwarded: Literal["keep", "append"] = "keep"
+    """What upstreams are told of the caller in X-Forwarded-*: what it wrote itself, or its address as well."""
+    trace: Literal["keep", "make"] = "make"
+    """A W3C traceparent is carried on; a call that comes without one is given one, or goes without."""
     limits: Limits = Limits()
     access_log: bool = True
     """One line for every call."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from understudy.policies.service import Answer, Call, Refused, Service
 from understudy.proxy.access_log import AccessLog
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.http.door import Listener
+from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.knowledge import load_local, watch_collections
 from understudy.proxy.reading import BadPolicies, Fault, read_folder
@@ -65,6 +67,8 @@ class Sidecar:
         self.faults: tuple[Fault, ...] = ()
         self.digest_seen = ""
         self.draining = False
+        # in Via: two sidecars may stand one behind the other, and each knows only its own name
+        self.pseudonym = b"understudy-" + secrets.token_hex(6).encode()
         self.loop_lag_s = 0.0
         self.listeners: list[Listener] = []
         self._servers: list[asyncio.Server] = []
@@ -209,7 +213,8 @@ class Sidecar:
             except OSError as error:
                 raise CannotStart(f"route {route.name}, tier {tier.name}: tls.ca_file: {error}") from None
         pools[key] = pool
-        return upstream_tier(tier, dialect, pool, self.world.clock)
+        marks = Marks(self.pseudonym, forwarded=settings.server.forwarded, trace=settings.server.trace)
+        return upstream_tier(tier, dialect, pool, self.world.clock, marks)
 
     # --- up and down -----------------------------------------------------------------------------------------------
 
@@ -226,6 +231,7 @@ class Sidecar:
                 clock=self.world.clock,
                 logged=self.access_log,
                 route_names=lambda: list(self.stack.routes),
+                pseudonym=self.pseudonym,
             )
             try:
                 server = await self.loop.create_server(listener, host, port, backlog=BACKLOG)

@@ -9,20 +9,18 @@ wait parsed, and reading stops until they are served.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import secrets
 from collections import deque
-from collections.abc import Callable
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
-from understudy.policies.service import Answer, Failed, Refused, Request
-from understudy.proxy.dialects.base import BadRequest, Dialect
+from understudy.policies.service import NOWHERE, Answer, Failed, Hop, Refused, Request
+from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.http.chunked import BadChunks, ChunkedBody
 from understudy.proxy.http.exchange import Entry, Exchange, apology
+from understudy.proxy.http.forwarding import address_of
+from understudy.proxy.http.hall import Hall
 from understudy.proxy.http.heads import body_is_absent
-from understudy.proxy.http.request_head import END, HeadMemory, HeadReader, RequestHead, probe_head
-from understudy.proxy.settings import Limits
+from understudy.proxy.http.request_head import END, HeadReader, RequestHead, probe_head
 
 log = logging.getLogger("understudy.door")
 
@@ -34,86 +32,7 @@ LINGER_S = 1.0
 OVERDUE_S = 1.0
 """How far past its deadline a call is interrupted wherever it waits: a backstop, since tiers keep `until`."""
 
-Find = Callable[[bytes | None, int, bytes], tuple[Entry, bytes] | None]
-"""Host, port and path of a request -> who claims it, and the path to go on with."""
-
-
-class Logged(Protocol):
-    """Where a finished exchange is written down."""
-
-    def __call__(self, exchange: Exchange, end: str) -> None: ...
-
-
-class Listener:
-    """What the doors of one address share. `serve` swaps routes and limits on a reload.
-
-    `clock` is what everything is measured by; uvloop's own stands still within a turn of the loop and counts in
-    milliseconds, so that the sidecar brings a finer one.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        port: int,
-        find: Find,
-        fallback: Dialect,
-        limits: Limits,
-        *,
-        clock: Callable[[], float] | None = None,
-        logged: Logged | None = None,
-        route_names: Callable[[], list[str]] = list,
-    ) -> None:
-        self.loop = loop
-        self.clock = clock or loop.time
-        self.port = port
-        self.fallback = fallback
-        self.serve(find, limits)
-        self.logged = logged
-        self.route_names = route_names
-        self.doors: set[Door] = set()
-        self.draining = False
-        self.refused_connections = 0
-        self.unrouted = 0
-        self.bad_requests = 0
-        self._boot = secrets.token_hex(4)
-        self._numbers = itertools.count(1)
-
-    def __call__(self) -> Door:
-        return Door(self)
-
-    def serve(self, find: Find, limits: Limits) -> None:
-        """Go by these routes and limits from now on. What was remembered of heads followed from the old ones."""
-        self.find = find
-        self.limits = limits
-        self.heads = HeadMemory(limits)
-
-    def claimed(self, head: RequestHead) -> tuple[Entry | None, bytes]:
-        """Who claims a request with this head, and the path to go on with."""
-        if head.claim is None:
-            # `*` asks about the server as a whole, which no route is
-            found = self.find(head.host, self.port, head.path) if head.path != b"*" else None
-            head.claim = found or (None, head.path)
-        return cast("tuple[Entry | None, bytes]", head.claim)
-
-    def new_id(self) -> str:
-        """An id for a request that brings none: unique, and short enough to read out over the phone."""
-        return f"{self._boot}-{next(self._numbers):x}"
-
-    def sweep(self, now: float) -> None:
-        """Look at every door's clocks; called about once a second, so that no door needs a timer."""
-        for door in list(self.doors):
-            door.check_clocks(now)
-
-    def drain(self) -> None:
-        """Answer what is in hand and nothing more: idle connections are closed now, busy ones after their answer."""
-        self.draining = True
-        for door in list(self.doors):
-            door.drain()
-
-    def cut(self) -> None:
-        """The time for draining is over: streams are told so in band, everything is closed."""
-        for door in list(self.doors):
-            door.cut_off()
+REFUSED_FOR = {431: "head_too_large", 508: "loop"}
 
 
 class Door(asyncio.Protocol):
@@ -131,6 +50,7 @@ class Door(asyncio.Protocol):
         "_failing",
         "_head",
         "_heard_at",
+        "_hop",
         "_partial",
         "_path",
         "_phase",
@@ -146,9 +66,10 @@ class Door(asyncio.Protocol):
         "listener",
     )
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Hall) -> None:
         self.listener = listener
         self._transport: asyncio.Transport | None = None
+        self._hop = NOWHERE
         self._queue: deque[Exchange] = deque()
         self._current: Exchange | None = None
         self._phase: Phase = "idle"
@@ -181,6 +102,8 @@ class Door(asyncio.Protocol):
         if len(listener.doors) >= listener.limits.connections_max or listener.draining:
             self._turn_away(transport)
             return
+        peer = cast("tuple[str, int] | str | None", transport.get_extra_info("peername"))
+        self._hop = Hop(address_of(peer), listener.scheme)
         transport.set_write_buffer_limits(high=listener.limits.write_buffer_bytes_max)
         listener.doors.add(self)
 
@@ -197,7 +120,7 @@ class Door(asyncio.Protocol):
             while at < len(data) and not self._failing and not self._deaf:
                 at = self._read_head(data, at) if self._head is None else self._read_body(data, at)
         except BadRequest as bad:
-            self._refuse(bad.status, "head_too_large" if bad.status == 431 else "bad_request", bad.detail)
+            self._refuse(bad.status, REFUSED_FOR.get(bad.status, "bad_request"), bad.detail)
         except Exception as error:
             log.error("a request could not be read", exc_info=error)
             self._refuse(500, "internal", "an error of the sidecar's own")
@@ -346,6 +269,7 @@ class Door(asyncio.Protocol):
         assert head is not None
         request = Request(head.method, head.target, head.headers, body, head.remembered)
         request.path = self._path
+        request.hop = self._hop
         request_id = head.id or self.listener.new_id()
         exchange = Exchange(
             self, request_id, request, self._entry, head.version, keep_alive=head.keep_alive, started=self._heard_at
@@ -589,3 +513,10 @@ class Door(asyncio.Protocol):
     def _log(self, exchange: Exchange, end: str) -> None:
         if self.listener.logged is not None:
             self.listener.logged(exchange, end)
+
+
+class Listener(Hall):
+    """One address that is listened on: whoever comes to it gets a door."""
+
+    def __call__(self) -> Door:
+        return Door(self)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from understudy.policies.service import Answer, Call, Failed, Headers, Request, Service
 from understudy.proxy.dialects.base import Dialect
+from understudy.proxy.http.forwarding import FORWARDED_FOR, TRACE, Marks, forwarded_for, trace_of
 from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection
@@ -30,12 +31,27 @@ _UNITS_S = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
 
 
+NO_MARKS = Marks()
+
+
+class Front:
+    """As much of a request's head as follows from the caller's head alone."""
+
+    __slots__ = ("forwarded_for", "lines", "untraced")
+
+    def __init__(self, lines: bytes, forwarded_for: bytes, *, untraced: bool) -> None:
+        self.lines = lines
+        self.forwarded_for = forwarded_for
+        self.untraced = untraced
+
+
 class Target:
     """Where an upstream tier's requests go, worked out once from its settings."""
 
-    __slots__ = ("base_path", "host", "host_header", "overridden", "own_headers", "port", "tls")
+    __slots__ = ("base_path", "host", "host_header", "marks", "overridden", "own_headers", "port", "tls")
 
-    def __init__(self, settings: UpstreamTier) -> None:
+    def __init__(self, settings: UpstreamTier, marks: Marks = NO_MARKS) -> None:
+        self.marks = marks
         url = urlsplit(settings.url)
         self.tls = url.scheme == "https"
         self.host = url.hostname or ""
@@ -51,24 +67,38 @@ class Target:
         """The request head as this upstream gets it: the caller's headers less what belongs to each hop, and ours."""
         request = call.request
         remembered = request.remembered
-        front = None if remembered is None else cast("bytes | None", remembered.get(self))
+        front = None if remembered is None else cast("Front | None", remembered.get(self))
         if front is None:
             front = self._front(request)
             if remembered is not None:
                 remembered[self] = front
+        tail = b"\r\n"
+        if front.untraced:
+            if not call.trace:
+                call.trace = self.marks.new_trace()
+            tail = b"traceparent: %b\r\n\r\n" % call.trace.encode()
+        if front.forwarded_for and request.hop.address:
+            tail = b"%b%b\r\n%b" % (front.forwarded_for, request.hop.address, tail)
         if request.body or request.method in BODY_METHODS:
-            return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n" % (front, len(request.body), call.id.encode())
-        return b"%bx-request-id: %b\r\n\r\n" % (front, call.id.encode())
+            length = len(request.body)
+            return b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b" % (front.lines, length, call.id.encode(), tail)
+        return b"%bx-request-id: %b\r\n%b" % (front.lines, call.id.encode(), tail)
 
-    def _front(self, request: Request) -> bytes:
-        """As much of the head as follows from the caller's head alone."""
+    def _front(self, request: Request) -> Front:
         # also an empty query is the caller's own
         _, mark, query = request.target.partition(b"?")
         target = self.base_path + request.path + mark + query
+        appends = self.marks.forwarded == "append" and FORWARDED_FOR not in self.overridden and request.hop.address
+        traced = trace_of(request.headers) is not None
+        dropped = self.overridden | {FORWARDED_FOR} if appends else self.overridden
+        if not traced and self.marks.trace == "make":
+            # what the caller has of a trace is broken: ours begins another
+            dropped |= TRACE
+        way = [header for header in self.marks.of_the_way(request) if header[0] not in self.overridden]
         lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, self.host_header)]
-        lines += [b"%b: %b\r\n" % header for header in kept(request.headers, self.overridden)]
-        lines += [b"%b: %b\r\n" % header for header in self.own_headers]
-        return b"".join(lines)
+        lines += [b"%b: %b\r\n" % header for header in (*kept(request.headers, dropped), *way, *self.own_headers)]
+        untraced = not traced and self.marks.trace == "make" and b"traceparent" not in self.overridden
+        return Front(b"".join(lines), forwarded_for(request) if appends else b"", untraced=untraced)
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
@@ -103,9 +133,15 @@ class Connections(Protocol):
     def give_back(self, connection: Connection) -> None: ...
 
 
-def upstream_tier(settings: UpstreamTier, dialect: Dialect, pool: Connections, clock: Callable[[], float]) -> Service:
+def upstream_tier(
+    settings: UpstreamTier,
+    dialect: Dialect,
+    pool: Connections,
+    clock: Callable[[], float],
+    marks: Marks = NO_MARKS,
+) -> Service:
     """A Service that asks the upstream. Raises Failed; statuses in `FAILURES` are Failed with the answer attached."""
-    target = Target(settings)
+    target = Target(settings, marks)
 
     async def asked(call: Call) -> Answer:
         started = clock()

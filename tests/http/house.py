@@ -22,11 +22,12 @@ from understudy.policies.service import Answer, Call, Service
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.exchange import Exchange
+from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.routes import Table
 from understudy.proxy.settings import Limits, LocalTier, Match, Route, Tier, UpstreamTier
 from understudy.proxy.stack import World, assemble
-from understudy.proxy.tiers.upstream import make_pool, upstream_tier
+from understudy.proxy.tiers.upstream import NO_MARKS, make_pool, upstream_tier
 
 TICK_S = 1.0
 
@@ -170,6 +171,8 @@ class House:
         service: Service | None = None,
         ticking: bool = True,
         tier: dict[str, Any] | None = None,
+        marks: Marks = NO_MARKS,
+        pseudonym: bytes = b"",
         **route: Any,
     ) -> None:
         self.ups = [FakeUpstream() for _ in range(tiers)]
@@ -183,6 +186,8 @@ class House:
         self._base = base
         self._service = service
         self._tier = tier or {}
+        self._marks = marks
+        self._pseudonym = pseudonym
         self._route = route
         self._ticking = ticking
         self._callers: list[Caller] = []
@@ -207,6 +212,7 @@ class House:
             self.limits,
             logged=self._log,
             route_names=lambda: ["here"],
+            pseudonym=self._pseudonym,
         )
         self._server = await self.loop.create_server(self.listener, "127.0.0.1", 0, backlog=1024)
         self.port = self.listener.port = self._server.sockets[0].getsockname()[1]
@@ -218,7 +224,7 @@ class House:
         assert not isinstance(tier, LocalTier)
         pool = make_pool(tier, self.loop, self.loop.time)
         self.pools.append(pool)
-        return upstream_tier(tier, DIALECTS[self._dialect], pool, self.loop.time)
+        return upstream_tier(tier, DIALECTS[self._dialect], pool, self.loop.time, self._marks)
 
     def _tick(self) -> None:
         self.sweep()

@@ -1,0 +1,107 @@
+"""Where doors open: what all the connections to one address share, and how they are told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from understudy.proxy.dialects.base import BadRequest, Dialect
+from understudy.proxy.http.exchange import Entry, Exchange
+from understudy.proxy.http.forwarding import IN_CIRCLES, goes_in_circles
+from understudy.proxy.http.request_head import HeadMemory, RequestHead
+from understudy.proxy.settings import Limits
+
+Find = Callable[[bytes | None, int, bytes], tuple[Entry, bytes] | None]
+"""Host, port and path of a request -> who claims it, and the path to go on with."""
+
+
+class Logged(Protocol):
+    """Where a finished exchange is written down."""
+
+    def __call__(self, exchange: Exchange, end: str) -> None: ...
+
+
+class Guest(Protocol):
+    """What is asked of a door from outside."""
+
+    def check_clocks(self, now: float) -> None: ...
+    def drain(self) -> None: ...
+    def cut_off(self) -> None: ...
+
+
+class Hall:
+    """What the doors of one address share. `serve` swaps routes and limits on a reload.
+
+    `clock` is what everything is measured by; uvloop's own stands still within a turn of the loop and counts in
+    milliseconds, so that the sidecar brings a finer one.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        port: int,
+        find: Find,
+        fallback: Dialect,
+        limits: Limits,
+        *,
+        clock: Callable[[], float] | None = None,
+        logged: Logged | None = None,
+        route_names: Callable[[], list[str]] = list,
+        pseudonym: bytes = b"",
+        scheme: bytes = b"http",
+    ) -> None:
+        self.loop = loop
+        self.pseudonym = pseudonym
+        self.scheme = scheme
+        self.clock = clock or loop.time
+        self.port = port
+        self.fallback = fallback
+        self.serve(find, limits)
+        self.logged = logged
+        self.route_names = route_names
+        self.doors: set[Guest] = set()
+        self.draining = False
+        self.refused_connections = 0
+        self.unrouted = 0
+        self.bad_requests = 0
+        self._boot = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    def serve(self, find: Find, limits: Limits) -> None:
+        """Go by these routes and limits from now on. What was remembered of heads followed from the old ones."""
+        self.find = find
+        self.limits = limits
+        self.heads = HeadMemory(limits)
+
+    def claimed(self, head: RequestHead) -> tuple[Entry | None, bytes]:
+        """Who claims a request with this head, and the path to go on with. Raises BadRequest for one of our own."""
+        if head.claim is None:
+            if self.pseudonym and goes_in_circles(head.headers, self.pseudonym):
+                raise BadRequest(IN_CIRCLES, status=508)
+            # `*` asks about the server as a whole, which no route is
+            found = self.find(head.host, self.port, head.path) if head.path != b"*" else None
+            head.claim = found or (None, head.path)
+        return cast("tuple[Entry | None, bytes]", head.claim)
+
+    def new_id(self) -> str:
+        """An id for a request that brings none: unique, and short enough to read out over the phone."""
+        return f"{self._boot}-{next(self._numbers):x}"
+
+    def sweep(self, now: float) -> None:
+        """Look at every door's clocks; called about once a second, so that no door needs a timer."""
+        for door in list(self.doors):
+            door.check_clocks(now)
+
+    def drain(self) -> None:
+        """Answer what is in hand and nothing more: idle connections are closed now, busy ones after their answer."""
+        self.draining = True
+        for door in list(self.doors):
+            door.drain()
+
+    def cut(self) -> None:
+        """The time for draining is over: streams are told so in band, everything is closed."""
+        for door in list(self.doors):
+            door.cut_off()
