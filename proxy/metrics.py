@@ -31,6 +31,10 @@ METRICS = {
     "understudy_limit_refused_total": "Calls that found no place in a tier's bulkhead",
     "understudy_upstream_connections": "Connections to a tier's upstream, by state",
     "understudy_upstream_connections_opened_total": "Connections opened to a tier's upstream",
+    "understudy_upstream_connect_failures_total": "Connections to a tier's upstream that did not come about, by reason",
+    "understudy_upstream_waiting": "Calls waiting for one of the connections to a tier's upstream",
+    "understudy_upstream_wait_seconds": "Seconds that calls waited for one of the connections, where all were in use",
+    "understudy_upstream_dns_total": "Questions to DNS about a tier's upstream; stale: an old answer was used",
     "understudy_connections": "Connections from callers",
     "understudy_connections_refused_total": "Connections refused at the limit or while draining",
     "understudy_unrouted_total": "Requests that no route claimed",
@@ -76,6 +80,7 @@ class SidecarCollector(Collector):
         yield from _route_metrics(routes)
         yield from _tier_metrics(routes)
         yield from _connection_metrics(self._seen)
+        yield from _door_metrics(self._seen)
         yield from _process_metrics(self._seen)
 
 
@@ -99,18 +104,18 @@ def _gauge(name: str, labels: list[str]) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, METRICS[name], labels=labels)
 
 
+def _histogram(name: str, labels: list[str]) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, METRICS[name], labels=labels)
+
+
 def _route_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
     requests = _counter("understudy_requests_total", ["route", "tier", "outcome"])
     unanswered = _counter("understudy_unanswered_total", ["route", "error"])
     left = _counter("understudy_callers_left_total", ["route"])
     broken = _counter("understudy_streams_broken_total", ["route"])
     in_flight = _gauge("understudy_in_flight", ["route"])
-    seconds = HistogramMetricFamily(
-        "understudy_request_seconds", METRICS["understudy_request_seconds"], labels=["route"]
-    )
-    overhead = HistogramMetricFamily(
-        "understudy_overhead_seconds", METRICS["understudy_overhead_seconds"], labels=["route"]
-    )
+    seconds = _histogram("understudy_request_seconds", ["route"])
+    overhead = _histogram("understudy_overhead_seconds", ["route"])
     for parts in routes:
         name, tally = parts.route.name, parts.tally
         for (tier, hundreds), count in tally.answers.items():
@@ -162,10 +167,24 @@ def _tier_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
 def _connection_metrics(seen: Seen) -> Iterator[Metric]:
     pooled = _gauge("understudy_upstream_connections", ["route", "tier", "state"])
     opened = _counter("understudy_upstream_connections_opened_total", ["route", "tier"])
+    failures = _counter("understudy_upstream_connect_failures_total", ["route", "tier", "reason"])
+    waiting = _gauge("understudy_upstream_waiting", ["route", "tier"])
+    waits = _histogram("understudy_upstream_wait_seconds", ["route", "tier"])
+    dns = _counter("understudy_upstream_dns_total", ["route", "tier", "result"])
     for (route, tier), pool in seen.pools.items():
         pooled.add_metric([route, tier, "idle"], pool.idle)
         pooled.add_metric([route, tier, "busy"], pool.size - pool.idle)
         opened.add_metric([route, tier], pool.opened)
+        for reason, count in pool.failures.items():
+            failures.add_metric([route, tier, reason], count)
+        waiting.add_metric([route, tier], pool.waiting)
+        _add_histogram(waits, [route, tier], pool.waits)
+        for result, count in pool.names.results.items():
+            dns.add_metric([route, tier, result], count)
+    yield from (pooled, opened, failures, waiting, waits, dns)
+
+
+def _door_metrics(seen: Seen) -> Iterator[Metric]:
     connections = _gauge("understudy_connections", [])
     refused = _counter("understudy_connections_refused_total", [])
     unrouted = _counter("understudy_unrouted_total", [])
@@ -175,7 +194,7 @@ def _connection_metrics(seen: Seen) -> Iterator[Metric]:
     refused.add_metric([], sum(listener.refused_connections for listener in listeners))
     unrouted.add_metric([], sum(listener.unrouted for listener in listeners))
     bad.add_metric([], sum(listener.bad_requests for listener in listeners))
-    yield from (pooled, opened, connections, refused, unrouted, bad)
+    yield from (connections, refused, unrouted, bad)
 
 
 def _process_metrics(seen: Seen) -> Iterator[Metric]:

@@ -145,6 +145,12 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     idle_s: PositiveSeconds = 60.0
     """The longest silence between two pieces of a body."""
     connections_max: Count = 256
+    pool_wait_s: Seconds = 0.1
+    """Seconds a call waits for one of the connections to come back, when all are in use."""
+    connection_s_max: PositiveSeconds = 3600.0
+    """Seconds, at most, that a connection is used; then a new one asks DNS where to go."""
+    dns_s: PositiveSeconds = 30.0
+    """Seconds that the addresses of a name are believed before DNS is asked again."""
     held_bytes_max: Bytes = 8 * 1024 * 1024
     """How much of an answer is held back to see it whole before it is passed on; longer ones are streamed."""
     tls: Tls = Tls()

@@ -209,7 +209,7 @@ class Sidecar:
         pool = before.pools.get(key) if before and before.tiers.get(key) == tier else None
         if pool is None:
             try:
-                pool = make_pool(tier, self.loop, self.world.clock)
+                pool = make_pool(tier, self.loop, self.world.clock, dice=self.world.dice)
             except OSError as error:
                 raise CannotStart(f"route {route.name}, tier {tier.name}: tls.ca_file: {error}") from None
         pools[key] = pool

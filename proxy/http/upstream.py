@@ -78,6 +78,7 @@ class Connection(asyncio.Protocol):
         "_waiter",
         "heard_at",
         "idle_since",
+        "retire_at",
         "uses",
     )
 
@@ -94,6 +95,7 @@ class Connection(asyncio.Protocol):
         self._late = ("", False)
         self.uses = 0
         self.idle_since = 0.0
+        self.retire_at = float("inf")
         self.heard_at = 0.0
         self._reset(b"", None, 0, stream_at_head=False)
 

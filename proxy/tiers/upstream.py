@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import ssl
 import time
@@ -15,6 +16,7 @@ from understudy.policies.service import Answer, Call, Failed, Headers, Request, 
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.http.forwarding import FORWARDED_FOR, TRACE, Marks, forwarded_for, trace_of
 from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept
+from understudy.proxy.http.names import Resolve
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection
 from understudy.proxy.http.upstream_stream import UpstreamStream
@@ -110,7 +112,14 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def make_pool(settings: UpstreamTier, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> Pool:
+def make_pool(
+    settings: UpstreamTier,
+    loop: asyncio.AbstractEventLoop,
+    clock: Callable[[], float],
+    *,
+    dice: Callable[[], float] = random.random,
+    resolve: Resolve | None = None,
+) -> Pool:
     """The connections to a tier's upstream; the first is opened by the first call."""
     target = Target(settings)
     return Pool(
@@ -120,8 +129,13 @@ def make_pool(settings: UpstreamTier, loop: asyncio.AbstractEventLoop, clock: Ca
         tls=tls_context(settings.tls) if target.tls else None,
         server_name=settings.tls.server_name,
         connections_max=settings.connections_max,
+        wait_s_max=settings.pool_wait_s,
         idle_s=settings.idle_s,
+        connection_s_max=settings.connection_s_max,
+        dns_s=settings.dns_s,
         clock=clock,
+        dice=dice,
+        resolve=resolve,
     )
 
 
@@ -167,9 +181,11 @@ async def _exchange(
     request = call.request
     passed = call.kind == "pass"
     repeatable = not passed or request.method in IDEMPOTENT
-    pooled = pool.take()
+    connection = pool.take()
+    repeated = False
     while True:
-        connection = pooled or await pool.connect(_wait_s(settings.connect_s, call, clock))
+        connection = connection or await pool.connect(_wait_s(settings.connect_s, call, clock))
+        used_before = connection.uses > 0
         try:
             wait_s = _wait_s(settings.first_byte_s, call, clock)
         except Failed:
@@ -191,9 +207,9 @@ async def _exchange(
         try:
             return _still_sound(await waiter)
         except DeadConnection:
-            if pooled is not None and repeatable:
+            if used_before and repeatable and not repeated:
                 # the upstream had given the connection up before we used it: once more, on a new one
-                pooled = None
+                repeated, connection = True, None
                 continue
             raise Failed(
                 "reset", "the upstream closed the connection", again=repeatable, elsewhere=repeatable

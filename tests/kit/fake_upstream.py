@@ -436,10 +436,10 @@ def in_thread(always: Act | None = None, **options: Any) -> Iterator[Hosted]:
 
 
 @contextmanager
-def deaf_port() -> Iterator[int]:
+def deaf_port(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """A port where connecting neither succeeds nor fails: its backlog is full, the kernel drops every SYN."""
     with socket.socket() as listener, socket.socket() as filler, socket.socket() as second:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((host, port))
         listener.listen(0)
         for client in (filler, second):
             client.setblocking(False)

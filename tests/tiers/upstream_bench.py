@@ -8,6 +8,7 @@ from typing import Any, Self
 from tests.kit.fake_upstream import Act, FakeUpstream, Headers
 from understudy.policies.service import Answer, Call, End, Failed, Kind, Request, Stream
 from understudy.proxy.dialects import DIALECTS
+from understudy.proxy.http.names import Resolve
 from understudy.proxy.settings import Tls, UpstreamTier
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
@@ -64,18 +65,22 @@ class Bench:
         trust: Tls | None = None,
         idle_close_s: float | None = None,
         url: str | None = None,
+        resolve: Resolve | None = None,
         **tier: Any,
     ) -> None:
         self.up = FakeUpstream(act, tls=tls, idle_close_s=idle_close_s)
         self.loop = asyncio.get_running_loop()
         self._dialect = dialect
         self._url = url
+        self._resolve = resolve
         self._tier = tier | ({"tls": trust} if trust else {})
 
     async def __aenter__(self) -> Self:
         await self.up.__aenter__()
-        settings = UpstreamTier(name="up", url=self._url or self.up.url, **self._tier)
-        self.pool = make_pool(settings, self.loop, self.loop.time)
+        # with a resolver of the test's own, the upstream has a name that leads wherever that says
+        url = self.up.url.replace("127.0.0.1", "up.test") if self._resolve else self.up.url
+        settings = UpstreamTier(name="up", url=self._url or url, **self._tier)
+        self.pool = make_pool(settings, self.loop, self.loop.time, dice=lambda: 0.0, resolve=self._resolve)
         self.tier = upstream_tier(settings, DIALECTS[self._dialect], self.pool, self.loop.time)
         return self
 
