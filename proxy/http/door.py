@@ -165,6 +165,12 @@ class Door(asyncio.Protocol):
 
     def _read_head(self, data: bytes, at: int) -> int:
         """Read a head, or as much of one as has come. Returns where reading stopped. Raises BadRequest."""
+        if self._partial == b"\r" and data.startswith(b"\n", at):
+            # an empty line that came in two packets
+            self._partial.clear()
+            self._probe = None
+            self._dry_bytes += 2
+            at += 1
         if not self._partial:
             if self._phase != "head" and len(self._queue) >= self.listener.limits.pipelined_max:
                 raise BadRequest("too many requests sent ahead on one connection")

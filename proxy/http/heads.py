@@ -67,6 +67,11 @@ def origin_form(method: bytes, target: bytes, host: bytes | None) -> bytes:
 
     Raises BadRequest.
     """
+    if method == b"CONNECT":
+        # also to a path: an upstream that said yes to it would be a tunnel
+        raise BadRequest("this is no tunnel", status=501)
+    if b"#" in target or b"\\" in target:
+        raise BadRequest("a request target has no fragment and no backslash")
     if target.startswith(b"/"):
         path = target.partition(b"?")[0]
         if b"/../" in path + b"/":
@@ -74,8 +79,6 @@ def origin_form(method: bytes, target: bytes, host: bytes | None) -> bytes:
         return target
     if target == b"*" and method == b"OPTIONS":
         return target
-    if method == b"CONNECT":
-        raise BadRequest("this is no tunnel", status=501)
     scheme, separator, rest = target.partition(b"://")
     authority, slash, path = rest.partition(b"/")
     if separator and scheme.lower() in (b"http", b"https") and authority.lower() == (host or b"").lower():

@@ -24,6 +24,10 @@ VERSIONS = ("1.1", "1.0")
 NOT_HTTP = "the request is not valid HTTP/1.1"
 _SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 """How clients spell it; a head with another spelling is as good, and is read every time its length changes."""
+_FIRST_LINE = re.compile(rb"(?:\r\n)*[A-Z-]+ [!-~]+ HTTP/1\.[01]\r\n")
+"""One space where one belongs, and no other protocol that llhttp speaks as well."""
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+"""A name or an address, and a port (RFC 9110 section 7.2). A comma would be two hosts to somebody."""
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -98,6 +102,8 @@ class RequestHead:
             self.headers.append(header)
         if host is None and self.version == "1.1":
             raise BadRequest("no Host header")
+        if host is not None and not _HOST.fullmatch(host):
+            raise BadRequest("the Host header names no host")
         return host
 
 
@@ -122,7 +128,8 @@ class HeadReader:
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
+        # llhttp leaves what stands between a value and the end of its line
+        self.headers.append((name, value.rstrip(b" \t")))
         if len(self.headers) > self.headers_max:
             raise BadRequest("the request has too many headers", status=431)
 
@@ -160,7 +167,7 @@ def read_head(raw: bytes, limits: Limits) -> RequestHead:
         # it found the framing wrong, and cannot say as well as we what is wrong with it
         wrong = bad
     head = RequestHead(reader, limits)
-    if wrong or not reader.complete or reader.more:
+    if wrong or not reader.complete or reader.more or not _FIRST_LINE.match(raw):
         # llhttp's idea of where the head ends is not ours: nobody can say what the body is
         raise wrong or BadRequest(NOT_HTTP)
     return head
