@@ -21,6 +21,7 @@ from understudy.policies.observe import Histogram
 from understudy.policies.service import Failed, Refused
 from understudy.proxy.http.eyeballs import first_connected
 from understudy.proxy.http.names import Names, Resolve
+from understudy.proxy.http.resuming import ResumingContext
 from understudy.proxy.http.upstream import Connection
 
 WIND_UP_S = 1.0
@@ -130,6 +131,8 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """An exchange is over and the connection can serve another."""
+        if connection.uses == 1 and isinstance(self._tls, ResumingContext):
+            self._tls.remember(connection.tls_object)
         if self.closed or self.clock() > connection.retire_at:
             connection.abort()
             return
@@ -240,6 +243,8 @@ class Pool:
         except (OSError, TimeoutError) as error:
             if named:
                 self.names.led_nowhere()
+            if isinstance(self._tls, ResumingContext):
+                self._tls.session = None
             raise _as_failed(error, wait_s, named=named) from None
         self.names.led_to(address)
         connection.retire_at = self.clock() + self._connection_s_max * (1 - RETIRED_EARLY_SHARE * self._dice())

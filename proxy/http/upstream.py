@@ -199,6 +199,11 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def tls_object(self) -> object:
+        """What TLS is spoken by, if it is."""
+        return self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+
     # --- asyncio's side --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

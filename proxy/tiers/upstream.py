@@ -18,6 +18,7 @@ from understudy.proxy.http.forwarding import FORWARDED_FOR, TRACE, Marks, forwar
 from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept
 from understudy.proxy.http.names import Resolve
 from understudy.proxy.http.pool import Pool
+from understudy.proxy.http.resuming import resuming_context
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection
 from understudy.proxy.http.upstream_stream import UpstreamStream
 from understudy.proxy.settings import Tls, UpstreamTier
@@ -105,7 +106,7 @@ class Target:
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
     """How an https upstream is trusted. Raises OSError or ssl.SSLError for an unusable `ca_file`."""
-    context = ssl.create_default_context(cafile=tls.ca_file)
+    context = resuming_context(tls.ca_file)
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.acts import answer, broken, hang_up, sse
+from tests.kit.fake_upstream import FakeUpstream
 from tests.tiers.upstream_bench import Bench, taken
 from understudy.proxy.settings import Tls
 
@@ -132,3 +133,47 @@ async def test_a_handshake_that_never_ends_runs_out_of_the_time_to_connect(certi
         await gone.wait()
     server.close()
     await server.wait_closed()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_second_connection_takes_the_first_ones_session_up_again(
+    served: ssl.SSLContext, certificates: Path, version: ssl.TLSVersion
+):
+    served.maximum_version = version
+    async with Bench(OK, tls=served, trust=Tls(ca_file=str(certificates / "good.pem"))) as bench:
+        resumed: list[bool] = []
+        for _ in range(3):
+            await bench.ask()
+            connection = bench.pool.take()
+            assert connection is not None
+            spoken = connection.tls_object
+            assert isinstance(spoken, ssl.SSLObject)
+            resumed.append(bool(spoken.session_reused))
+            connection.abort()
+            await bench.settled()
+        assert resumed == [False, True, True]
+
+
+async def test_a_session_offered_to_an_impostor_is_no_use_to_it_and_is_forgotten(
+    served: ssl.SSLContext, certificates: Path
+):
+    impostor = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    impostor.load_cert_chain(certificates / "wrong-up.pem", certificates / "wrong-up.key")
+    async with (
+        FakeUpstream(OK, tls=impostor) as other,
+        Bench(OK, tls=served, trust=Tls(ca_file=str(certificates / "good.pem"))) as bench,
+    ):
+        await bench.ask()
+        connection = bench.pool.take()
+        assert connection is not None
+        connection.abort()
+        await bench.settled()
+        bench.pool.port = other.port
+        assert (await bench.fails()).reason == "tls"
+        bench.pool.port = bench.up.port
+        assert (await bench.ask()).status == 200
+        again = bench.pool.take()
+        assert again is not None
+        assert isinstance(again.tls_object, ssl.SSLObject)
+        assert not again.tls_object.session_reused
+        bench.pool.give_back(again)
