@@ -6,7 +6,7 @@ msgspec's own conversion stops at the first error and knows no lines. This one w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -87,12 +87,15 @@ class Checker:
         tagged = [each for each in types if isinstance(each, inspect.StructType) and each.tag_field]
         if tagged:
             return self._tagged(node, tagged, key)
+        words = [str(word) for each in types if isinstance(each, inspect.LiteralType) for word in each.values]
+        named = [each for each in types if not isinstance(each, inspect.LiteralType)]
+        expected = " or ".join([names_of(*named), *words])
         for bare in map(unwrap, types):
             if isinstance(node, _node_type(bare.type)):
                 if isinstance(node, ScalarNode):
-                    return self._scalar(node, bare, key, optional=optional, expected=names_of(*types))
+                    return self._scalar(node, bare, key, optional=optional, expected=expected, words=words)
                 return self.tree(node, bare.type, key)
-        return self._wrong(node, names_of(*types), key)
+        return self._wrong(node, expected, key)
 
     def _tagged(self, node: Node, types: list[inspect.StructType], key: str) -> Tree:
         if not isinstance(node, MappingNode):
@@ -172,7 +175,16 @@ class Checker:
 
     # --- scalars ---
 
-    def _scalar(self, node: Node, bare: Bare, key: str, *, optional: bool = False, expected: str = "") -> Leaf:
+    def _scalar(
+        self,
+        node: Node,
+        bare: Bare,
+        key: str,
+        *,
+        optional: bool = False,
+        expected: str = "",
+        words: Sequence[str] = (),
+    ) -> Leaf:
         expected = expected or names_of(bare.type)
         if not isinstance(node, ScalarNode):
             return self._wrong(node, expected, key)
@@ -184,6 +196,9 @@ class Checker:
             if optional and filled and filled.whole and not filled.text:
                 # The one way to leave an optional key out from outside: ca_file: ${CA_FILE:-}
                 return replace(leaf, value=None)
+            if filled and filled.text in words:
+                # a word beside a number: workers: auto
+                return replace(leaf, value=filled.text)
             return replace(leaf, value=read_scalar(node, filled, bare, expected, self._folder))
         except Unfilled as fault:
             if not (self._lenient and fault.unset):

@@ -40,6 +40,7 @@ def add_to(groups: Groups) -> None:
     run.add_argument("--listen", metavar="HOST:PORT", help="where applications come in (default 127.0.0.1:8787)")
     run.add_argument("--admin", metavar="HOST:PORT", help="metrics, probes, status (default 127.0.0.1:8788)")
     run.add_argument("--state", metavar="DIR", help="index, models and journal (or UNDERSTUDY_STATE)")
+    run.add_argument("--worker", default="", help=argparse.SUPPRESS)
     run.set_defaults(run=run_sidecar)
 
     check = groups.add_parser("check", help="say everything that is wrong with a policy folder")
@@ -87,11 +88,13 @@ def _add_policies(parser: argparse.ArgumentParser) -> None:
 
 def run_sidecar(arguments: argparse.Namespace) -> int:
     """Run until told to stop."""
-    from understudy.proxy.server import serve
+    from understudy.proxy.server import Start, serve
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     environ = environ_of(arguments)
-    return serve(policies_folder(arguments, environ), state_folder(arguments, environ), environ)
+    return serve(
+        Start(policies_folder(arguments, environ), state_folder(arguments, environ), environ, arguments.worker)
+    )
 
 
 def read(arguments: argparse.Namespace) -> Reading:

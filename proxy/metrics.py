@@ -40,6 +40,8 @@ METRICS = {
     "understudy_unrouted_total": "Requests that no route claimed",
     "understudy_bad_requests_total": "Requests refused before they were read: malformed, too large or too slow",
     "understudy_access_log_dropped_total": "Access log lines dropped because they could not be written in time",
+    "understudy_workers": "Worker processes by state; only where there are several",
+    "understudy_workers_replaced_total": "Workers that ended unasked and were replaced; only where there are several",
     "understudy_reload_total": "Policy reloads, by result",
     "understudy_reload_ok": "1 while the policy files on disk are the ones in force",
     "understudy_local_ready": "1 while the local model and indexes can answer",

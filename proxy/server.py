@@ -1,28 +1,57 @@
-"""Run one sidecar in this process: the event loop, the signals, and the way from start to drained."""
+"""Run the sidecar: the event loop, the signals, and the way from start to drained; in one process or in several.
+
+one process      Sidecar + Admin
+several          Parent (sockets, admin port) -> workers, each a Sidecar that reports to the parent
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
+import socket
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from understudy.proxy.cli import Complaint
-from understudy.proxy.control.admin import Admin
+from understudy.proxy.control.admin import Admin, OfSidecar
 from understudy.proxy.control.reload import watch_policies
-from understudy.proxy.reading import BadPolicies
+from understudy.proxy.dialects import KINDS
+from understudy.proxy.reading import BadPolicies, Reading, read_folder
 from understudy.proxy.sidecar import CannotStart, Sidecar
+
+if TYPE_CHECKING:
+    from understudy.proxy.control.handover import Inherited
+    from understudy.proxy.control.listening import Places
+    from understudy.proxy.control.parent import Parent
+    from understudy.proxy.settings import Settings
 
 log = logging.getLogger("understudy")
 
 
-def serve(policies: Path, state: Path, environ: Mapping[str, str]) -> int:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a process is started with. `post` is a worker's, as its parent wrote it."""
+
+    policies: Path
+    state: Path
+    environ: Mapping[str, str]
+    post: str = ""
+
+
+def serve(start: Start) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP rereads the policies. Raises Complaint when it can't start."""
+    reading = read_folder(start.policies, start.environ, KINDS)
     try:
-        uvloop.run(_serve(policies, state, environ))
+        if reading.settings is not None and not start.post and _has_parent(reading.settings):
+            uvloop.run(_serve_with_workers(start, reading.settings))
+        else:
+            uvloop.run(_serve(start, reading))
     except BadPolicies as bad:
         raise Complaint(f"these policies can't be read:\n{bad}", code=1) from None
     except CannotStart as reason:
@@ -30,19 +59,41 @@ def serve(policies: Path, state: Path, environ: Mapping[str, str]) -> int:
     return 0
 
 
-async def _serve(policies: Path, state: Path, environ: Mapping[str, str]) -> None:
+def _has_parent(settings: Settings) -> bool:
+    if settings.server.workers == 1 and not settings.server.reuse_port:
+        return False
+    from understudy.proxy.control.listening import has_parent
+
+    return has_parent(settings.server)
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
+async def _serve(start: Start, reading: Reading) -> None:
+    """One sidecar: the whole of it, or a worker of several."""
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    _on_signals(stop)
     loop.add_signal_handler(signal.SIGHUP, hurry.set)
-    sidecar = Sidecar(policies, state, environ)
-    admin = Admin(sidecar)
+    sidecar = Sidecar(start.policies, start.state, start.environ, reading)
     watching: asyncio.Task[None] | None = None
+    if start.post:
+        from understudy.proxy.control.worker import Post, Worker
+
+        post = Post.read(start.post)
+        front = Worker(sidecar, post, stop)
+        places, place = post.sockets(), post.place
+    else:
+        front = Admin(OfSidecar(sidecar), sidecar.settings.server.admin)
+        places, place = None, 0
     try:
-        await sidecar.start()
-        await admin.start()
-        log.info("metrics, probes and status on http://%s", sidecar.settings.server.admin)
+        await sidecar.start(places, place)
+        await front.start()
+        if not start.post:
+            log.info("metrics, probes and status on http://%s", sidecar.settings.server.admin)
         watching = loop.create_task(watch_policies(sidecar, hurry))
         await stop.wait()
         log.info("draining, for up to %g s", sidecar.settings.server.drain_s)
@@ -53,4 +104,81 @@ async def _serve(policies: Path, state: Path, environ: Mapping[str, str]) -> Non
     finally:
         if watching is not None:
             watching.cancel()
+        await front.stop()
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+
+async def _serve_with_workers(start: Start, settings: Settings) -> None:
+    from understudy.proxy.control.handover import Estate, Handover, inherit
+    from understudy.proxy.control.listening import worker_count
+    from understudy.proxy.control.parent import Parent
+    from understudy.proxy.rules import addresses
+
+    loop = asyncio.get_running_loop()
+    server, listen = settings.server, addresses(settings)
+    inherited = inherit(listen, server.admin)
+    places, admin_socket = _sockets(settings, inherited)
+    parent = Parent(_command(start), start.environ, places, worker_count(server), server.drain_s)
+    _on_signals(parent.stopping)
+    loop.add_signal_handler(signal.SIGHUP, parent.signal, signal.SIGHUP)
+    if inherited is not None:
+        log.info("taking over from process %d", inherited.deed.pid)
+        parent.hear(inherited.deed.said)
+    admin = Admin(parent, server.admin, admin_socket.dup())
+    await admin.start()
+    left_to_next = asyncio.Event()
+
+    def gone() -> None:
+        left_to_next.set()
+        parent.stopping.set()
+
+    handover = Handover(Estate(listen, server.admin, places, admin_socket, parent.said, gone))
+    handover.start()
+    parent.start()
+    log.info("%d workers on %s; metrics, probes and status on http://%s", len(parent.places), listen, server.admin)
+    telling = loop.create_task(_tell_when_ready(parent, inherited))
+    try:
+        await parent.stopping.wait()
+        handover.stop()
+        if left_to_next.is_set():
+            # the next one has the admin port as well, and two would answer in turn
+            await admin.stop()
+        log.info("draining, for up to %g s", server.drain_s)
+        await parent.drain_and_stop()
+    finally:
+        telling.cancel()
+        admin_socket.close()
         await admin.stop()
+    if parent.gave_up:
+        raise CannotStart("no worker can start; the log says why")
+
+
+async def _tell_when_ready(parent: Parent, inherited: Inherited | None) -> None:
+    await parent.ready.wait()
+    log.info("ready: the first worker takes calls")
+    if inherited is not None:
+        inherited.ready()
+        inherited.line.close()
+
+
+def _sockets(settings: Settings, inherited: Inherited | None) -> tuple[Places, socket.socket]:
+    from understudy.proxy.control.listening import bound, exclusive, filled_up, worker_count
+    from understudy.proxy.rules import addresses
+
+    listen, admin = addresses(settings), settings.server.admin
+    have = inherited.places if inherited is not None else []
+    admin_socket = inherited.admin if inherited is not None else None
+    for address in (*(listen if not have else ()), *((admin,) if admin_socket is None else ())):
+        if not exclusive(address):
+            raise CannotStart(f"can't listen on {address}: somebody listens there who does not hand over")
+    try:
+        return filled_up(have, listen, worker_count(settings.server)), admin_socket or bound(admin)
+    except OSError as error:
+        raise CannotStart(f"can't listen on {error.filename or admin}: {error.strerror or error}") from None
+
+
+def _command(start: Start) -> list[str]:
+    words = [sys.executable, "-m", "understudy.proxy.cli", "run"]
+    return [*words, "--policies", str(start.policies), "--state", str(start.state), "--worker"]

@@ -275,6 +275,11 @@ class Server(Frozen, frozen=True):
     """How long calls in flight may take to finish when the sidecar is told to stop."""
     reload_s: PositiveSeconds = 1.0
     """How often the policy files are looked at."""
+    workers: Annotated[int, Meta(ge=1, le=64)] | Literal["auto"] = 1
+    """Processes that answer side by side, kept alive by a parent; auto is one for each core. 1 is a single process."""
+    reuse_port: bool = False
+    """Let the next `understudy run` on the same addresses take them over, without a refused connection, and drain us.
+    More than one worker always allows it. A parent process is run for it, with one worker too."""
 
 
 class Local(Frozen, frozen=True):

@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from understudy.policies.service import Answer, Call, Refused, Service
+from understudy.proxy.accepting import BACKLOG, Accepting
 from understudy.proxy.access_log import AccessLog
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.knowledge import load_local, watch_collections
-from understudy.proxy.reading import BadPolicies, Fault, read_folder
+from understudy.proxy.reading import BadPolicies, Fault, Reading, read_folder
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, parse_address
 from understudy.proxy.settings import LocalTier, Route, Settings, Tier, UpstreamTier
@@ -33,7 +35,9 @@ from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 log = logging.getLogger("understudy")
 
 TICK_S = 1.0
-BACKLOG = 1024
+LAST_CALL_S = 1.0
+"""How long idle connections stay open when draining: who calls once more is answered with `connection: close`, and no
+call crosses a close on its way."""
 
 
 class CannotStart(Exception):
@@ -54,7 +58,7 @@ class Stack:
 class Sidecar:
     """One process's worth of Understudy. `start`, then `drain_and_stop`; `reload` whenever the policies changed."""
 
-    def __init__(self, policies: Path, state: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, policies: Path, state: Path, environ: Mapping[str, str], reading: Reading | None = None) -> None:
         self.policies = policies
         self.state = state
         self.environ = environ
@@ -75,7 +79,8 @@ class Sidecar:
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
-        self.stack, self.knowing = self._first_stack()
+        self._accepting: Accepting | None = None
+        self.stack, self.knowing = self._first_stack(reading or read_folder(policies, environ, KINDS))
 
     # --- what others read ------------------------------------------------------------------------------------------
 
@@ -106,7 +111,7 @@ class Sidecar:
     @property
     def started(self) -> bool:
         """Policies are in force, and the local tier has loaded or said that it can't."""
-        return bool(self._servers) and (self._loading is None or self._loading.done())
+        return bool(self.listeners) and (self._loading is None or self._loading.done())
 
     def unready_because(self) -> str:
         """Why no call should be sent here now, or ''. An upstream's outage is no reason while some tier answers."""
@@ -123,8 +128,7 @@ class Sidecar:
 
     # --- policies --------------------------------------------------------------------------------------------------
 
-    def _first_stack(self) -> tuple[Stack, Knowing]:
-        reading = read_folder(self.policies, self.environ, KINDS)
+    def _first_stack(self, reading: Reading) -> tuple[Stack, Knowing]:
         if reading.settings is None:
             raise BadPolicies(reading.faults)
         for warning in reading.warnings:
@@ -158,7 +162,7 @@ class Sidecar:
 
     def _swap(self, stack: Stack) -> None:
         before, self.stack = self.stack, stack
-        for name in ("listen", "admin"):
+        for name in ("listen", "admin", "workers", "reuse_port"):
             if getattr(before.settings.server, name) != getattr(stack.settings.server, name):
                 log.warning("server.%s has changed: it takes effect at the next start", name)
         if before.settings.local != stack.settings.local:
@@ -218,9 +222,14 @@ class Sidecar:
 
     # --- up and down -----------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Listen, and load the local tier behind the scenes. Raises CannotStart."""
-        for address in addresses(self.settings):
+    async def start(self, places: Sequence[Sequence[socket.socket]] | None = None, place: int = 0) -> None:
+        """Listen, and load the local tier behind the scenes. Raises CannotStart.
+
+        A worker is given the sockets of all `places`, and accepts from those of its own.
+        """
+        if places is not None:
+            self._accepting = Accepting(places)
+        for number, address in enumerate(addresses(self.settings)):
             host, port = parse_address(address)
             listener = Listener(
                 self.loop,
@@ -233,6 +242,11 @@ class Sidecar:
                 route_names=lambda: list(self.stack.routes),
                 pseudonym=self.pseudonym,
             )
+            if places is not None and self._accepting is not None:
+                listener.port = places[place][number].getsockname()[1]
+                self._accepting.add(listener)
+                self.listeners.append(listener)
+                continue
             try:
                 server = await self.loop.create_server(listener, host, port, backlog=BACKLOG)
             except OSError as error:
@@ -241,10 +255,16 @@ class Sidecar:
             self._servers.append(server)
             self.listeners.append(listener)
             log.info("listening on http://%s:%d", host, listener.port)
+        await self.cover([place])
         if self._needs_local():
             self._loading = self.loop.create_task(load_local(self.knowing, self.settings.local, self.state))
             self._loading.add_done_callback(self._loaded)
         self._ticker = self.loop.call_later(TICK_S, self._tick, self.world.clock() + TICK_S)
+
+    async def cover(self, places: Collection[int]) -> None:
+        """Accept from the sockets of these places, where there are several."""
+        if self._accepting is not None:
+            await self._accepting.cover(places)
 
     def _needs_local(self) -> bool:
         return any(isinstance(tier, LocalTier) for route in self.settings.routes for tier in route.tiers)
@@ -267,18 +287,26 @@ class Sidecar:
     async def drain_and_stop(self) -> None:
         """Unready at once; calls in hand are answered; what is still open at the drain deadline is told and cut."""
         self.draining = True
+        deadline = self.loop.time() + self.settings.server.drain_s
+        for listener in self.listeners:
+            listener.last_call()
         for server in self._servers:
             server.close()
+        if self._accepting is not None:
+            await self._accepting.leave()
+        await self._emptied(min(deadline, self.loop.time() + LAST_CALL_S))
         for listener in self.listeners:
             listener.drain()
-        deadline = self.loop.time() + self.settings.server.drain_s
-        # polled, so that the doors need no notion of being waited for
-        while any(listener.doors for listener in self.listeners) and self.loop.time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+        await self._emptied(deadline)
         for listener in self.listeners:
             listener.cut()
         await asyncio.sleep(0)
         await self.stop()
+
+    async def _emptied(self, deadline: float) -> None:
+        # polled, so that the doors need no notion of being waited for
+        while any(listener.doors for listener in self.listeners) and self.loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
         """Let go of everything at once."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
@@ -17,12 +18,47 @@ LAG_S_MAX = 1.0
 """An event loop later than this is not alive in any sense that helps a caller."""
 
 
-class Admin:
-    """Serves one sidecar's admin port."""
+class Told(Protocol):
+    """What the admin port tells, of one process or of many. What is wrong is said in words; '' is well."""
+
+    async def metrics(self) -> bytes: ...
+    async def status(self) -> dict[str, Any]: ...
+    def dead_because(self) -> str: ...
+    def unready_because(self) -> str: ...
+    def starting_because(self) -> str: ...
+
+
+class OfSidecar:
+    """What there is to tell of one sidecar."""
 
     def __init__(self, sidecar: Sidecar) -> None:
         self._sidecar = sidecar
         self._registry = registry_for(sidecar)
+
+    async def metrics(self) -> bytes:
+        return generate_latest(self._registry)
+
+    async def status(self) -> dict[str, Any]:
+        return status_of(self._sidecar)
+
+    def dead_because(self) -> str:
+        lag_s = self._sidecar.loop_lag_s
+        return "" if lag_s < LAG_S_MAX else f"the event loop is {lag_s:.1f} s late"
+
+    def unready_because(self) -> str:
+        return self._sidecar.unready_because()
+
+    def starting_because(self) -> str:
+        return "" if self._sidecar.started else "starting: " + self._sidecar.knowing.reason
+
+
+class Admin:
+    """Serves an admin port, on `address` or on a socket that listens there already."""
+
+    def __init__(self, told: Told, address: str, sock: socket.socket | None = None) -> None:
+        self._told = told
+        self._address = address
+        self._sock = sock
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -36,13 +72,15 @@ class Admin:
         app.router.add_get("/status", self._status)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
-        address = self._sidecar.settings.server.admin
-        host, port = parse_address(address)
+        host, port = parse_address(self._address)
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            if self._sock is not None:
+                await web.SockSite(self._runner, self._sock).start()
+            else:
+                await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
             await self._runner.cleanup()
-            raise CannotStart(f"can't listen on {address} (admin): {error.strerror or error}") from None
+            raise CannotStart(f"can't listen on {self._address} (admin): {error.strerror or error}") from None
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
@@ -50,20 +88,19 @@ class Admin:
             await self._runner.cleanup()
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"content-type": METRICS_TYPE})
+        return web.Response(body=await self._told.metrics(), headers={"content-type": METRICS_TYPE})
 
     async def _livez(self, _request: web.Request) -> web.Response:
-        lag_s = self._sidecar.loop_lag_s
-        return _probe("" if lag_s < LAG_S_MAX else f"the event loop is {lag_s:.1f} s late")
+        return _probe(self._told.dead_because())
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        return _probe(self._sidecar.unready_because())
+        return _probe(self._told.unready_because())
 
     async def _startupz(self, _request: web.Request) -> web.Response:
-        return _probe("" if self._sidecar.started else "starting: " + self._sidecar.knowing.reason)
+        return _probe(self._told.starting_because())
 
     async def _status(self, _request: web.Request) -> web.Response:
-        return web.json_response(status_of(self._sidecar))
+        return web.json_response(await self._told.status())
 
 
 def _probe(wrong: str) -> web.Response:

@@ -360,7 +360,7 @@ class Door(asyncio.Protocol):
 
     def _send_answer(self, exchange: Exchange, answer: Answer) -> None:
         exchange.answer = answer
-        if self.listener.draining:
+        if self.listener.leaving:
             exchange.keep_alive = False
         stream = answer.stream
         if stream is None:

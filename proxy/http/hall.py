@@ -63,6 +63,7 @@ class Hall:
         self.logged = logged
         self.route_names = route_names
         self.doors: set[Guest] = set()
+        self.leaving = False
         self.draining = False
         self.refused_connections = 0
         self.unrouted = 0
@@ -95,9 +96,13 @@ class Hall:
         for door in list(self.doors):
             door.check_clocks(now)
 
+    def last_call(self) -> None:
+        """Every answer closes its connection from now on; the idle may stay until `drain`, and who came comes in."""
+        self.leaving = True
+
     def drain(self) -> None:
         """Answer what is in hand and nothing more: idle connections are closed now, busy ones after their answer."""
-        self.draining = True
+        self.leaving = self.draining = True
         for door in list(self.doors):
             door.drain()
 

@@ -1,0 +1,310 @@
+"""The parent of several workers: it holds their sockets, keeps them alive, adds them up, and proxies nothing itself.
+
+    place --spawn--> starting --first Report--> accepting --ends--> empty --wait (policies/respawn)--> spawn
+                                                                  neighbours accept for it meanwhile
+
+Each place has its sockets, which outlive its workers: who waits in their queues is answered by the next worker, or by a
+neighbour. Workers are fresh interpreters, never forks of this one. Breakers agree through here; the parent keeps what
+holds, and tells it to every worker that begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import CollectorRegistry
+
+from understudy.policies.agreement import Said, newer
+from understudy.policies.respawn import Respawn
+from understudy.proxy.control.listening import Places
+from understudy.proxy.control.summing import Summed, kept, merged_status, summed
+from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Report, Sayings
+from understudy.proxy.control.worker import Post
+from understudy.proxy.metrics import METRICS
+
+ASK_S_MAX = 0.5
+"""How long a scrape waits for workers; of one that is later, the last report counts."""
+SILENT_S_MAX = 30.0
+"""A parent that has heard of no worker for so long is not alive in any sense that helps a caller."""
+KILL_S = 5.0
+"""How long after the drain deadline a worker that is still there is killed."""
+SAID_MAX = 10_000
+"""Breakers that are remembered; the oldest go first."""
+
+log = logging.getLogger("understudy.workers")
+
+
+class Place:
+    """One worker's place: its sockets, the process that stands there now, and what those before it have counted."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.respawn = Respawn()
+        self.process: asyncio.subprocess.Process | None = None
+        self.channel: Channel | None = None
+        self.report: Report | None = None
+        self.began = 0.0
+        self.retired: list[Family] = []
+        self.answered: dict[int, asyncio.Future[None]] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether its worker takes calls."""
+        return self.report is not None and not self.report.unready_because
+
+
+class Parent:
+    """Runs `command` once for each of `count` places; `stopping` is set to have it end."""
+
+    def __init__(
+        self, command: Sequence[str], environ: Mapping[str, str], sockets: Places, count: int, drain_s: float
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._command = command
+        self._environ = environ
+        self._drain_s = drain_s
+        self.sockets = sockets
+        self.places = [Place(number) for number in range(count)]
+        self.stopping = asyncio.Event()
+        self.gave_up = False
+        self.ready = asyncio.Event()
+        self._said: dict[tuple[str, str], Said] = {}
+        self._asked = 0
+        self._heard_at = self._loop.time()
+        self._started_at = time.time()
+        self._keeping: list[asyncio.Task[None]] = []
+
+    # --- up and down -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Fill all places."""
+        self._keeping = [self._loop.create_task(self._keep(place)) for place in self.places]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal on to every worker."""
+        for place in self.places:
+            if place.process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    place.process.send_signal(number)
+
+    async def drain_and_stop(self) -> None:
+        """Have every worker drain, and wait for them; who is late is killed."""
+        self.stopping.set()
+        # first ours, then theirs: a socket that nobody holds any more refuses, rather than keep callers waiting
+        self.close_sockets()
+        self.signal(signal.SIGTERM)
+        _, late = await asyncio.wait(self._keeping, timeout=self._drain_s + KILL_S)
+        if late:
+            log.warning("killing %d workers that did not end in time", len(late))
+            self.signal(signal.SIGKILL)
+            await asyncio.wait(late, timeout=KILL_S)
+
+    def close_sockets(self) -> None:
+        for sock in (sock for place in self.sockets for sock in place):
+            sock.close()
+
+    # --- a place ---------------------------------------------------------------------------------------------------
+
+    async def _keep(self, place: Place) -> None:
+        while not self.stopping.is_set():
+            place.began = self._loop.time()
+            code = await self._one_worker(place)
+            was_ready = place.report is not None
+            self._retire(place)
+            if self.stopping.is_set():
+                return
+            wait_s = place.respawn.died(self._loop.time() - place.began, was_ready=was_ready)
+            if all(one.respawn.hopeless for one in self.places):
+                self.gave_up = True
+                self.stopping.set()
+                return
+            log.error("worker %d ended with %s; the next one starts in %.1f s", place.number, _words(code), wait_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), wait_s)
+
+    async def _one_worker(self, place: Place) -> int:
+        ours, theirs = socket.socketpair()
+        try:
+            listening = [[sock.fileno() for sock in sockets] for sockets in self.sockets]
+            post = Post(place.number, theirs.fileno(), listening)
+            place.process = await asyncio.create_subprocess_exec(
+                *self._command,
+                msgspec.json.encode(post).decode(),
+                env=self._environ,
+                pass_fds=[theirs.fileno(), *(number for numbers in listening for number in numbers)],
+                # a terminal's Ctrl-C is ours to pass on
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.error("worker %d can't be started: %s", place.number, error)
+            ours.close()
+            return 1
+        finally:
+            theirs.close()
+        place.channel = await Channel.on(ours)
+        if self.stopping.is_set():
+            self.signal(signal.SIGTERM)
+        await self._listen(place, place.channel)
+        await place.channel.close()
+        return await place.process.wait()
+
+    async def _listen(self, place: Place, channel: Channel) -> None:
+        if self._said:
+            channel.send(Sayings([(*key, said) for key, said in self._said.items()]))
+        while (message := await channel.receive()) is not None:
+            match message:
+                case Report():
+                    self._take(place, message)
+                case Sayings():
+                    self.hear(message.said, place)
+                case Ask() | Cover():
+                    pass
+
+    def _take(self, place: Place, report: Report) -> None:
+        first, place.report = place.report is None, report
+        self._heard_at = self._loop.time()
+        if place.ready:
+            self.ready.set()
+        if first:
+            self._share_out()
+        answered = place.answered.pop(report.number, None)
+        if answered is not None and not answered.done():
+            answered.set_result(None)
+
+    def _retire(self, place: Place) -> None:
+        """Its worker is gone: what it had counted stays in the sums, its queue is its neighbours' for now."""
+        if place.report is not None:
+            place.retired = summed([place.retired, kept(place.report.families)])
+        place.report = place.channel = place.process = None
+        for answered in place.answered.values():
+            answered.cancel()
+        place.answered.clear()
+        if not self.stopping.is_set():
+            self._share_out()
+
+    def _share_out(self) -> None:
+        """Have every socket accepted from: by its own worker, or by the others in turn."""
+        there = [place for place in self.places if place.report is not None]
+        if not there:
+            return
+        whose: dict[int, list[int]] = {place.number: [place.number] for place in there}
+        for turn, number in enumerate(n for n in range(len(self.sockets)) if n not in whose):
+            whose[there[turn % len(there)].number].append(number)
+        for place in there:
+            if place.channel is not None:
+                place.channel.send(Cover(whose[place.number]))
+
+    # --- breakers --------------------------------------------------------------------------------------------------
+
+    def hear(self, said: Sequence[tuple[str, str, Said]], speaker: Place | None = None) -> None:
+        """Keep what holds, and tell the others what is new."""
+        news: list[tuple[str, str, Said]] = []
+        for route, tier, one in said:
+            held = newer(self._said.pop((route, tier), Said()), one)
+            self._said[route, tier] = held
+            news.append((route, tier, held))
+        while len(self._said) > SAID_MAX:
+            del self._said[next(iter(self._said))]
+        for place in self.places:
+            # the speaker too, where something else holds than what it said
+            mine = [one for one, heard in zip(news, said, strict=True) if place is not speaker or one != heard]
+            if place.channel is not None and mine:
+                place.channel.send(Sayings(mine))
+
+    def said(self) -> list[tuple[str, str, Said]]:
+        """What holds now."""
+        return [(*key, one) for key, one in self._said.items()]
+
+    # --- what the admin port tells ---------------------------------------------------------------------------------
+
+    async def _ask_all(self) -> None:
+        self._asked += 1
+        waiting: list[asyncio.Future[None]] = []
+        for place in self.places:
+            if place.channel is not None and place.report is not None:
+                place.answered[self._asked] = self._loop.create_future()
+                waiting.append(place.answered[self._asked])
+                place.channel.send(Ask(self._asked))
+        if waiting:
+            await asyncio.wait(waiting, timeout=ASK_S_MAX)
+        for place in self.places:
+            place.answered.pop(self._asked, None)
+
+    async def metrics(self) -> bytes:
+        await self._ask_all()
+        reports = [place.report.families for place in self.places if place.report is not None]
+        registry = CollectorRegistry(auto_describe=False)
+        # the living first: they name the gauges, which the dead have none of
+        registry.register(Summed([*summed([*reports, *(place.retired for place in self.places)]), *self._own()]))
+        return generate_latest(registry)
+
+    def _own(self) -> list[Family]:
+        ready = sum(place.ready for place in self.places)
+        deaths = sum(place.respawn.deaths for place in self.places)
+        workers, replaced = "understudy_workers", "understudy_workers_replaced"
+        states: list[tuple[str, dict[str, str], float]] = [
+            (workers, {"state": "ready"}, ready),
+            (workers, {"state": "not_ready"}, len(self.places) - ready),
+        ]
+        return [
+            (workers, "gauge", METRICS[workers], states),
+            (replaced, "counter", METRICS[replaced + "_total"], [(replaced + "_total", {}, deaths)]),
+        ]
+
+    async def status(self) -> dict[str, Any]:
+        await self._ask_all()
+        statuses = [place.report.status for place in self.places if place.report is not None]
+        unready = self.unready_because()
+        return {
+            "ready": not unready,
+            "unready_because": unready,
+            "uptime_s": round(time.time() - self._started_at, 1),
+            **merged_status(statuses),
+            "workers": [self._status_of(place) for place in self.places],
+        }
+
+    def _status_of(self, place: Place) -> dict[str, Any]:
+        report = place.report
+        routes: list[dict[str, Any]] = report.status["routes"] if report else []
+        return {
+            "place": place.number,
+            "pid": place.process.pid if place.process else None,
+            "ready": place.ready,
+            "unready_because": report.unready_because if report else "starting",
+            "replaced": place.respawn.deaths,
+            "breakers": {
+                f"{route['name']} {tier['name']}": tier["breaker"]["state"]
+                for route in routes
+                for tier in route["tiers"]
+                if tier.get("breaker", {}).get("state", "closed") != "closed"
+            },
+        }
+
+    def dead_because(self) -> str:
+        silent_s = self._loop.time() - self._heard_at
+        return "" if silent_s < SILENT_S_MAX else f"no worker has been heard of for {silent_s:.0f} s"
+
+    def unready_because(self) -> str:
+        if self.stopping.is_set():
+            return "draining"
+        if any(place.ready for place in self.places):
+            return ""
+        return next((p.report.unready_because for p in self.places if p.report), "starting: no worker is there yet")
+
+    def starting_because(self) -> str:
+        if any(place.report and place.report.started for place in self.places):
+            return ""
+        return self.unready_because()
+
+
+def _words(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"

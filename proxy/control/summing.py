@@ -1,0 +1,154 @@
+"""Add up what several workers say of themselves: their metrics into one exposition, their states into one status.
+
+Counters and histograms add up, those of dead workers included, so that no sum ever falls. Gauges add up over the living
+but for the few named in GAUGES. A breaker is shown as the worst that any worker makes of it; `/status` has each.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from understudy.proxy.control.wire import Family, Sample
+
+STATES = ("open", "half-open", "closed")
+"""A breaker's states, the worst first."""
+
+GAUGES: dict[str, Callable[[float, float], float]] = {
+    "process_start_time_seconds": min,
+    "process_max_fds": min,
+    "python_info": max,
+    "understudy_breaker_state": max,
+    "understudy_local_info": max,
+    "understudy_local_ready": min,
+    "understudy_reload_ok": min,
+}
+"""How gauges come together that do not add up."""
+
+Key = tuple[str, tuple[tuple[str, str], ...]]
+MONOTONIC = ("counter", "histogram", "summary")
+
+
+def families_of(registry: Collector | CollectorRegistry) -> list[Family]:
+    """Everything in a registry, as plain values that can be sent."""
+    return [
+        (metric.name, metric.type, metric.documentation, [(one.name, one.labels, one.value) for one in metric.samples])
+        for metric in registry.collect()
+    ]
+
+
+def summed(reports: Iterable[Sequence[Family]]) -> list[Family]:
+    """The families of all reports as one, in the order in which they are first met."""
+    heads: dict[str, tuple[str, str]] = {}
+    sums: dict[str, dict[Key, float]] = {}
+    for report in reports:
+        for name, kind, text, samples in report:
+            heads.setdefault(name, (kind, text))
+            into = sums.setdefault(name, {})
+            together = operator.add if kind in MONOTONIC else GAUGES.get(name, operator.add)
+            for sample, labels, value in samples:
+                key = (sample, tuple(labels.items()))
+                into[key] = together(into[key], value) if key in into else value
+    whole: list[Family] = [
+        (name, *heads[name], [(key[0], dict(key[1]), value) for key, value in into.items()])
+        for name, into in sums.items()
+    ]
+    return [_worst_states(family) if family[0] == "understudy_breaker_state" else family for family in whole]
+
+
+def kept(families: Sequence[Family]) -> list[Family]:
+    """What must outlive its worker."""
+    return [family for family in families if family[1] in MONOTONIC]
+
+
+def _worst_states(family: Family) -> Family:
+    """Of the states that workers name for one breaker, only the worst stays at 1."""
+    name, kind, text, samples = family
+    held: dict[tuple[str, str], set[str]] = {}
+    for _, labels, value in samples:
+        if value:
+            held.setdefault((labels["route"], labels["tier"]), set()).add(labels["state"])
+    shown: list[Sample] = []
+    for sample, labels, _ in samples:
+        states = held.get((labels["route"], labels["tier"]), set())
+        shown.append((sample, labels, float(labels["state"] == worst(states))))
+    return (name, kind, text, shown)
+
+
+def worst(states: Iterable[str]) -> str:
+    """The worst of these states of a breaker."""
+    named = set(states)
+    return next((state for state in STATES if state in named), "closed")
+
+
+class Summed(Collector):
+    """Families as a collector, so that the exposition format stays prometheus_client's own affair."""
+
+    def __init__(self, families: Sequence[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, text, samples in self._families:
+            metric = Metric(name, text, kind)
+            for sample, labels, value in samples:
+                metric.add_sample(sample, labels, value)
+            yield metric
+
+
+# --- status --------------------------------------------------------------------------------------------------------
+
+
+def merged_status(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One status of several workers': what is counted is added up, what can differ is shown at its worst."""
+    if not statuses:
+        policies: dict[str, Any] = {"folder": "", "digest": "", "reload_ok": True, "reloads": {}, "faults": []}
+        return {"policies": policies, "local": {"ready": False, "reason": "no worker is there"}, "routes": []}
+    first = statuses[0]
+    each = [status["policies"] for status in statuses]
+    bad = next((one for one in each if not one["reload_ok"]), each[0])
+    waiting = next((status["local"] for status in statuses if not status["local"]["ready"]), first["local"])
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for status in statuses:
+        for route in status["routes"]:
+            by_name.setdefault(route["name"], []).append(route)
+    return {
+        "policies": {**bad, "reloads": _added([one["reloads"] for one in each])},
+        "local": waiting,
+        "routes": [_merged_route(routes) for routes in by_name.values()],
+    }
+
+
+def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for route in routes:
+        for tier in route["tiers"]:
+            by_name.setdefault(tier["name"], []).append(tier)
+    return {
+        **routes[0],
+        "in_flight": sum(route["in_flight"] for route in routes),
+        "answers": _added([route["answers"] for route in routes]),
+        "tiers": [_merged_tier(tiers) for tiers in by_name.values()],
+    }
+
+
+def _merged_tier(tiers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    about = {**tiers[0], "outcomes": _added([tier["outcomes"] for tier in tiers])}
+    breakers = [tier["breaker"] for tier in tiers if "breaker" in tier]
+    if breakers:
+        about["breaker"] = min(breakers, key=lambda one: STATES.index(one["state"]))
+    limits = [tier["limit"] for tier in tiers if "limit" in tier]
+    if limits:
+        about["limit"] = _added(limits)
+    return about
+
+
+def _added(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return total

@@ -1,0 +1,137 @@
+"""A worker is one sidecar of several behind the same sockets; it reports to its parent, and hears of the others by it.
+
+    parent --Ask-----> worker --Report--> parent      for a scrape, and unasked now and then
+    worker --Sayings-> parent --Sayings-> the others  what became of a breaker, within SAY_S
+    parent --Cover---> worker                         accept for a neighbour that is not there
+    parent gone  ====> worker drains and ends
+
+The work is done between calls, on the worker's own loop: nothing is shared that a call would have to ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+
+import msgspec
+
+from understudy.policies.breaker import Breaker
+from understudy.proxy.control.admin import status_of
+from understudy.proxy.control.listening import Places
+from understudy.proxy.control.summing import families_of
+from understudy.proxy.control.wire import Ask, Channel, Cover, Report, Sayings
+from understudy.proxy.metrics import registry_for
+from understudy.proxy.sidecar import Sidecar
+
+SAY_S = 0.2
+REPORT_S = 0.5
+REPORT_S_MAX = 10.0
+REPORT_SHARE = 0.01
+"""Of a worker's time, at most this share goes into reports that nobody asked for: a thousand routes take longer."""
+
+
+class Post(msgspec.Struct, frozen=True):
+    """Where a worker stands: its place, and the descriptors it has inherited."""
+
+    place: int
+    control: int
+    places: list[list[int]]
+
+    @classmethod
+    def read(cls, text: str) -> Post:
+        """As the parent wrote it on the command line."""
+        return msgspec.json.decode(text, type=cls)
+
+    def sockets(self) -> Places:
+        """The sockets behind the descriptors; owned by the caller from now on."""
+        return [[socket.socket(fileno=number) for number in place] for place in self.places]
+
+
+class Worker:
+    """A sidecar's side of the channel to its parent."""
+
+    def __init__(self, sidecar: Sidecar, post: Post, stop: asyncio.Event) -> None:
+        self._sidecar = sidecar
+        self._post = post
+        self._stop = stop
+        self._registry = registry_for(sidecar)
+        self._told: dict[tuple[str, str], int] = {}
+        self._channel: Channel | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Report for the first time, which says that we accept connections, and go on reporting."""
+        channel = self._channel = await Channel.on(socket.socket(fileno=self._post.control))
+        channel.send(self._report(0))
+        loop = asyncio.get_running_loop()
+        listening = loop.create_task(self._listen(channel))
+        self._tasks = [listening, loop.create_task(self._say(channel)), loop.create_task(self._keep_reporting(channel))]
+
+    async def stop(self) -> None:
+        """Report for the last time, so that nothing we counted is missing from the sums."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._channel is not None:
+            self._channel.send(self._report(0))
+            await self._channel.close()
+
+    async def _listen(self, channel: Channel) -> None:
+        while (message := await channel.receive()) is not None:
+            match message:
+                case Ask():
+                    channel.send(self._report(message.number))
+                case Cover():
+                    await self._sidecar.cover(message.places)
+                case Sayings():
+                    self._hear(message)
+                case Report():
+                    pass
+        # nobody would replace us, add us up or tell us to end
+        self._stop.set()
+
+    async def _keep_reporting(self, channel: Channel) -> None:
+        loop = asyncio.get_running_loop()
+        pause_s = REPORT_S
+        while True:
+            await asyncio.sleep(pause_s)
+            began = loop.time()
+            channel.send(self._report(0))
+            pause_s = min(REPORT_S_MAX, max(REPORT_S, (loop.time() - began) / REPORT_SHARE))
+
+    def _report(self, number: int) -> Report:
+        sidecar = self._sidecar
+        return Report(
+            number=number,
+            started=sidecar.started,
+            unready_because=sidecar.unready_because(),
+            lag_s=sidecar.loop_lag_s,
+            families=families_of(self._registry),
+            status=status_of(sidecar),
+        )
+
+    # --- breakers --------------------------------------------------------------------------------------------------
+
+    def _breakers(self) -> Iterator[tuple[tuple[str, str], Breaker]]:
+        for parts in self._sidecar.routes:
+            for name, tier in parts.tiers.items():
+                if tier.breaker is not None:
+                    yield (parts.name, name), tier.breaker
+
+    async def _say(self, channel: Channel) -> None:
+        while True:
+            await asyncio.sleep(SAY_S)
+            news = [(*key, heart.said()) for key, heart in self._breakers() if heart.epoch > self._told.get(key, 0)]
+            if news:
+                self._told.update({(route, tier): said.epoch for route, tier, said in news})
+                channel.send(Sayings(news))
+
+    def _hear(self, sayings: Sayings) -> None:
+        now = self._sidecar.world.clock()
+        hearts = dict(self._breakers())
+        for route, tier, said in sayings.said:
+            heart = hearts.get((route, tier))
+            if heart is not None and heart.hear(said, now):
+                # what we have from others is no news of ours
+                self._told[route, tier] = heart.epoch
