@@ -165,7 +165,7 @@ class Door(asyncio.Protocol):
 
     def _read_head(self, data: bytes, at: int) -> int:
         """Read a head, or as much of one as has come. Returns where reading stopped. Raises BadRequest."""
-        if self._partial == b"\r" and data.startswith(b"\n", at):
+        if len(self._partial) == 1 and self._partial[0] == 0x0D and data.startswith(b"\n", at):
             # an empty line that came in two packets
             self._partial.clear()
             self._probe = None

@@ -14,6 +14,8 @@ from understudy.proxy.http.heads import HOP_BY_HOP, OURS
 LINES_REMEMBERED_MAX = 4096
 LINE_REMEMBERED_BYTES_MAX = 128
 STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
+STATUS_LINES_REMEMBERED_MAX = 256
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -47,12 +49,18 @@ class ResponseHead:
         self.packed = False
         passed: list[bytes] = []
         options: set[bytes] = set()
-        for line in raw[:-4].split(b"\r\n")[1:]:
+        first, *lines = raw[:-4].split(b"\r\n")
+        if first not in _SOUND:
+            _check_status_line(first)
+        for line in lines:
             means = _REMEMBERED.get(line) or _meaning(line)
             if means is _PASSED:
                 passed.append(line)
             elif means is not _DROPPED:
                 self._take(line, means, passed, options)
+        if self.framed and self.length is None and first.startswith(b"HTTP/1.0"):
+            # it can't know what chunks are (RFC 9112 section 6.1): somebody between us passed on what it did not read
+            raise Failed("garbage", "HTTP/1.0 has no Transfer-Encoding")
         if options:
             passed = [line for line in passed if line.partition(b":")[0].lower() not in options]
         passed.append(b"")
@@ -60,6 +68,8 @@ class ResponseHead:
 
     def _take(self, line: bytes, means: Means, passed: list[bytes], options: set[bytes]) -> None:
         name, _, value = line.partition(b":")
+        if self.framed and means in (Means.LENGTH, Means.CODING):
+            raise Failed("garbage", "the answer says twice where it ends")
         if means is Means.LENGTH:
             self.length = int(value)
             self.framed = True
@@ -73,6 +83,17 @@ class ResponseHead:
             self.events = self.events or means is Means.EVENTS
             self.packed = self.packed or means is Means.PACKED
             passed.append(line)
+
+
+_SOUND: set[bytes] = set()
+
+
+def _check_status_line(line: bytes) -> None:
+    """Raises Failed for anything that is no status line of HTTP/1.1 or 1.0; llhttp takes other protocols' too."""
+    if not _STATUS_LINE.fullmatch(line):
+        raise Failed("garbage", "the answer does not begin with a status line")
+    if len(_SOUND) < STATUS_LINES_REMEMBERED_MAX and len(line) <= LINE_REMEMBERED_BYTES_MAX:
+        _SOUND.add(line)
 
 
 _REMEMBERED: dict[bytes, Means] = {}
@@ -95,6 +116,9 @@ def _read(line: bytes) -> Means:
     if name == b"content-length":
         return Means.LENGTH
     if name == b"transfer-encoding":
+        if value != b"chunked":
+            # another coding is the body's, and we could not say so any more
+            raise Failed("garbage", "the answer is in a transfer coding that is not read here")
         return Means.CODING
     if name == b"connection":
         named = {option.strip() for option in value.split(b",")} - {b"close", b"keep-alive", b""}

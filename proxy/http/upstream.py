@@ -281,8 +281,8 @@ class Connection(asyncio.Protocol):
             reason = "head_too_large" if end > HEAD_BYTES_MAX else "garbage"
             raise Failed(reason, "the answer's head is too large, or has no end")
         raw, self._head_bytes = self._head_bytes[:end], self._head_bytes[end:]
-        if not raw.startswith(b"HTTP/"):
-            # llhttp passes over empty lines in front, which to us would be the whole head
+        if not raw.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")) or raw[9] == 0x30:
+            # llhttp passes over empty lines in front, which to us would be the whole head, and over a status of 099
             raise Failed("garbage", "the answer does not begin with a status line")
         status = self._parser.get_status_code()
         self._dry_bytes = 0
