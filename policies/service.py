@@ -39,10 +39,10 @@ class Request:
     `target` is the request target in origin form, with its query; `path` is the same without the query, after a
     route's prefix was stripped. Header names keep the caller's case. `remembered` lives as long as the door remembers
     this very head, for what follows from the head alone; requests with the same head share it and the headers. `hop`
-    is the connection it came in by.
+    is the connection it came in by; `offers` says that the caller would go on as a WebSocket.
     """
 
-    __slots__ = ("body", "headers", "hop", "method", "path", "query", "remembered", "target")
+    __slots__ = ("body", "headers", "hop", "method", "offers", "path", "query", "remembered", "target")
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Request:
         self.body = body
         self.remembered = remembered
         self.hop = NOWHERE
+        self.offers = False
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of the header `name` (given in lower case), or None."""

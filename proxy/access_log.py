@@ -15,6 +15,7 @@ import msgspec
 
 from understudy.proxy.http.exchange import Exchange
 from understudy.proxy.http.forwarding import trace_of
+from understudy.proxy.http.tunnel import Tunnel
 
 LINES_MAX = 10_000
 FLUSH_S = 0.2
@@ -76,13 +77,16 @@ def line_of(exchange: Exchange, end: str) -> str:
         if call.trace:
             asked += f',"trace":"{call.trace[3:35]}"'
     answered = ""
+    bytes_in = len(exchange.request.body)
     if answer is not None:
         answered = f',"status":{answer.status},"tier":"{answer.tier}","source":"{answer.source}"'
         if answer.reason:
             answered += f',"reason":{_json(answer.reason)}'
+        if isinstance(answer.stream, Tunnel):
+            bytes_in += answer.stream.bytes_up
     return (
         f'{{"at":{time.time():.3f},"id":"{exchange.id}",{_request_of(exchange)}{asked}{answered},"ms":{ms:.3f},'
-        f'"bytes_in":{len(exchange.request.body)},"bytes_out":{exchange.body_bytes},"end":"{end}"}}\n'
+        f'"bytes_in":{bytes_in},"bytes_out":{exchange.body_bytes},"end":"{end}"}}\n'
     )
 
 

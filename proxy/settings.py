@@ -255,6 +255,8 @@ class Limits(Frozen, frozen=True):
     """Seconds a request's body may take to arrive."""
     idle_s: PositiveSeconds = 75.0
     """Seconds a connection may stay without a request."""
+    tunnel_idle_s: PositiveSeconds = 300.0
+    """Seconds a WebSocket may be silent in both directions."""
 
 
 class Server(Frozen, frozen=True):

@@ -21,6 +21,7 @@ from understudy.proxy.http.forwarding import address_of
 from understudy.proxy.http.hall import Hall
 from understudy.proxy.http.heads import body_is_absent
 from understudy.proxy.http.request_head import END, HeadReader, RequestHead, probe_head
+from understudy.proxy.http.tunnel import Tunnel
 
 log = logging.getLogger("understudy.door")
 
@@ -39,6 +40,7 @@ class Door(asyncio.Protocol):
     """One connection from a caller."""
 
     __slots__ = (
+        "_ahead",
         "_body",
         "_body_bytes",
         "_chunked",
@@ -78,6 +80,7 @@ class Door(asyncio.Protocol):
         self._write_paused = False
         self._failing = False
         self._deaf = False
+        self._ahead = b""
         self._unsent_bytes = 0
         self._unsent_since = self._since
         # what has come of a head that is not yet whole, and a parser that says whether it still can become one
@@ -119,6 +122,8 @@ class Door(asyncio.Protocol):
             # nothing is read after a request that said it was the last
             while at < len(data) and not self._failing and not self._deaf:
                 at = self._read_head(data, at) if self._head is None else self._read_body(data, at)
+            if at < len(data) and not self._failing:
+                self._keep_for_later(data[at:])
         except BadRequest as bad:
             self._refuse(bad.status, REFUSED_FOR.get(bad.status, "bad_request"), bad.detail)
         except Exception as error:
@@ -126,6 +131,14 @@ class Door(asyncio.Protocol):
             self._refuse(500, "internal", "an error of the sidecar's own")
         if self._queue and self._transport is not None and not self._transport.is_closing():
             # what was sent ahead waits in the socket until we are done with what we have
+            self._read_paused = True
+            self._transport.pause_reading()
+
+    def _keep_for_later(self, data: bytes) -> None:
+        """What came behind an offer to speak another protocol is for whoever takes it."""
+        last = self._queue[-1] if self._queue else self._current
+        if last is not None and last.request.offers and self._transport is not None:
+            self._ahead += data
             self._read_paused = True
             self._transport.pause_reading()
 
@@ -288,7 +301,9 @@ class Door(asyncio.Protocol):
         self._body = []
         self._body_bytes = 0
         self._continue_owed = False
-        self._deaf = not head.keep_alive
+        # nobody here reads on behind an offer to speak another protocol before it is known who took it
+        request.offers = head.offers and not body
+        self._deaf = request.offers or not head.keep_alive
         self._phase = "busy"
         self._queue.append(exchange)
         if self._current is None:
@@ -372,6 +387,8 @@ class Door(asyncio.Protocol):
             elif self._transport is not None and not self._transport.is_closing():
                 self._transport.writelines((head, body))
             self.finished(exchange, "done")
+        elif isinstance(stream, Tunnel):
+            self._switch(exchange, answer, stream)
         elif body_is_absent(exchange.request.method, answer.status):
             stream.close()
             self.send(exchange.head(answer, stream.length))
@@ -385,6 +402,27 @@ class Door(asyncio.Protocol):
             if self._write_paused:
                 stream.pause()
             stream.relay(exchange)
+
+    def _switch(self, exchange: Exchange, answer: Answer, tunnel: Tunnel) -> None:
+        """The upstream took the offer: tell the caller so, and step out of the way."""
+        assert exchange.entry is not None
+        assert self._transport is not None
+        exchange.keep_alive = True
+        self.send(exchange.head(answer, None))
+        exchange.keep_alive = False
+        exchange.stream = tunnel
+        tally = exchange.entry.tally
+        tally.in_flight += 1
+        tunnel.watch(lambda _end: setattr(tally, "in_flight", tally.in_flight - 1))
+        ahead, self._ahead, self._read_paused = self._ahead, b"", False
+        tunnel.join(self._transport, self.connection_lost, exchange, ahead, write_paused=self._write_paused)
+
+    def _go_on(self, exchange: Exchange) -> None:
+        """The offer was declined: what came behind it is HTTP after all."""
+        ahead, self._ahead = self._ahead, b""
+        self._deaf = not exchange.keep_alive
+        if ahead and not self._deaf:
+            self.listener.loop.call_soon(self.data_received, ahead)
 
     def now(self) -> float:
         """Seconds on the listener's clock."""
@@ -402,6 +440,8 @@ class Door(asyncio.Protocol):
         self._current = None
         exchange.stream = None
         self._log(exchange, end)
+        if exchange.request.offers:
+            self._go_on(exchange)
         if abort:
             self._abort()
         elif not exchange.keep_alive:
@@ -422,7 +462,10 @@ class Door(asyncio.Protocol):
             return
         current = self._current
         if current is not None:
-            call = current.call
+            stream, call = current.stream, current.call
+            if isinstance(stream, Tunnel) and now - stream.heard_at > limits.tunnel_idle_s:
+                stream.over("cut")
+                return
             if call is not None and current.stream is None and current.task and now > call.deadline + OVERDUE_S:
                 current.overdue = True
                 current.task.cancel()

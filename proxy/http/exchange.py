@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from understudy.policies.observe import RouteTally
-from understudy.policies.service import Answer, Call, Headers, Request, Service, Stream, find_header
+from understudy.policies.service import Answer, Call, End, Headers, Request, Service, Stream, find_header
 from understudy.proxy.dialects.base import Dialect, is_encoded
 from understudy.proxy.http.heads import header_safe, status_line
 
@@ -107,6 +107,10 @@ class Exchange:
             self.door.finished(self, "cut")
         else:
             self.door.finished(self, "cut", abort=True)
+
+    def left(self, end: End) -> None:
+        """The tunnel that was the answer has ended."""
+        self.door.finished(self, end)
 
     def _can_be_added_to(self) -> bool:
         """Whether a notice of ours would be read: among events that are not packed, and whose length was not told."""

@@ -13,6 +13,7 @@ import httptools
 from understudy.policies.service import Headers
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.http.heads import origin_form
+from understudy.proxy.http.tunnel import offers_tunnel
 from understudy.proxy.settings import Limits
 
 REMEMBERED_MAX = 1024
@@ -48,6 +49,7 @@ class RequestHead:
         "keep_alive",
         "length",
         "method",
+        "offers",
         "path",
         "remembered",
         "target",
@@ -65,6 +67,7 @@ class RequestHead:
         self.expects = False
         self.id = ""
         self.headers: Headers = []
+        self.offers = offers_tunnel(self.method, self.version, reader.headers)
         host = self._read(reader.headers)
         if len(reader.target) > limits.target_bytes_max:
             raise BadRequest("the request target is too long", status=414)

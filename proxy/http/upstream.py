@@ -14,6 +14,7 @@ answer was seen.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -22,6 +23,7 @@ import httptools
 from understudy.policies.service import Answer, Failed
 from understudy.proxy.http.heads import body_is_absent
 from understudy.proxy.http.response_head import ResponseHead
+from understudy.proxy.http.tunnel import OFFERED, UPGRADE_LINES, Tunnel
 from understudy.proxy.http.upstream_stream import PRIMING_BYTES_MAX, Reading, UpstreamStream
 
 HEAD_BYTES_MAX = 64 * 1024
@@ -34,6 +36,9 @@ EVENT_STREAM = b"text/event-stream"
 
 JOINED_BYTES_MAX = 16 * 1024
 """A body up to this is copied behind its head: one buffer is cheaper than two."""
+
+
+_TO_WHAT_WAS_OFFERED = re.compile(rb"\r\nupgrade:[ \t]*" + OFFERED + rb"[ \t]*\r\n", re.IGNORECASE)
 
 
 class DeadConnection(Exception):
@@ -65,6 +70,7 @@ class Connection(asyncio.Protocol):
         "_hold_bytes_max",
         "_late",
         "_method",
+        "_offers",
         "_parser",
         "_paused",
         "_pool",
@@ -93,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._timer_due = 0.0
         self._due = 0.0
         self._late = ("", False)
+        self._offers = False
         self.uses = 0
         self.idle_since = 0.0
         self.retire_at = float("inf")
@@ -124,6 +131,7 @@ class Connection(asyncio.Protocol):
         reading: Reading | None,
         hold_bytes_max: int,
         stream_at_head: bool = False,
+        offers: bool = False,
         wait_s: float = float("inf"),
         late: str = "first_byte_timeout",
         late_is_soft: bool = False,
@@ -139,6 +147,7 @@ class Connection(asyncio.Protocol):
             waiter.set_exception(DeadConnection("the connection was closed before it was used"))
             return waiter
         self._reset(method, reading, hold_bytes_max, stream_at_head=stream_at_head)
+        self._offers = offers
         self.uses += 1
         self._waiter = waiter
         self._late = (late, late_is_soft)
@@ -222,8 +231,8 @@ class Connection(asyncio.Protocol):
             self._head_bytes = self._head_bytes + data if self._head_bytes else data
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._break("upgrade")
+        except httptools.HttpParserUpgrade as switched:
+            self._switch(data[cast("int", switched.args[0]) :])
         except Failed as failed:
             self._fail(failed)
             self.abort()
@@ -287,9 +296,9 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         self._dry_bytes = 0
         if status < 200:
-            if status == 101:
-                raise Failed("upgrade", "the upstream switched protocols unasked")
             self._skip_interim = True
+            if status == 101:
+                self._switching(raw)
             return
         self._head_is_done = True
         self._head_bytes = b""
@@ -329,6 +338,23 @@ class Connection(asyncio.Protocol):
             return
         if self._stream is not None or self._waiter is not None:
             self._complete()
+
+    def _switching(self, raw: bytes) -> None:
+        """A 101: from its end on the connection speaks another protocol, which must be the one that was offered."""
+        if not self._offers or not _TO_WHAT_WAS_OFFERED.search(raw):
+            raise Failed("upgrade", "the upstream switched protocols unasked")
+        self._head = ResponseHead(raw)
+        self._head_is_done = True
+
+    def _switch(self, rest: bytes) -> None:
+        waiter, head, transport = self._waiter, self._head, self._transport
+        if not self._offers or waiter is None or waiter.done() or head is None or transport is None:
+            self._break("upgrade")
+            return
+        self._waiter = None
+        pool = self._pool
+        tunnel = Tunnel(transport, self.connection_lost, rest, loop=pool.loop, clock=pool.clock)
+        waiter.set_result(Answer(101, None, block=head.block + UPGRADE_LINES, stream=tunnel))
 
     # --- what becomes of it ----------------------------------------------------------------------------------------
 

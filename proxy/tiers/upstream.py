@@ -19,6 +19,7 @@ from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept
 from understudy.proxy.http.names import Resolve
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.resuming import resuming_context
+from understudy.proxy.http.tunnel import UPGRADE_LINES
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection
 from understudy.proxy.http.upstream_stream import UpstreamStream
 from understudy.proxy.settings import Tls, UpstreamTier
@@ -82,6 +83,8 @@ class Target:
             tail = b"traceparent: %b\r\n\r\n" % call.trace.encode()
         if front.forwarded_for and request.hop.address:
             tail = b"%b%b\r\n%b" % (front.forwarded_for, request.hop.address, tail)
+        if request.offers and call.kind == "pass":
+            tail = UPGRADE_LINES + tail
         if request.body or request.method in BODY_METHODS:
             length = len(request.body)
             return b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b" % (front.lines, length, call.id.encode(), tail)
@@ -201,6 +204,7 @@ async def _exchange(
             reading=None if passed else dialect,
             hold_bytes_max=PASSED_WHOLE_BYTES_MAX if passed else settings.held_bytes_max,
             stream_at_head=passed,
+            offers=passed and request.offers,
             wait_s=wait_s,
             late="deadline" if cut_short else "first_byte_timeout",
             late_is_soft=cut_short,
