@@ -72,6 +72,7 @@ Command = Callable[[argparse.Namespace], int]
 def parser() -> argparse.ArgumentParser:
     """The command line, with every subcommand's own help."""
     from understudy.proxy import commands, local_commands
+    from understudy.proxy.bench import command as bench_command
 
     top = argparse.ArgumentParser(
         prog="understudy",
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"understudy {version('understudy')}")
     groups = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_to(groups)
+    bench_command.add_to(groups)
     local_commands.add_to(groups)
     for other in entry_points(group="understudy.commands"):
         groups.add_parser(other.name, help=f"{other.name}: see `understudy {other.name} --help`", add_help=False)

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bench.cpu import pin, tree
-from tests.bench.load import Mark, Order
+from tests.bench.load import Order
 from tests.bench.subjects import NotHere, Site, Start, Subject
 from tests.bench.workloads import Workload
 from tests.kit.processes import REPOSITORY, Process, free_port
+from understudy.proxy.bench.load import Mark
+from understudy.proxy.bench.processes import pin, tree
 
 STOP_S_MAX = 5.0
 
@@ -31,8 +32,7 @@ class BenchFailed(Exception):
     """A subject answered wrongly, or a process of ours is gone: there are no figures."""
 
 
-@dataclass(frozen=True, slots=True)
-class Effort:
+class Effort(msgspec.Struct, frozen=True):
     """How long is measured: rounds, and in each an uncounted and a counted time for each subject and workload."""
 
     rounds: int
@@ -40,8 +40,7 @@ class Effort:
     window_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """What one round measured of one subject under one workload."""
 
     subject: str
@@ -113,6 +112,7 @@ class Load:
 class Rig:
     """Everything put up: who listens where, and which processes are whose."""
 
+    site: Site
     load: Load
     upstream_pids: list[int]
     ports: dict[str, int]
@@ -122,11 +122,19 @@ class Rig:
 
     def place(self, workload: Workload) -> None:
         """Subjects on the first core; upstream and load on the second, or with them."""
-        here = self.cores[0]
-        there = here if workload.on_one_core else self.cores[1 % len(self.cores)]
         for pids in self.pids.values():
-            pin(pids, here)
-        pin([*self.upstream_pids, self.load.pid], there)
+            pin(pids, self.cores[0])
+        self.place_load(0 if workload.on_one_core else 1)
+
+    def place_load(self, core: int) -> None:
+        """Upstream and load on one core, if there are that many."""
+        pin([*self.upstream_pids, self.load.pid], self.cores[core % len(self.cores)])
+
+    @contextlib.contextmanager
+    def beside(self, *starts: Start) -> Generator[list[Child]]:
+        """More processes, started but not waited for."""
+        with contextlib.ExitStack() as stack:
+            yield [_spawned(stack, start) for start in starts]
 
 
 @contextlib.contextmanager
@@ -157,7 +165,7 @@ def put_up(subjects: Sequence[Subject], *, has_local: bool = True) -> Generator[
         for child in children.values():
             child.wait_ready()
         pids = {name: tree(child.pid) for name, child in children.items()}
-        yield Rig(load, tree(upstream.pid), ports, pids, left_out, sorted(os.sched_getaffinity(0)))
+        yield Rig(site, load, tree(upstream.pid), ports, pids, left_out, sorted(os.sched_getaffinity(0)))
 
 
 def _spawned(stack: contextlib.ExitStack, start: Start) -> Child:
@@ -167,24 +175,37 @@ def _spawned(stack: contextlib.ExitStack, start: Start) -> Child:
     return child
 
 
-def run(rig: Rig, workloads: Sequence[Workload], effort: Effort, *, told: Callable[[str], None]) -> list[Sample]:
+def run(
+    rig: Rig,
+    subjects: Sequence[Subject],
+    workloads: Sequence[Workload],
+    effort: Effort,
+    *,
+    told: Callable[[str], None],
+) -> list[Sample]:
     """All rounds. Within one, each workload goes round the subjects, each time from another one on."""
     samples: list[Sample] = []
-    names = list(rig.ports)
     for number in range(effort.rounds):
         for workload in workloads:
+            names = [one.name for one in subjects if one.name in rig.ports and one.takes(workload)]
             rig.place(workload)
             told(f"round {number + 1} of {effort.rounds}: {workload.name}")
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
-                mark = rig.load.measure(_order(rig, name, workload, effort))
-                if mark.wrong:
-                    raise BenchFailed(f"{name} answered {workload.name} wrongly: {mark.wrong}")
-                samples.append(Sample(name, workload.name, number, mark))
+            first = number % len(names) if names else 0
+            samples += [
+                Sample(name, workload.name, number, _mark(rig, name, workload, effort))
+                for name in names[first:] + names[:first]
+            ]
     return samples
 
 
-def _order(rig: Rig, name: str, workload: Workload, effort: Effort) -> Order:
-    pids = rig.pids.get(name, [])
-    port = rig.ports[name]
-    return Order(port, workload.exchange.name, workload.connections, pids, effort.warm_s, effort.window_s)
+def _mark(rig: Rig, name: str, workload: Workload, effort: Effort) -> Mark:
+    return measured(rig, name, workload, effort, port=rig.ports[name], pids=rig.pids.get(name, []))
+
+
+def measured(rig: Rig, name: str, workload: Workload, effort: Effort, *, port: int, pids: list[int]) -> Mark:
+    """One measurement of whoever listens on `port`. Raises BenchFailed when it answers wrongly."""
+    order = Order(port, workload.exchange.name, workload.connections, pids, effort.warm_s, effort.window_s)
+    mark = rig.load.measure(order)
+    if mark.wrong:
+        raise BenchFailed(f"{name} answered {workload.name} wrongly: {mark.wrong}")
+    return mark

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.bench.workloads import Workload
 from tests.kit.processes import REPOSITORY, free_port
 
 POLICIES = REPOSITORY / "policies"
+NGINX = ("/usr/sbin/nginx", "/usr/local/sbin/nginx")
+HAPROXY = ("/usr/sbin/haproxy", "/usr/local/sbin/haproxy")
+ENVOY = (str(Path(sys.executable).with_name("envoy")),)
+_NUMBER = re.compile(r"\d+\.\d+\.\d+[^\s/]*")
 
 
 class NotHere(Exception):
@@ -54,6 +61,11 @@ class Subject:
     about: str
     start: Callable[[Site], Start] | None
     version: Callable[[], str] | None = None
+    only: tuple[str, ...] = ()
+    """The workloads it is measured under, where that isn't all that are for everybody."""
+
+    def takes(self, workload: Workload) -> bool:
+        return workload.name in self.only if self.only else workload.for_all
 
 
 # --- starts --------------------------------------------------------------------------------------------------------
@@ -68,7 +80,8 @@ def _start_of_ours(module: str) -> Callable[[Site], Start]:
     return start
 
 
-def _start_sidecar(policies: Path, site: Site, state: Path) -> Start:
+def start_sidecar(policies: Path, site: Site, state: Path) -> Start:
+    """The sidecar with a policy folder, and every service behind it being the bench's upstream."""
     port, admin_port = free_port(), free_port()
     listen, admin = f"127.0.0.1:{port}", f"127.0.0.1:{admin_port}"
     command = [sys.executable, "-m", "understudy.proxy.cli", "run", "--policies", str(policies)]
@@ -84,7 +97,7 @@ def _start_sidecar(policies: Path, site: Site, state: Path) -> Start:
     return Start(command, port, admin_port, "/readyz", env)
 
 
-def _understudy(site: Site) -> Start:
+def understudy(site: Site) -> Start:
     """The policies as shipped, with the upstream in the provider's place."""
     policies = site.folder / "policies"
     policies.mkdir(exist_ok=True)
@@ -93,7 +106,7 @@ def _understudy(site: Site) -> Start:
         if not site.has_local:
             text = text.replace("      - kind: local\n", "")
         (policies / source.name).write_text(text, encoding="utf-8")
-    return _start_sidecar(policies, site, site.folder / "state")
+    return start_sidecar(policies, site, site.folder / "state")
 
 
 def _understudy_plain(site: Site) -> Start:
@@ -117,19 +130,42 @@ routes:
 """,
         encoding="utf-8",
     )
-    return _start_sidecar(policies, site, site.folder / "plain-state")
+    return start_sidecar(policies, site, site.folder / "plain-state")
 
 
 def _nginx(site: Site) -> Start:
-    nginx = _found("nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx")
-    port, folder = free_port(), site.folder / "nginx"
+    return _started_nginx(site, "nginx", "")
+
+
+def _nginx_cache(site: Site) -> Start:
+    folder = site.folder / "nginx-cache" / "cache"
+    return _started_nginx(
+        site,
+        "nginx-cache",
+        f"""\
+  proxy_cache_path {folder} keys_zone=bench:10m;
+  proxy_cache bench;
+  proxy_cache_methods POST;
+  proxy_cache_key $request_uri|$request_body;
+  proxy_cache_valid 200 1h;
+""",
+    )
+
+
+def _started_nginx(site: Site, name: str, more: str) -> Start:
+    nginx = _found("nginx", *NGINX)
+    port, folder = free_port(), site.folder / name
     folder.mkdir(exist_ok=True)
     places = "".join(
-        f"  {name}_temp_path {folder / name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        f"  {place}_temp_path {folder / place};\n" for place in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    # a master that is root gives its workers to nobody, who may not look into our folder
+    user = "user root;" if os.geteuid() == 0 else ""
+    # bodies in both directions stay in memory: left to itself, nginx writes 21 KB of request to a file
     (folder / "nginx.conf").write_text(
         f"""\
 daemon off;
+{user}
 worker_processes 1;
 pid {folder / "pid"};
 error_log stderr error;
@@ -138,6 +174,9 @@ http {{
   access_log off;
 {places}
   upstream bench {{ server 127.0.0.1:{site.upstream_port}; keepalive 64; keepalive_requests 1000000000; }}
+  client_body_buffer_size 64k;
+  proxy_buffers 16 8k;
+{more}
   server {{
     listen 127.0.0.1:{port} backlog=1024;
     keepalive_requests 1000000000;
@@ -155,8 +194,35 @@ http {{
     return Start([nginx, "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", "stderr"], port, port)
 
 
+def _haproxy(site: Site) -> Start:
+    haproxy = _found("haproxy", *HAPROXY)
+    port, config = free_port(), site.folder / "haproxy.cfg"
+    config.write_text(
+        f"""\
+global
+  maxconn 4096
+  nbthread 1
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+  http-reuse always
+  # a chunk is passed on when it comes, as all the others do
+  option http-no-delay
+frontend in
+  bind 127.0.0.1:{port} backlog 1024
+  default_backend bench
+backend bench
+  server bench 127.0.0.1:{site.upstream_port}
+""",
+        encoding="utf-8",
+    )
+    return Start([haproxy, "-db", "-q", "-f", str(config)], port, port)
+
+
 def _envoy(site: Site) -> Start:
-    envoy = _found("envoy", str(Path(sys.executable).with_name("envoy")))
+    envoy = _found("envoy", *ENVOY)
     port, admin_port = free_port(), free_port()
     config = site.folder / "envoy.json"
     config.write_text(json.dumps(_envoy_config(port, admin_port, site.upstream_port)), encoding="utf-8")
@@ -204,11 +270,13 @@ def _found(program: str, *places: str) -> str:
     raise NotHere(f"{program} is not installed")
 
 
-def _said_by(program: str, argument: str, *places: str) -> Callable[[], str]:
+def _said_by(program: str, argument: str, places: tuple[str, ...]) -> Callable[[], str]:
+    """The version in what the program says of itself, and nothing else of that: some name their own path."""
+
     def version() -> str:
         done = subprocess.run([_found(program, *places), argument], capture_output=True, text=True, timeout=20)
-        lines = (done.stdout + done.stderr).split("\n")
-        return next((line.strip() for line in lines if line.strip()), "")
+        number = _NUMBER.search(done.stdout + done.stderr)
+        return f"{program} {number[0] if number else 'unknown'}"
 
     return version
 
@@ -221,6 +289,9 @@ def _of_packages(*names: str) -> Callable[[], str]:
 
 SUBJECTS = (
     Subject("direct", "no proxy: what the latencies of the others are compared with", None),
+    Subject("nginx", "one worker, keep-alive to the upstream", _nginx, _said_by("nginx", "-v", NGINX)),
+    Subject("haproxy", "one thread, keep-alive to the upstream", _haproxy, _said_by("haproxy", "-v", HAPROXY)),
+    Subject("envoy", "one worker, plain reverse proxy", _envoy, _said_by("envoy", "--version", ENVOY)),
     Subject(
         "relay",
         "protocol to protocol, httptools and uvloop, nothing else",
@@ -228,15 +299,14 @@ SUBJECTS = (
         _of_packages("httptools", "uvloop"),
     ),
     Subject(
-        "understudy",
-        "the policies as shipped, access log on",
-        _understudy,
-        _of_packages("understudy"),
-    ),
-    Subject(
         "understudy-plain",
         "one route that passes everything, policies and access log off",
         _understudy_plain,
+    ),
+    Subject(
+        "understudy",
+        "the policies as shipped, access log on",
+        understudy,
         _of_packages("understudy"),
     ),
     Subject(
@@ -245,11 +315,5 @@ SUBJECTS = (
         _start_of_ours("tests.bench.aiohttp_proxy"),
         _of_packages("aiohttp"),
     ),
-    Subject("nginx", "one worker, keep-alive to the upstream", _nginx, _said_by("nginx", "-v", "/usr/sbin/nginx")),
-    Subject(
-        "envoy",
-        "one worker, plain reverse proxy",
-        _envoy,
-        _said_by("envoy", "--version", str(Path(sys.executable).with_name("envoy"))),
-    ),
+    Subject("nginx-cache", "a hit in nginx's proxy_cache", _nginx_cache, only=("cache-hit",)),
 )
