@@ -252,7 +252,9 @@ class Limits(Frozen, frozen=True):
     head_s: PositiveSeconds = 15.0
     """Seconds a request's head may take to arrive."""
     body_s: PositiveSeconds = 60.0
-    """Seconds a request's body may take to arrive."""
+    """Seconds without any of a request's body, and seconds all of it may take; what has come buys more time."""
+    body_bytes_per_s_min: Count = 500
+    """Bytes of a body that buy it one more second, so that one that drips is not waited for."""
     idle_s: PositiveSeconds = 75.0
     """Seconds a connection may stay without a request."""
     tunnel_idle_s: PositiveSeconds = 300.0

@@ -42,6 +42,7 @@ class Door(asyncio.Protocol):
     __slots__ = (
         "_ahead",
         "_body",
+        "_body_began",
         "_body_bytes",
         "_chunked",
         "_continue_owed",
@@ -91,6 +92,7 @@ class Door(asyncio.Protocol):
         self._path = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._body_began = 0.0
         self._to_come = 0
         self._chunked: ChunkedBody | None = None
         self._dry_bytes = 0
@@ -240,7 +242,7 @@ class Door(asyncio.Protocol):
             self._request_is_whole(b"")
             return
         self._phase = "body"
-        self._since = self._heard_at
+        self._since = self._body_began = self._heard_at
         self._continue_owed = head.expects
         if self._current is None and not self._queue:
             self._say_continue()
@@ -315,6 +317,7 @@ class Door(asyncio.Protocol):
     def _say_continue(self) -> None:
         if self._continue_owed:
             self._continue_owed = False
+            self._since = self._body_began = self.now()
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # --- serving ---------------------------------------------------------------------------------------------------
@@ -473,12 +476,18 @@ class Door(asyncio.Protocol):
         waited_s = now - self._since
         if self._phase == "head" and waited_s > limits.head_s:
             self._refuse(408, "head_timeout", "the request's head took too long")
-        elif self._phase == "body" and waited_s > limits.body_s:
+        elif self._phase == "body" and (waited_s > limits.body_s or self._drips(now)):
             self._refuse(408, "body_timeout", "the request's body took too long")
         elif (self._phase == "idle" and waited_s > limits.idle_s) or (
             self._phase == "lingering" and waited_s > LINGER_S
         ):
             self._abort()
+
+    def _drips(self, now: float) -> bool:
+        """Whether the body comes too slowly: each stretch of it buys only so much more time."""
+        limits = self.listener.limits
+        come_bytes = sum(map(len, self._body))
+        return now - self._body_began > limits.body_s + come_bytes / limits.body_bytes_per_s_min
 
     def _takes_nothing(self, now: float, patience_s: float) -> bool:
         """Whether nothing of what we have written was taken for that long: who reads so must not hold an upstream."""
@@ -493,7 +502,7 @@ class Door(asyncio.Protocol):
         if self._read_paused and self._transport is not None:
             self._read_paused = False
             # the pause was ours: it is no slowness of the caller's
-            self._since = self.now()
+            self._since = self._body_began = self.now()
             self._transport.resume_reading()
 
     def _abort(self) -> None:

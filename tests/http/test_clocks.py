@@ -55,17 +55,55 @@ async def test_a_head_that_takes_too_long_is_a_408_however_steadily_it_drips():
 async def test_a_body_that_stops_coming_is_a_408_and_one_that_only_comes_slowly_is_not():
     async with House(limits=LIMITS) as house:
         caller = await house.caller()
-        caller.say(request("POST", body=b"0123456789")[:-10])
-        for byte in b"0123456789":
-            await asyncio.sleep(15)
-            caller.say(bytes([byte]))
+        caller.say(request("POST", body=b"x" * 50_000)[:-50_000])
+        for _ in range(10):
+            await asyncio.sleep(9)
+            caller.say(b"x" * 5000)
         assert (await caller.hears()).status == 200
-        caller.say(request("POST", body=b"0123456789")[:-1])
+        caller.say(request("POST", body=b"x" * 50_000)[:-1])
         started = now()
         got = await caller.hears()
         assert (got.status, got.code) == (408, "body_timeout")
         assert 20 <= now() - started < 23
         await caller.ends()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_body_that_drips_is_a_408_although_it_never_stops(framing: str):
+    async with House(limits=LIMITS) as house:
+        caller = await house.caller()
+        head, piece = b"POST /x HTTP/1.1\r\nhost: here\r\n", b"x" * 100
+        if framing == "length":
+            caller.say(head + b"content-length: 1000000\r\n\r\n")
+        else:
+            caller.say(head + b"transfer-encoding: chunked\r\n\r\n")
+            piece = b"64\r\n" + piece + b"\r\n"
+        started = now()
+
+        async def drip() -> None:
+            while True:
+                caller.say(piece)
+                await asyncio.sleep(1)
+
+        dripping = asyncio.ensure_future(drip())
+        got = await caller.hears()
+        assert (got.status, got.code) == (408, "body_timeout")
+        # 20 s, and a fifth of a second for each of the pieces that came meanwhile
+        assert 24 <= now() - started < 28
+        dripping.cancel()
+
+
+async def test_a_body_that_waited_for_our_leave_is_timed_from_then():
+    async with House(limits=LIMITS) as house:
+        house.up.then(_late(25.0))
+        caller = await house.caller()
+        asks = b"POST /2 HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n"
+        caller.say(request(target="/1"), asks)
+        assert (await caller.hears()).status == 200
+        assert (await caller.hears()).status == 100
+        await asyncio.sleep(10)
+        caller.say(b"abc")
+        assert (await caller.hears()).status == 200
 
 
 async def test_the_head_clock_does_not_count_the_time_we_were_busy_and_did_not_read():
