@@ -51,7 +51,7 @@ class ResponseHead:
         options: set[bytes] = set()
         first, *lines = raw[:-4].split(b"\r\n")
         if first not in _SOUND:
-            _check_status_line(first)
+            check_status_line(first)
         for line in lines:
             means = _REMEMBERED.get(line) or _meaning(line)
             if means is _PASSED:
@@ -88,7 +88,7 @@ class ResponseHead:
 _SOUND: set[bytes] = set()
 
 
-def _check_status_line(line: bytes) -> None:
+def check_status_line(line: bytes) -> None:
     """Raises Failed for anything that is no status line of HTTP/1.1 or 1.0; llhttp takes other protocols' too."""
     if not _STATUS_LINE.fullmatch(line):
         raise Failed("garbage", "the answer does not begin with a status line")

@@ -22,7 +22,7 @@ import httptools
 
 from understudy.policies.service import Answer, Failed
 from understudy.proxy.http.heads import body_is_absent
-from understudy.proxy.http.response_head import ResponseHead
+from understudy.proxy.http.response_head import ResponseHead, check_status_line
 from understudy.proxy.http.tunnel import OFFERED, UPGRADE_LINES, Tunnel
 from understudy.proxy.http.upstream_stream import PRIMING_BYTES_MAX, Reading, UpstreamStream
 
@@ -296,18 +296,20 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         self._dry_bytes = 0
         if status < 200:
+            check_status_line(raw.partition(b"\r\n")[0])
             self._skip_interim = True
             if status == 101:
                 self._switching(raw)
             return
         self._head_is_done = True
-        self._head_bytes = b""
+        rest, self._head_bytes = self._head_bytes, b""
         head = self._head = ResponseHead(raw)
         if head.packed:
             # nobody can read what is packed: it is passed on as it comes
             self._reading = None
         if body_is_absent(self._method, status):
-            head.framed = True
+            # whatever stands behind it already, nobody asked for
+            head.framed = not rest
             if self._method == b"HEAD":
                 # llhttp would wait for the body that the head speaks of
                 self._complete()

@@ -186,3 +186,50 @@ def _differences(got: Said, meant: Said, host: bytes) -> list[str]:
         if hop or (not ADDED.fullmatch(name) and (name in dropped or (name, value) not in meant.headers)):
             found.append(f"a header nobody meant for the upstream: {name!r}: {value!r}")
     return found
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+_ANSWER = re.compile(
+    rb"HTTP/1\.(?P<minor>[01]) (?P<status>[1-9][0-9]{2})(?: [\t -~\x80-\xff]*)?\r\n"
+    rb"(?P<lines>(?:" + TOKEN + rb":[\t -~\x80-\xff]*\r\n)*)\r\n"
+)
+
+
+@dataclass
+class Answered:
+    """One answer as it was certainly meant. `plain` is what no reader may refuse: nothing interim, nothing optional."""
+
+    status: int
+    body: bytes
+    end: int
+    plain: bool
+
+
+def answer(data: bytes, method: bytes, *, closed: bool) -> Answered | None:
+    """The final answer to a request of this method, whole; None for anything that certainly is none."""
+    at, plain = 0, True
+    while (head := _ANSWER.match(data, at)) and int(head["status"]) < 200:
+        if head["status"] == b"101":
+            return None
+        at, plain = head.end(), False
+    if head is None:
+        return None
+    said = Said(method, b"", int(head["minor"]), _pairs(head["lines"]), end=head.end())
+    status = int(head["status"])
+    lengths, codings = said.every(b"content-length"), said.every(b"transfer-encoding")
+    if len(lengths) + len(codings) > 1 or (codings and (said.minor == 0 or codings[0].lower() != b"chunked")):
+        return None
+    if lengths and not re.fullmatch(rb"[0-9]+", lengths[0]):
+        return None
+    plain = plain and not (lengths and int(lengths[0]) >= 1 << 60)
+    plain = plain and len(head[0]) < 60_000 and not _CODING_AND_TAB.search(head[0])
+    if method == b"HEAD" or status in (204, 304):
+        return Answered(status, b"", head.end(), plain)
+    if not lengths and not codings:
+        return Answered(status, data[head.end() :], len(data), plain) if closed else None
+    large = Bounds(line_bytes_max=1 << 20, trailer_bytes_max=1 << 20)
+    if not (_chunks(said, data, large) if codings else _with_body(said, data, at, large)):
+        return None
+    plain = plain and not said.trailers and not (codings and b";" in data[head.end() :])
+    return Answered(status, said.body, said.end, plain)

@@ -54,10 +54,8 @@ class Pipe(asyncio.Transport):
         self._rig.events += 1
         if self.closed or self.protocol is None:
             return
-        if self._paused:
-            self._waiting.append(data)
-        else:
-            self.protocol.data_received(data)
+        self._waiting.append(data)
+        self._flush()
 
     def hang_up(self) -> None:
         """The other side has sent its last byte."""
@@ -103,8 +101,9 @@ class Pipe(asyncio.Transport):
         self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        while self._waiting and not self._paused:
-            self.deliver(self._waiting.pop(0))
+        while self._waiting and not self._paused and not self.closed and self.protocol is not None:
+            self._rig.events += 1
+            self.protocol.data_received(self._waiting.pop(0))
 
     def is_reading(self) -> bool:
         return not self._paused
