@@ -113,4 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # by its own name, or the Complaint that others raise would not be the one caught here
+    from understudy.proxy import cli
+
+    sys.exit(cli.main())

@@ -23,10 +23,11 @@ from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
+from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
 from understudy.proxy.reading import BadPolicies, Fault, Reading, read_folder
 from understudy.proxy.routes import Table
-from understudy.proxy.rules import addresses, parse_address
+from understudy.proxy.rules import addresses, parse_address, unix_path
 from understudy.proxy.settings import LocalTier, Route, Settings, Tier, UpstreamTier
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.tiers.local import Knowing, local_tier
@@ -35,6 +36,7 @@ from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 log = logging.getLogger("understudy")
 
 TICK_S = 1.0
+DOORS_S = 0.05
 LAST_CALL_S = 1.0
 """How long idle connections stay open when draining: who calls once more is answered with `connection: close`, and no
 call crosses a close on its way."""
@@ -75,6 +77,7 @@ class Sidecar:
         self.pseudonym = b"understudy-" + secrets.token_hex(6).encode()
         self.loop_lag_s = 0.0
         self.listeners: list[Listener] = []
+        self._unix_places: list[UnixPlace] = []
         self._servers: list[asyncio.Server] = []
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -230,10 +233,9 @@ class Sidecar:
         if places is not None:
             self._accepting = Accepting(places)
         for number, address in enumerate(addresses(self.settings)):
-            host, port = parse_address(address)
             listener = Listener(
                 self.loop,
-                port,
+                parse_address(address)[1],
                 self.stack.table.find,
                 DIALECTS["plain"],
                 self.settings.server.limits,
@@ -248,18 +250,29 @@ class Sidecar:
                 self.listeners.append(listener)
                 continue
             try:
-                server = await self.loop.create_server(listener, host, port, backlog=BACKLOG)
+                server = await self._server(listener, address)
             except OSError as error:
                 raise CannotStart(f"can't listen on {address}: {error.strerror or error}") from None
-            listener.port = server.sockets[0].getsockname()[1]
             self._servers.append(server)
             self.listeners.append(listener)
-            log.info("listening on http://%s:%d", host, listener.port)
         await self.cover([place])
         if self._needs_local():
             self._loading = self.loop.create_task(load_local(self.knowing, self.settings.local, self.state))
             self._loading.add_done_callback(self._loaded)
         self._ticker = self.loop.call_later(TICK_S, self._tick, self.world.clock() + TICK_S)
+
+    async def _server(self, listener: Listener, address: str) -> asyncio.Server:
+        """Let callers of one address in. Raises OSError."""
+        if path := unix_path(address):
+            place = UnixPlace(path)
+            self._unix_places.append(place)
+            log.info("listening on %s", address)
+            return await self.loop.create_unix_server(listener, sock=place.socket, backlog=BACKLOG)
+        host, port = parse_address(address)
+        server = await self.loop.create_server(listener, host, port, backlog=BACKLOG)
+        listener.port = server.sockets[0].getsockname()[1]
+        log.info("listening on http://%s:%d", host, listener.port)
+        return server
 
     async def cover(self, places: Collection[int]) -> None:
         """Accept from the sockets of these places, where there are several."""
@@ -304,12 +317,16 @@ class Sidecar:
         await self.stop()
 
     async def _emptied(self, deadline: float) -> None:
-        # polled, so that the doors need no notion of being waited for
+        # polled, so that the doors need no notion of being waited for; once at least, for who has just been accepted
+        # stands at the door only a turn of the loop later, or a TLS handshake later
+        await asyncio.sleep(DOORS_S)
         while any(listener.doors for listener in self.listeners) and self.loop.time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(DOORS_S)
 
     async def stop(self) -> None:
         """Let go of everything at once."""
+        for place in self._unix_places:
+            place.remove()
         if self._ticker is not None:
             self._ticker.cancel()
         for pool in self.pools.values():

@@ -281,6 +281,7 @@ class Parent:
             "ready": place.ready,
             "unready_because": report.unready_because if report else "starting",
             "replaced": place.respawn.deaths,
+            "answers": sum(sum(route["answers"].values()) for route in routes),
             "breakers": {
                 f"{route['name']} {tier['name']}": tier["breaker"]["state"]
                 for route in routes

@@ -1,0 +1,325 @@
+"""Several workers behind one address: added up, replaced, agreeing, and handed over without a lost call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kit.acts import answer
+from tests.kit.fake_upstream import Hosted, in_thread
+from tests.kit.processes import Sidecar, eventually
+from tests.real.callers import Callers, Connection, Lost
+
+pytestmark = pytest.mark.real
+
+BREAKER_S_MAX = 1.0
+RESTARTS = 20
+FEW_RESTARTS = 3
+
+
+def policies(upstream: Hosted, *, server: str = "workers: 2", route: str = "", tier: str = "") -> str:
+    return (
+        "server:\n"
+        "  listen: ${UNDERSTUDY_LISTEN}\n"
+        "  admin: ${UNDERSTUDY_ADMIN}\n"
+        "  access_log: false\n"
+        "  drain_s: 10\n"
+        f"  {server}\n"
+        "routes:\n"
+        "  - name: chat\n"
+        "    match: {prefix: /v1}\n"
+        "    dialect: openai-chat\n"
+        f"{route}"
+        "    tiers:\n"
+        "      - kind: upstream\n"
+        "        name: model\n"
+        f"        url: {upstream.url}\n"
+        f"{tier}"
+    )
+
+
+@pytest.fixture
+def upstream() -> Iterator[Hosted]:
+    with in_thread(answer(body={"who": "model"})) as hosted:
+        yield hosted
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "policies").mkdir()
+    return tmp_path / "policies"
+
+
+def started(folder: Path, tmp_path: Path, text: str) -> Sidecar:
+    (folder / "chat.yaml").write_text(text)
+    return Sidecar(folder, tmp_path / "state")
+
+
+def heir_of(sidecar: Sidecar, folder: Path) -> Sidecar:
+    """The next process on the same addresses."""
+    heir = Sidecar(folder, sidecar.state)
+    heir.port, heir.admin_port, heir.ready_port = sidecar.port, sidecar.admin_port, sidecar.admin_port
+    heir.env = sidecar.env
+    return heir
+
+
+def admin(sidecar: Sidecar, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(sidecar.admin_url + path, timeout=5) as told:
+            return told.status, told.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def status(sidecar: Sidecar) -> dict[str, Any]:
+    return json.loads(admin(sidecar, "/status")[1])
+
+
+def workers(sidecar: Sidecar) -> list[dict[str, Any]]:
+    return status(sidecar)["workers"]
+
+
+def all_ready(sidecar: Sidecar) -> bool:
+    return all(worker["ready"] for worker in workers(sidecar))
+
+
+def metric(sidecar: Sidecar, name: str) -> float:
+    """The sum over all the samples with this name."""
+    lines = admin(sidecar, "/metrics")[1].splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}[{{ ]", line))
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def holds(check: Callable[[], bool]) -> None:
+    """`eventually`, while callers go on asking on this loop."""
+    await asyncio.to_thread(eventually, check)
+
+
+# --- adding up -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_clock
+async def test_two_workers_answer_and_their_metrics_add_up_exactly(upstream: Hosted, folder: Path, tmp_path: Path):
+    with started(folder, tmp_path, policies(upstream)) as sidecar:
+        await holds(lambda: all_ready(sidecar))
+        callers = Callers(sidecar.port, 24)
+        async with callers:
+            await holds(lambda: callers.answered >= 500)
+        assert not callers.lost
+        total = callers.answered
+        answers = [worker["answers"] for worker in await asyncio.to_thread(workers, sidecar)]
+        assert sum(answers) == total
+        assert min(answers) > 0
+        for name in (
+            "understudy_requests_total",
+            "understudy_request_seconds_count",
+            "understudy_overhead_seconds_count",
+            "understudy_tier_outcomes_total",
+        ):
+            assert await asyncio.to_thread(metric, sidecar, name) == total, name
+        assert await asyncio.to_thread(metric, sidecar, "understudy_in_flight") == 0
+        text = (await asyncio.to_thread(admin, sidecar, "/metrics"))[1]
+        assert 'understudy_workers{state="ready"} 2.0' in text
+        assert len(upstream.heard) == total
+
+
+# --- replacing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_clock
+async def test_a_killed_worker_is_replaced_and_costs_only_the_calls_it_had_in_hand(
+    upstream: Hosted, folder: Path, tmp_path: Path
+):
+    with started(folder, tmp_path, policies(upstream)) as sidecar:
+        await holds(lambda: all_ready(sidecar))
+        count = 16
+        callers = Callers(sidecar.port, count)
+        async with callers:
+            await holds(lambda: callers.answered >= 300)
+            before = await asyncio.to_thread(metric, sidecar, "understudy_requests_total")
+            first, second = await asyncio.to_thread(workers, sidecar)
+            os.kill(first["pid"], signal.SIGKILL)
+            await holds(lambda: workers(sidecar)[0]["pid"] not in (None, first["pid"]) and all_ready(sidecar))
+            so_far = callers.answered
+            await holds(lambda: callers.answered >= so_far + 200)
+        # each caller has one call in hand: no more can be lost, and none can be refused a connection
+        assert sum(callers.lost.values()) <= count, callers.lost
+        assert not [how for how in callers.lost if not how.startswith("sent")], callers.lost
+        now = await asyncio.to_thread(workers, sidecar)
+        assert now[1]["pid"] == second["pid"]
+        assert [worker["replaced"] for worker in now] == [1, 0]
+        after = await asyncio.to_thread(metric, sidecar, "understudy_requests_total")
+        assert before <= after <= callers.answered
+        # what the dead one had counted since it last reported, at most twice a second, is all that may be missing
+        assert after >= callers.answered * 0.5
+        assert await asyncio.to_thread(metric, sidecar, "understudy_workers_replaced_total") == 1
+        assert "worker 0 ended with signal SIGKILL" in sidecar.logs()
+
+
+def test_workers_that_can_never_start_end_the_parent_with_a_reason(upstream: Hosted, folder: Path, tmp_path: Path):
+    (folder / "ca.pem").write_text("no certificate at all")
+    text = policies(upstream, tier="        tls: {ca_file: ca.pem}\n").replace("http://127", "https://127")
+    sidecar = started(folder, tmp_path, text)
+    with pytest.raises(RuntimeError, match="no worker can start"):
+        sidecar.start()
+    assert sidecar.child is not None
+    assert sidecar.child.returncode == 2
+    assert "tls.ca_file" in sidecar.logs()
+
+
+def test_workers_do_not_outlive_their_parent(upstream: Hosted, folder: Path, tmp_path: Path):
+    with started(folder, tmp_path, policies(upstream)) as sidecar:
+        eventually(lambda: all_ready(sidecar))
+        pids = [worker["pid"] for worker in workers(sidecar)]
+        sidecar.kill()
+        eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+# --- agreeing ------------------------------------------------------------------------------------------------------
+
+
+def states(sidecar: Sidecar) -> set[str]:
+    return {worker["breakers"].get("chat model", "closed") for worker in workers(sidecar)}
+
+
+@pytest.mark.real_clock
+async def test_a_breaker_that_opens_or_closes_in_one_worker_does_in_the_other_within_a_second(
+    upstream: Hosted, folder: Path, tmp_path: Path
+):
+    upstream.always(answer(500, body={"error": {}}))
+    rules = "    retry: {attempts: 1}\n    breaker: {consecutive: 3, open_s: 2, permits: 1}\n"
+    with started(folder, tmp_path, policies(upstream, route=rules)) as sidecar:
+        await holds(lambda: all_ready(sidecar))
+        # one connection comes to one worker: the other sees no failure of its own
+        connection = Connection(sidecar.port)
+        for _ in range(3):
+            assert (await connection.call())[0] == 500
+        opened_at = time.monotonic()
+        await holds(lambda: states(sidecar) == {"open"})
+        assert time.monotonic() - opened_at < BREAKER_S_MAX
+        assert len(upstream.heard) == 3
+
+        upstream.always(answer(body={"who": "model"}))
+        async with asyncio.timeout(20):
+            while (await connection.call())[0] != 200:  # noqa: ASYNC110 (what changes is in another process)
+                await asyncio.sleep(0.05)
+        closed_at = time.monotonic()
+        await holds(lambda: states(sidecar) == {"closed"})
+        assert time.monotonic() - closed_at < BREAKER_S_MAX
+        connection.close()
+
+
+@pytest.mark.real_clock
+async def test_a_worker_that_replaces_another_knows_what_the_breakers_know(
+    upstream: Hosted, folder: Path, tmp_path: Path
+):
+    upstream.always(answer(500, body={"error": {}}))
+    rules = "    retry: {attempts: 1}\n    breaker: {consecutive: 3, open_s: 60, open_s_max: 60}\n"
+    with started(folder, tmp_path, policies(upstream, route=rules)) as sidecar:
+        await holds(lambda: all_ready(sidecar))
+        connection = Connection(sidecar.port)
+        for _ in range(3):
+            await connection.call()
+        connection.close()
+        await holds(lambda: states(sidecar) == {"open"})
+        pids = {worker["pid"] for worker in await asyncio.to_thread(workers, sidecar)}
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        await holds(lambda: all_ready(sidecar) and not pids & {worker["pid"] for worker in workers(sidecar)})
+        await holds(lambda: states(sidecar) == {"open"})
+        assert len(upstream.heard) == 3
+
+
+# --- the way down, and on ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_clock
+@pytest.mark.parametrize(("server", "processes"), [("workers: 1", 1), ("workers: 2", 3)])
+async def test_who_calls_once_more_while_draining_is_answered_and_told_that_it_was_the_last(
+    upstream: Hosted, folder: Path, tmp_path: Path, server: str, processes: int
+):
+    with started(folder, tmp_path, policies(upstream, server=server)) as sidecar:
+        await holds(lambda: all(worker["ready"] for worker in status(sidecar).get("workers", ())))
+        connections = [Connection(sidecar.port) for _ in range(6)]
+        for connection in connections:
+            assert "connection" not in (await connection.call())[1]
+        sidecar.signal(signal.SIGTERM)
+        await holds(lambda: admin(sidecar, "/readyz") == (503, "draining\n"))
+        await holds(lambda: sidecar.logs().count("draining, for up to") == processes)
+        for connection in connections:
+            told, headers = await connection.call()
+            assert (told, headers["connection"]) == (200, "close")
+        with pytest.raises(Lost, match="not connected"):
+            await connections[0].call()
+        assert sidecar.child is not None
+        assert await asyncio.to_thread(sidecar.child.wait, 10) == 0
+
+
+async def restart(times: int, sidecar: Sidecar, folder: Path) -> Sidecar:
+    for _ in range(times):
+        heir = heir_of(sidecar, folder)
+        heir.spawn()
+        assert sidecar.child is not None
+        assert await asyncio.to_thread(sidecar.child.wait, 30) == 0, heir.logs()
+        sidecar = heir
+    return sidecar
+
+
+async def restarts_under_load(times: int, upstream: Hosted, folder: Path, tmp_path: Path, server: str) -> None:
+    sidecar = started(folder, tmp_path, policies(upstream, server=server))
+    with sidecar:
+        callers = Callers(sidecar.port, 16)
+        async with callers:
+            last = await restart(times, sidecar, folder)
+            enough = callers.answered + 100
+            await holds(lambda: callers.answered >= enough)
+        try:
+            told = await asyncio.to_thread(admin, last, "/readyz")
+            assert told[0] == 200
+        finally:
+            await asyncio.to_thread(last.stop)
+    print(f"{times} restarts: {callers.answered} calls on {callers.opened} connections, lost {dict(callers.lost)}")
+    assert not callers.lost
+    assert len(upstream.heard) == callers.answered
+
+
+@pytest.mark.real_clock
+@pytest.mark.parametrize("server", ["workers: 2", "reuse_port: true"])
+async def test_the_next_process_takes_over_under_load_and_no_call_is_lost(
+    upstream: Hosted, folder: Path, tmp_path: Path, server: str
+):
+    await restarts_under_load(FEW_RESTARTS, upstream, folder, tmp_path, server)
+
+
+@pytest.mark.slow
+@pytest.mark.real_clock(within_s=120)
+async def test_twenty_restarts_under_load_lose_no_call(upstream: Hosted, folder: Path, tmp_path: Path):
+    await restarts_under_load(RESTARTS, upstream, folder, tmp_path, "workers: 2")
+
+
+def test_a_stranger_on_the_port_is_not_shared_with(upstream: Hosted, folder: Path, tmp_path: Path):
+    with started(folder, tmp_path, policies(upstream, server="workers: 1")) as alone:
+        (folder / "chat.yaml").write_text(policies(upstream))
+        heir = heir_of(alone, folder)
+        heir.spawn()
+        assert heir.child is not None
+        assert heir.child.wait(20) == 2
+        assert "somebody listens there" in heir.logs()
