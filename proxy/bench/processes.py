@@ -54,11 +54,12 @@ def rss_bytes(pid: int) -> int:
 
 
 def pin(pids: Iterable[int], *cores: int) -> None:
-    """Put every thread of `pids` on these cores."""
+    """Put every thread of `pids` on these cores; one that has ended meanwhile needs none."""
     for pid in pids:
-        for thread in (PROC / str(pid) / "task").iterdir():
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread.name), cores)
+        with contextlib.suppress(FileNotFoundError):
+            for thread in (PROC / str(pid) / "task").iterdir():
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread.name), cores)
 
 
 def listening(port: int) -> list[int]:

@@ -116,14 +116,14 @@ class Rig:
     load: Load
     upstream_pids: list[int]
     ports: dict[str, int]
-    pids: dict[str, list[int]]
+    roots: dict[str, int]
     left_out: dict[str, str]
     cores: list[int]
 
     def place(self, workload: Workload) -> None:
         """Subjects on the first core; upstream and load on the second, or with them."""
-        for pids in self.pids.values():
-            pin(pids, self.cores[0])
+        for root in self.roots.values():
+            pin(tree(root), self.cores[0])
         self.place_load(0 if workload.on_one_core else 1)
 
     def place_load(self, core: int) -> None:
@@ -164,8 +164,8 @@ def put_up(subjects: Sequence[Subject], *, has_local: bool = True) -> Generator[
             ports[subject.name] = start.port
         for child in children.values():
             child.wait_ready()
-        pids = {name: tree(child.pid) for name, child in children.items()}
-        yield Rig(site, load, tree(upstream.pid), ports, pids, left_out, sorted(os.sched_getaffinity(0)))
+        roots = {name: child.pid for name, child in children.items()}
+        yield Rig(site, load, tree(upstream.pid), ports, roots, left_out, sorted(os.sched_getaffinity(0)))
 
 
 def _spawned(stack: contextlib.ExitStack, start: Start) -> Child:
@@ -199,7 +199,9 @@ def run(
 
 
 def _mark(rig: Rig, name: str, workload: Workload, effort: Effort) -> Mark:
-    return measured(rig, name, workload, effort, port=rig.ports[name], pids=rig.pids.get(name, []))
+    # looked up anew: some of nginx's processes come and go
+    pids = tree(rig.roots[name]) if name in rig.roots else []
+    return measured(rig, name, workload, effort, port=rig.ports[name], pids=pids)
 
 
 def measured(rig: Rig, name: str, workload: Workload, effort: Effort, *, port: int, pids: list[int]) -> Mark:
