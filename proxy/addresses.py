@@ -8,6 +8,8 @@ import re
 from understudy.proxy.settings import Settings
 
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
+UNIX_PATH_BYTES_MAX = 107
+"""What fits into the kernel's sun_path."""
 WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, never bound to
 
 
@@ -27,6 +29,18 @@ def parse_address(address: str) -> tuple[str, int]:
         return (inner, int(digits)) if is_ip(inner.partition("%")[0], 6) else ("", 0)
     numeric = re.fullmatch(r"[0-9.]+", host) is not None
     return (host, int(digits)) if (is_ip(host, 4) if numeric else HOST.fullmatch(host)) else ("", 0)
+
+
+def unix_path(address: str) -> str:
+    """The path in unix:/path; '' when the address is none of these."""
+    return address[5:] if address.startswith("unix:") else ""
+
+
+def path_fault(path: str) -> str:
+    """What is wrong with the path of a Unix socket; '' when nothing is."""
+    if path.startswith("/") and "\0" not in path and len(path.encode()) <= UNIX_PATH_BYTES_MAX:
+        return ""
+    return f"a socket's path is absolute, and has at most {UNIX_PATH_BYTES_MAX} bytes"
 
 
 def is_ip(text: str, version: int) -> bool:

@@ -11,7 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from understudy.proxy.addresses import HOST, addresses, clash, is_ip, is_loopback, numeric, parse_address
+from understudy.proxy.addresses import (
+    HOST,
+    addresses,
+    clash,
+    is_ip,
+    is_loopback,
+    numeric,
+    parse_address,
+    path_fault,
+    unix_path,
+)
 from understudy.proxy.scalars import did_you_mean
 from understudy.proxy.settings import LocalTier, Match, Route, Settings, Tier, UpstreamTier
 from understudy.proxy.spots import Fault, Grown, Spot, join, named
@@ -124,7 +134,7 @@ def _listen_faults(settings: Settings, at: Place) -> Iterator[Fault]:
     for key, address in _named_addresses(settings):
         host, port = parse_address(address)
         if address.startswith("unix:"):
-            yield from at.fault("unix sockets can't be listened on yet; write host:port", key)
+            yield from _unix_faults(settings, key, address, at)
         elif not host:
             hint = "; for every interface write 0.0.0.0:port or [::]:port" if address[:1] in (":", "*") else ""
             yield from at.fault(f"expected host:port or [v6]:port{hint}", key)
@@ -134,9 +144,24 @@ def _listen_faults(settings: Settings, at: Place) -> Iterator[Fault]:
             taken[numeric(host), port] = key
 
 
+def _unix_faults(settings: Settings, key: str, address: str, at: Place) -> Iterator[Fault]:
+    first = "listen" if isinstance(settings.server.listen, str) else "listen[0]"
+    if why := path_fault(unix_path(address)):
+        yield from at.fault(f"expected unix:/path; {why}", key)
+    elif key == "admin":
+        yield from at.fault("the admin port can't be a Unix socket", key)
+    elif key == first:
+        yield from at.fault("the first address must be host:port: it is what applications and Envoy are told", key)
+    elif settings.server.workers != 1 or settings.server.reuse_port:
+        why = "a Unix socket can't be shared: it needs workers: 1, and no reuse_port"
+        yield from at.fault(why, key, reads=["workers", "reuse_port"])
+    elif addresses(settings).count(address) > 1 and key != f"listen[{addresses(settings).index(address)}]":
+        yield from at.fault("this socket is listed twice", key)
+
+
 def _ports(settings: Settings) -> set[int]:
     """The ports listened on; none where one can't be known."""
-    ports = [parse_address(address)[1] for address in addresses(settings)]
+    ports = [parse_address(address)[1] for address in addresses(settings) if not unix_path(address)]
     return set(ports) if all(ports) else set()
 
 
@@ -272,6 +297,8 @@ def _upstream_faults(tier: UpstreamTier, at: Place, *, there: bool) -> Iterator[
     # a variable that is set to nothing gives an empty url, and takes the tier away: nothing is wrong with that
     if (there or tier.url) and (why := _url_fault(tier.url)):
         yield from at.fault(why, "url")
+    if tier.socket is not None and (why := path_fault(tier.socket)):
+        yield from at.fault(why, "socket")
     seen: set[str] = set()
     for name, value in tier.headers.items():
         here = at.at("headers").at(named(name))
@@ -289,6 +316,10 @@ def _upstream_faults(tier: UpstreamTier, at: Place, *, there: bool) -> Iterator[
 
 def _circle_faults(settings: Settings, tier: UpstreamTier, at: Place) -> Iterator[Fault]:
     """An upstream that is the sidecar itself: what `understudy env` prints is the application's, not ours."""
+    if tier.socket is not None:
+        if f"unix:{tier.socket}" in addresses(settings):
+            yield from at.fault("this is the sidecar's own address: calls would go round in circles", "socket")
+        return
     if _url_fault(tier.url):
         return
     url = urlsplit(tier.url)

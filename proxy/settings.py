@@ -133,6 +133,8 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     name: Name
     url: str
     """http(s)://host[:port][/base]; the whole path of the request is put behind it."""
+    socket: str | None = None
+    """The path of a Unix socket to connect to, instead of the URL's host and port."""
     when_env: list[EnvName] = []
     """Only there when all these environment variables are set and not empty."""
     space: str | None = None
@@ -265,7 +267,7 @@ class Server(Frozen, frozen=True):
     """Where the sidecar listens, and how it behaves as a process."""
 
     listen: str | Annotated[list[str], Meta(min_length=1)] = "127.0.0.1:8787"
-    """host:port or [v6]:port, one or several; port 0 takes a free one."""
+    """host:port or [v6]:port, one or several; port 0 takes a free one. Behind the first, unix:/path as well."""
     admin: str = "127.0.0.1:8788"
     """Where health, metrics and status are served."""
     forwarded: Literal["keep", "append"] = "keep"

@@ -20,6 +20,7 @@ from understudy.proxy.http.names import Resolve
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.resuming import resuming_context
 from understudy.proxy.http.tunnel import UPGRADE_LINES
+from understudy.proxy.http.unix import UnixPool
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection
 from understudy.proxy.http.upstream_stream import UpstreamStream
 from understudy.proxy.settings import Tls, UpstreamTier
@@ -126,12 +127,14 @@ def make_pool(
 ) -> Pool:
     """The connections to a tier's upstream; the first is opened by the first call."""
     target = Target(settings)
-    return Pool(
+    kind = UnixPool if settings.socket else Pool
+    pool = kind(
         loop,
-        target.host,
+        # behind a Unix socket there is no name to resolve
+        "127.0.0.1" if settings.socket else target.host,
         target.port,
         tls=tls_context(settings.tls) if target.tls else None,
-        server_name=settings.tls.server_name,
+        server_name=settings.tls.server_name or target.host,
         connections_max=settings.connections_max,
         wait_s_max=settings.pool_wait_s,
         idle_s=settings.idle_s,
@@ -141,6 +144,9 @@ def make_pool(
         dice=dice,
         resolve=resolve,
     )
+    if isinstance(pool, UnixPool):
+        pool.path = settings.socket or ""
+    return pool
 
 
 class Connections(Protocol):
