@@ -8,13 +8,18 @@ is new.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from understudy.proxy.settings import Local
 from understudy.proxy.tiers.knowing import Knowing, Model
+
+if TYPE_CHECKING:
+    from understudy.models.embedder import Embedder
 
 log = logging.getLogger("understudy.local")
 
@@ -65,17 +70,26 @@ def knowledge_sources(local: Local) -> list[Path]:
 
 
 def build_knowledge(embedder: object, sources: Sequence[Path], folder: Path) -> bool:
-    """Make the collection if it is missing or out of date; whether it was made. Takes seconds: call it in a thread."""
-    from understudy.indexes.build import build
+    """Make the collection if it is missing or out of date; whether it was made. Takes seconds: call it in a thread.
+
+    Of several workers, or two processes over one state folder, the first makes it; the others wait, and find it made.
+    """
     from understudy.models.embedder import Embedder
 
     assert isinstance(embedder, Embedder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        return _built(embedder, sources, folder)
+
+
+def _built(embedder: Embedder, sources: Sequence[Path], folder: Path) -> bool:
+    from understudy.indexes.build import build
+
     mark = _mark(folder)
     due = _digest(sources, embedder.space.name)
     # what an operator has built under this name is not ours to replace
     if mark.exists() and mark.read_text() in (due, BY_HAND) and (folder / KNOWLEDGE / "CURRENT").exists():
         return False
-    folder.mkdir(parents=True, exist_ok=True)
     report = build(
         folder,
         KNOWLEDGE,
@@ -93,6 +107,17 @@ def build_knowledge(embedder: object, sources: Sequence[Path], folder: Path) -> 
 def keep_as_built_by_hand(folder: Path) -> None:
     """The collection is an operator's from now on: no start replaces it by what the policies name."""
     _mark(folder).write_text(BY_HAND)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Generator[None]:
+    """Let one process build at a time; the lock falls with its process. Where files know no locks two may build."""
+    import fcntl
+
+    with (folder / f".{KNOWLEDGE}.lock").open("ab") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _mark(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def test_it_is_made_once_and_again_when_the_files_have_changed(tmp_path: Path, s
     source.write_text("# Guide\n\nAnother text altogether, about limits and who waits for a place.\n")
     assert build_knowledge(embedder, [source], folder)
     assert "limits" in texts(folder)[0]
+
+
+def test_of_several_who_come_at_once_one_makes_it_and_the_others_find_it_made(tmp_path: Path, source: Path):
+    folder, embedder = tmp_path / "collections", ToyEmbedder()
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: build_knowledge(embedder, [source], folder), range(4)))
+    assert sorted(made) == [False, False, False, True]
+    assert len(embedder.embedded) == len(texts(folder))
 
 
 def test_it_is_made_again_when_it_was_lost(tmp_path: Path, source: Path):
