@@ -251,6 +251,8 @@ class Limits(Frozen, frozen=True):
     """Requests a connection may send before the first is answered."""
     write_buffer_bytes_max: Bytes = 256 * 1024
     """Bytes kept for a caller who reads slowly before the source is asked to pause."""
+    unsent_bytes_max: Bytes = 256 * 1024 * 1024
+    """Bytes kept for all callers who read slowly together; beyond it, the one who has been slow for longest is cut."""
     head_s: PositiveSeconds = 15.0
     """Seconds a request's head may take to arrive."""
     body_s: PositiveSeconds = 60.0

@@ -157,6 +157,7 @@ class Door(asyncio.Protocol):
         current, self._current = self._current, None
         if current is None:
             return
+        self.listener.behind.pop(self, None)
         if current.stream is not None:
             current.stream.close()
             current.stream = None
@@ -170,11 +171,13 @@ class Door(asyncio.Protocol):
             self._current.stream.pause()
 
     def resume_writing(self) -> None:
+        self.listener.fell_behind(self)
         self._write_paused = False
         if self._current is None:
             self._next()
         elif self._current.stream is not None:
             self._current.stream.resume()
+        self.listener.behind.pop(self, None)
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -491,7 +494,7 @@ class Door(asyncio.Protocol):
 
     def _takes_nothing(self, now: float, patience_s: float) -> bool:
         """Whether nothing of what we have written was taken for that long: who reads so must not hold an upstream."""
-        unsent_bytes = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        unsent_bytes = self.unsent_bytes
         if unsent_bytes == 0 or unsent_bytes != self._unsent_bytes:
             self._unsent_bytes = unsent_bytes
             self._unsent_since = now
@@ -513,6 +516,15 @@ class Door(asyncio.Protocol):
         """Close now if nothing is in hand; otherwise the answer says `connection: close`."""
         if self._current is None and self._phase == "idle" and self._transport is not None:
             self._transport.close()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What has been written for the caller and not yet been taken by the kernel."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def abort(self) -> None:
+        """Close at once, whatever is going on."""
+        self._abort()
 
     def cut_off(self) -> None:
         """Stop whatever is going on: a stream is told so in band."""

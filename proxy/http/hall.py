@@ -32,6 +32,9 @@ class Logged(Protocol):
 class Guest(Protocol):
     """What is asked of a door from outside."""
 
+    @property
+    def unsent_bytes(self) -> int: ...
+    def abort(self) -> None: ...
     def check_clocks(self, now: float) -> None: ...
     def drain(self) -> None: ...
     def cut_off(self) -> None: ...
@@ -68,6 +71,8 @@ class Hall:
         self.logged = logged
         self.route_names = route_names
         self.doors: set[Guest] = set()
+        self.behind: dict[Guest, None] = {}
+        """Whose callers take less than they are sent, the longest behind first."""
         self.leaving = False
         self.draining = False
         self.refused_connections = 0
@@ -108,6 +113,18 @@ class Hall:
                 door.check_clocks(now)
         if len(some) == SWEPT_A_TURN:
             self.loop.call_soon(self._sweep_on, doors, now)
+
+    def fell_behind(self, door: Guest) -> None:
+        """A caller has let more than a stretch pile up. What is kept for all of them together has a bound too:
+        beyond it those go who have been behind for longest, since who reads at all is not behind for long."""
+        self.behind[door] = None
+        kept_bytes = sum(each.unsent_bytes for each in self.behind)
+        for slowest in list(self.behind):
+            if kept_bytes <= self.limits.unsent_bytes_max:
+                return
+            kept_bytes -= slowest.unsent_bytes
+            del self.behind[slowest]
+            slowest.abort()
 
     def last_call(self) -> None:
         """Every answer closes its connection from now on; the idle may stay until `drain`, and who came comes in."""

@@ -141,6 +141,23 @@ async def test_a_caller_that_takes_nothing_for_too_long_is_let_go_with_its_upstr
         await until(lambda: not house.up.connections_open)
 
 
+async def test_what_is_kept_for_all_slow_readers_is_bounded_and_the_slowest_is_let_go_first():
+    limits = Limits(unsent_bytes_max=70_000_000)
+    async with House(limits=limits, service=answering(lambda _call: Answer(200, [], b"x" * 30_000_000))) as house:
+        callers = [await house.caller() for _ in range(6)]
+        for number, caller in enumerate(callers, 1):
+            caller.say(request())
+            await until(lambda number=number: len(house.logged) == number)
+            await asyncio.sleep(1)
+            assert sum(door.unsent_bytes for door in house.listener.doors) <= limits.unsent_bytes_max
+        assert 2 <= len(house.listener.doors) < 6
+        # the last to come is still being served, and one who reads gets it all
+        assert len((await callers[-1].hears()).body) == 30_000_000
+        got = await callers[0].hears()
+        assert not got.whole
+        assert not house.listener.behind or len(house.listener.behind) <= 2
+
+
 async def test_a_caller_that_takes_a_little_now_and_then_is_not_let_go():
     async with House(limits=LIMITS) as house:
         flood = Flood(40_000_000)
