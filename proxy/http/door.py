@@ -115,6 +115,9 @@ class Door(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._failing:
             return
+        if self._ahead:
+            self._ahead += data  # what came before it has yet to be read
+            return
         # the clock is read once a packet; a head's own time runs from its first byte
         now = self._heard_at = self.listener.clock()
         if self._phase != "head":
@@ -425,10 +428,15 @@ class Door(asyncio.Protocol):
 
     def _go_on(self, exchange: Exchange) -> None:
         """The offer was declined: what came behind it is HTTP after all."""
-        ahead, self._ahead = self._ahead, b""
         self._deaf = not exchange.keep_alive
-        if ahead and not self._deaf:
-            self.listener.loop.call_soon(self.data_received, ahead)
+        if self._deaf:
+            self._ahead = b""
+        elif self._ahead:
+            self.listener.loop.call_soon(self._read_ahead)
+
+    def _read_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, b""
+        self.data_received(ahead)
 
     def now(self) -> float:
         """Seconds on the listener's clock."""

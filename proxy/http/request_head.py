@@ -100,6 +100,9 @@ class RequestHead:
                 if value.lower() != b"100-continue":
                     raise BadRequest("an unknown expectation", status=417)
                 self.expects = self.version == "1.1"
+            elif name == b"connection" and b"close" in [option.strip(b" \t").lower() for option in value.split(b",")]:
+                # llhttp believes an HTTP/1.0 client's keep-alive above its close
+                self.keep_alive = False
             elif name == b"x-request-id" and _SANE_ID.fullmatch(value):
                 self.id = value.decode("ascii")
             self.headers.append(header)

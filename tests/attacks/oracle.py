@@ -25,7 +25,7 @@ _CODING_AND_TAB = re.compile(rb"(?i)\r\ntransfer-encoding:[^\r]*\t\r\n")
 """Fair by the grammar, and refused by the door's parser: nobody says it by mistake."""
 _TRAILERS = re.compile(rb"(?:" + TOKEN + rb":[\t -~\x80-\xff]*\r\n)*\r\n")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-FORBIDDEN_TRAILERS = {b"content-length", b"transfer-encoding", b"host", b"trailer", b"content-encoding"}
+FORBIDDEN_TRAILERS = frozenset((b"content-length", b"transfer-encoding", b"host", b"trailer", b"content-encoding"))
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Bounds:
     body_bytes_max: int = 32 * 1024 * 1024
     line_bytes_max: int = 1024
     trailer_bytes_max: int = 8 * 1024
+    trailers_forbidden: frozenset[bytes] = FORBIDDEN_TRAILERS
 
 
 @dataclass
@@ -148,7 +149,9 @@ def _trailed(said: Said, data: bytes, begin: int, body: bytes, bounds: Bounds) -
     said.trailers = _pairs(trailers[0][:-2])
     said.body, said.end = body, trailers.end()
     lines = trailers[0].split(b"\r\n")
-    return max(map(len, lines)) <= bounds.line_bytes_max - 2 and not FORBIDDEN_TRAILERS & dict(said.trailers).keys()
+    return (
+        max(map(len, lines)) <= bounds.line_bytes_max - 2 and not bounds.trailers_forbidden & dict(said.trailers).keys()
+    )
 
 
 HOP_BY_HOP = {
@@ -180,8 +183,12 @@ def _differences(got: Said, meant: Said, host: bytes) -> list[str]:
         found.append(f"another host: {got.every(b'host')}")
     if len(got.every(b"content-length")) + len(got.every(b"transfer-encoding")) > 1:
         found.append("framed twice")
+    offered = meant.method == b"GET" and meant.minor == 1 and meant.every(b"upgrade") == [b"websocket"]
     dropped = (HOP_BY_HOP | meant.listed(b"connection")) - {b"close", b"keep-alive"}
     for name, value in got.headers:
+        if offered and (name, value) in ((b"connection", b"upgrade"), (b"upgrade", b"websocket")):
+            # the one switch that is passed on, once it was offered in form
+            continue
         hop = name in HOP_BY_HOP and name != b"transfer-encoding"
         if hop or (not ADDED.fullmatch(name) and (name in dropped or (name, value) not in meant.headers)):
             found.append(f"a header nobody meant for the upstream: {name!r}: {value!r}")
@@ -228,7 +235,8 @@ def answer(data: bytes, method: bytes, *, closed: bool) -> Answered | None:
         return Answered(status, b"", head.end(), plain)
     if not lengths and not codings:
         return Answered(status, data[head.end() :], len(data), plain) if closed else None
-    large = Bounds(line_bytes_max=1 << 20, trailer_bytes_max=1 << 20)
+    # what stands in an answer's trailers is dropped, whatever it is
+    large = Bounds(line_bytes_max=1 << 20, trailer_bytes_max=1 << 20, trailers_forbidden=frozenset())
     if not (_chunks(said, data, large) if codings else _with_body(said, data, at, large)):
         return None
     plain = plain and not said.trailers and not (codings and b";" in data[head.end() :])

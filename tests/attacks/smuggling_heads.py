@@ -233,6 +233,11 @@ refused("size: a method too long", b"X" * 80_000, 400, 431)
 served("order: what follows a close is not served", get(b"Connection: close") + EVIL, b"")
 served("order: close among other options", get(b"Connection: x, CLOSE ,y") + EVIL, b"")
 served("order: close in a second line", get(b"Connection: keep-alive", b"Connection: close") + EVIL, b"")
+served(
+    "order: close and keep-alive, in HTTP/1.0",
+    get(b"Connection: keep-alive, close", first=b"GET /x HTTP/1.0") + EVIL,
+    b"",
+)
 served("order: close behind a body", post(b"Connection: close", b"Content-Length: 3", body=b"abc" + EVIL), b"abc")
 served("order: close behind chunks", post(b"Connection: close", TE, body=CHUNK + EVIL), b"abc")
 served("order: three at once", get() + post(b"Content-Length: 3", body=b"abc") + AFTER, b"", b"abc", b"")
@@ -278,3 +283,26 @@ served("upgrade: in chunks", post(b"Upgrade: x", b"Connection: Upgrade", TE, bod
 refused(
     "upgrade: both framings", post(b"Upgrade: websocket", b"Connection: Upgrade", b"Content-Length: 3", TE, body=CHUNK)
 )
+
+WS = (b"Connection: Upgrade", b"Sec-WebSocket-Key: x")
+served("upgrade: a WebSocket that is refused, and a request behind", get(b"Upgrade: websocket", *WS) + AFTER, b"", b"")
+served(
+    "upgrade: a WebSocket of no known version",
+    get(b"Upgrade: websocket", b"Sec-WebSocket-Version: 7", *WS) + AFTER,
+    b"",
+    b"",
+)
+served(
+    "upgrade: a WebSocket by POST", post(b"Upgrade: websocket", *WS, b"Content-Length: %d" % len(EVIL), body=EVIL), EVIL
+)
+served("upgrade: a WebSocket and h2c", get(b"Upgrade: websocket, h2c", *WS) + AFTER, b"", b"")
+served(
+    "upgrade: a WebSocket and h2c in a second line", get(b"Upgrade: websocket", b"Upgrade: h2c", *WS) + AFTER, b"", b""
+)
+served("upgrade: a WebSocket not named by Connection", get(b"Upgrade: websocket") + AFTER, b"", b"")
+served("upgrade: a WebSocket in HTTP/1.0", get(b"Upgrade: websocket", *WS, first=b"GET /x HTTP/1.0") + EVIL, b"")
+served(
+    "upgrade: a WebSocket with a body", get(b"Upgrade: websocket", *WS, b"Content-Length: %d" % len(EVIL)) + EVIL, EVIL
+)
+served("upgrade: a WebSocket in chunks", get(b"Upgrade: websocket", *WS, TE) + CHUNK + AFTER, b"abc", b"")
+refused("upgrade: a WebSocket, and rubbish behind", get(b"Upgrade: websocket", *WS) + b"\x81\x05hello", after=(b"",))
