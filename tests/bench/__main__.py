@@ -34,6 +34,8 @@ QUICK = Effort(rounds=1, warm_s=0.06, window_s=0.2)
 OUT = REPOSITORY / "build" / "bench"
 DOCS = "docs"
 LOG_CHARS_MAX = 2000
+LONGER = ("routes", "workers")
+"""What an impression goes without, unless it is named."""
 
 
 def _chosen(names: str | None, known: Sequence[str]) -> list[str]:
@@ -81,6 +83,8 @@ def _measured(arguments: argparse.Namespace) -> Results:
     effort = Effort(arguments.rounds or effort.rounds, effort.warm_s, arguments.window or effort.window_s)
     named = arguments.only or (",".join(bars.NEEDED) if arguments.bars else None)
     names = _chosen(named, [one.name for one in (*WORKLOADS, *EXTRAS)])
+    if arguments.quick and not named:
+        names = [name for name in names if name not in LONGER]
     workloads = [one for one in WORKLOADS if one.name in names]
     extras = [one for one in EXTRAS if one.name in names]
     named = arguments.subjects or (",".join(bars.SUBJECTS_NEEDED) if arguments.bars else None)
@@ -110,6 +114,8 @@ def _keep(results: Results, arguments: argparse.Namespace) -> None:
         save(arguments.out / "results.json", results, WORKLOADS)
         (arguments.out / "bench.svg").write_text(picture, encoding="utf-8")
     if arguments.publish:
+        if not (REPOSITORY / arguments.publish).resolve().is_relative_to(REPOSITORY):
+            raise SystemExit("--publish writes into this repository only")
         folder, readme = REPOSITORY / arguments.publish, REPOSITORY / "README.md"
         block = markdown(results, WORKLOADS, f"{arguments.publish.rstrip('/')}/bench.svg")
         text = with_block(readme.read_text(encoding="utf-8"), block)

@@ -62,7 +62,12 @@ def _rss(rig: Rig, effort: Effort) -> list[Fact]:
             _measured(rig, BY_NAME[name], effort, start, child)
         return [
             Fact("rss-idle", spread([idle]), "MiB", "resident memory of a worker after its first call"),
-            Fact("rss-loaded", spread([_largest(child)]), "MiB", "resident memory of a worker after the load"),
+            Fact(
+                "rss-loaded",
+                spread([_largest(child)]),
+                "MiB",
+                "resident memory of a worker without the local tier, after the load",
+            ),
         ]
 
 
@@ -84,7 +89,7 @@ def _startup(rig: Rig, effort: Effort) -> list[Fact]:
             wall.append(time.perf_counter() - began)
             cpu.append(cpu_s(tree(child.pid)))
     return [
-        Fact("startup", spread(wall), "s", "from the command to the first answered call"),
+        Fact("startup", spread(wall), "s", "start of a worker without the local tier, to its first answered call"),
         Fact("startup-cpu", spread(cpu), "s", "CPU time until then"),
     ]
 
@@ -112,7 +117,7 @@ def _routes(rig: Rig, effort: Effort) -> list[Fact]:
     ]
     for count, cost in list(zip(ROUTES, costs, strict=True))[1:]:
         ratios = spread(one / first for one, first in zip(cost, costs[0], strict=True))
-        facts.append(Fact(f"routes-{count}-to-1", ratios, "x", f"{count:,} routes to 1"))
+        facts.append(Fact(f"routes-{count}-to-1", ratios, "x", f"CPU per call with {count:,} routes to that with 1"))
     return facts
 
 
@@ -161,7 +166,7 @@ def _workers(rig: Rig, effort: Effort) -> list[Fact]:
             "workers-2-to-1",
             spread(two / one for one, two in zip(*rates, strict=True)),
             "x",
-            "two workers to one",
+            "throughput of two workers to that of one",
             unsure,
         ),
     ]

@@ -10,6 +10,8 @@ from tests.bench.subjects import SUBJECTS
 from tests.bench.workloads import Workload
 
 Row = Sequence[str]
+TOLD = ("rss-loaded", "startup", "routes-1000-to-1", "workers-2-to-1")
+"""The facts a README's reader may want."""
 BEGIN, END = "<!-- bench -->", "<!-- end of bench -->"
 
 
@@ -89,7 +91,7 @@ def markdown(results: Results, workloads: Sequence[Workload], picture: str) -> s
     lines += ["CPU time of the subject per call, in µs (per chunk of a stream), and what it adds to the latency:", ""]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", *(f"- {one.name}: {one.about}" for one in (*shown, *alone))]
-    facts = [one for one in results.facts if not one.unsure]
+    facts = [one for one in results.facts if one.name in TOLD and not one.unsure]
     lines += [f"- {one.about}: {one.value} {one.unit}" for one in facts]
     rounds = results.effort.rounds
     lines += ["", f"Medians of {rounds} interleaved round{'s' * (rounds != 1)}, {results.at[:10]}. Machine: "]
