@@ -525,14 +525,7 @@ class Door(asyncio.Protocol):
         if self._current is None and self._phase == "idle" and self._transport is not None:
             self._transport.close()
 
-    @property
-    def unsent_bytes(self) -> int:
-        """What has been written for the caller and not yet been taken by the kernel."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
-
-    def abort(self) -> None:
-        """Close at once, whatever is going on."""
-        self._abort()
+    abort = _abort
 
     def cut_off(self) -> None:
         """Stop whatever is going on: a stream is told so in band."""
