@@ -156,11 +156,11 @@ class Door(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
         self._transport = None
         self.listener.doors.discard(self)
+        self.listener.behind.pop(self, None)
         self._queue.clear()
         current, self._current = self._current, None
         if current is None:
             return
-        self.listener.behind.pop(self, None)
         if current.stream is not None:
             current.stream.close()
             current.stream = None
@@ -170,17 +170,17 @@ class Door(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
+        self.listener.fell_behind(self)
         if self._current is not None and self._current.stream is not None:
             self._current.stream.pause()
 
     def resume_writing(self) -> None:
-        self.listener.fell_behind(self)
         self._write_paused = False
+        self.listener.behind.pop(self, None)
         if self._current is None:
             self._next()
         elif self._current.stream is not None:
             self._current.stream.resume()
-        self.listener.behind.pop(self, None)
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -516,16 +516,21 @@ class Door(asyncio.Protocol):
             self._since = self._body_began = self.now()
             self._transport.resume_reading()
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What has been written for the caller and not yet been taken by the kernel."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     def _abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    abort = _abort
 
     def drain(self) -> None:
         """Close now if nothing is in hand; otherwise the answer says `connection: close`."""
         if self._current is None and self._phase == "idle" and self._transport is not None:
             self._transport.close()
-
-    abort = _abort
 
     def cut_off(self) -> None:
         """Stop whatever is going on: a stream is told so in band."""
