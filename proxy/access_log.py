@@ -6,9 +6,11 @@ call. When the reader can't keep up, lines are dropped and counted.
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 import msgspec
@@ -31,6 +33,8 @@ class AccessLog:
         self._stop = threading.Event()
         self.dropped = 0
         self.enabled = True
+        # set where other processes write to the same pipe: what is longer than PIPE_BUF may be mixed with theirs
+        self.shared = False
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
@@ -58,10 +62,22 @@ class AccessLog:
         if not batch:
             return
         try:
-            self._out.write("".join(batch).encode())
-            self._out.flush()
+            for piece in _pieces(batch) if self.shared else ["".join(batch).encode()]:
+                self._out.write(piece)
+                self._out.flush()
         except (OSError, ValueError):
             self.dropped += len(batch)
+
+
+def _pieces(lines: list[str]) -> Iterator[bytes]:
+    """Whole lines, as many at a time as a pipe takes in one go; a longer line goes alone."""
+    piece = b""
+    for line in map(str.encode, lines):
+        if piece and len(piece) + len(line) > select.PIPE_BUF:
+            yield piece
+            piece = b""
+        piece += line
+    yield piece
 
 
 def line_of(exchange: Exchange, end: str) -> str:

@@ -232,6 +232,7 @@ class Sidecar:
         """
         if places is not None:
             self._accepting = Accepting(places)
+            self.access_log.shared = True
         for number, address in enumerate(addresses(self.settings)):
             listener = Listener(
                 self.loop,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import select
 
 from understudy.policies.service import Answer, Call, Request
 from understudy.proxy import access_log
@@ -78,3 +79,26 @@ def test_lines_that_cannot_be_written_in_time_are_dropped_and_counted(monkeypatc
     assert log.dropped == 2
     log.close()
     assert log.dropped == 5
+
+
+def test_where_several_write_to_one_pipe_lines_go_whole_in_pieces_that_a_pipe_takes_at_once():
+    class Pipe(io.BytesIO):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pieces: list[bytes] = []
+
+        def write(self, data) -> int:  # pyright: ignore
+            self.pieces.append(bytes(data))
+            return len(data)
+
+    out = Pipe()
+    log = AccessLog(out)
+    log.shared = True
+    for number in range(100):
+        log(exchange(b"/v1/%d" % number + b"x" * (5000 if number == 7 else 50)), "done")
+    log.close()
+    assert all(piece.endswith(b"\n") for piece in out.pieces)
+    assert all(len(piece) <= select.PIPE_BUF for piece in out.pieces)
+    assert len(out.pieces) < 20
+    paths = [json.loads(line)["path"] for line in b"".join(out.pieces).splitlines()]
+    assert [path.partition("x")[0] for path in paths] == [f"/v1/{number}" for number in range(100)]

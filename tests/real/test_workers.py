@@ -160,6 +160,7 @@ async def test_a_killed_worker_is_replaced_and_costs_only_the_calls_it_had_in_ha
             await holds(lambda: workers(sidecar)[0]["pid"] not in (None, first["pid"]) and all_ready(sidecar))
             so_far = callers.answered
             await holds(lambda: callers.answered >= so_far + 200)
+        print(f"one of two killed: {callers.answered} calls answered, lost {dict(callers.lost)}")
         # each caller has one call in hand: no more can be lost, and none can be refused a connection
         assert sum(callers.lost.values()) <= count, callers.lost
         assert not [how for how in callers.lost if not how.startswith("sent")], callers.lost
