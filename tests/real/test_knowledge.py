@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from understudy.indexes.library import Library
 from understudy.models.embedder import load
 from understudy.models.extractive import Passage, best_sentences
