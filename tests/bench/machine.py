@@ -18,7 +18,8 @@ def about_machine(subjects: Sequence[Subject]) -> dict[str, str]:
     told = {
         "processor": _processor(),
         "cores": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}",
-        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        # the version is what matters; the rest of a release's name is its builder's own
+        "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
         "python": sys.version.split()[0],
         "load before": f"{os.getloadavg()[0]:.2f}",
         "commit": _commit(),
