@@ -24,3 +24,10 @@ def made_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def state(made_state: Path, tmp_path: Path) -> Path:
     """A state folder of the test's own."""
     return Path(shutil.copytree(made_state, tmp_path / "state"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty policy folder."""
+    (tmp_path / "policies").mkdir()
+    return tmp_path / "policies"

@@ -48,12 +48,6 @@ def upstream() -> Iterator[Hosted]:
         yield hosted
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "policies").mkdir()
-    return tmp_path / "policies"
-
-
 def write(folder: Path, text: str) -> None:
     """As an editor does: a new file in the old one's place."""
     new = folder / ".new"

@@ -55,12 +55,6 @@ def upstream() -> Iterator[Hosted]:
         yield hosted
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "policies").mkdir()
-    return tmp_path / "policies"
-
-
 def started(folder: Path, tmp_path: Path, text: str) -> Sidecar:
     (folder / "chat.yaml").write_text(text)
     return Sidecar(folder, tmp_path / "state")
