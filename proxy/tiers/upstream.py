@@ -174,7 +174,9 @@ def upstream_tier(
             answer = await _exchange(call, target, settings, dialect, pool, clock)
         finally:
             call.upstream_s += clock() - started
-        return _judged(call, answer, dialect)
+        answer = _judged(call, answer, dialect)
+        answer.source = settings.name
+        return answer
 
     return asked
 
