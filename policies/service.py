@@ -13,7 +13,8 @@ An upstream's 400 or 401 is neither: it is an Answer, passed through, never retr
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple, Protocol
+from hashlib import blake2b
+from typing import Literal, NamedTuple, Protocol, cast
 
 Kind = Literal["embed", "retrieve", "generate", "pass"]
 Header = tuple[bytes, bytes]
@@ -74,6 +75,31 @@ def find_header(headers: Headers, name: bytes) -> bytes | None:
     return None
 
 
+CREDENTIALS = (b"authorization", b"x-api-key", b"api-key")
+"""The headers by which callers show who they are, at the APIs we know."""
+
+
+def tenant_of(request: Request, besides: tuple[bytes, ...] = ()) -> bytes:
+    """Who asks, as 16 bytes that don't tell the credentials they were made from; b"" where there are none.
+
+    `besides` are further headers, in lower case, that set tenants apart. Worked out once for requests of one head.
+    """
+    remembered = request.remembered
+    key = (tenant_of, besides)
+    if remembered is not None and key in remembered:
+        return cast("bytes", remembered[key])
+    wanted = CREDENTIALS + besides
+    shown = sorted((name.lower(), value) for name, value in request.headers if name.lower() in wanted)
+    tenant = b""
+    if shown:
+        # lengths go in first, so that no two sets of headers spell the same bytes
+        spelt = b"".join(b"%d %d %b%b" % (len(name), len(value), name, value) for name, value in shown)
+        tenant = blake2b(spelt, digest_size=16).digest()
+    if remembered is not None:
+        remembered[key] = tenant
+    return tenant
+
+
 class Step:
     """One entry of a trail: who was asked, what came of it, and why."""
 
@@ -91,7 +117,7 @@ class Call:
     Times are seconds on the event loop's clock. `deadline` is when the caller stops waiting; `until` is when the tier
     being asked must have answered, so that a later tier still can. Whoever waits, waits no longer than `until`.
     `asked` is where a dialect keeps what it has parsed, so that a body is parsed once. `trace` is the traceparent made
-    for a call that came without one.
+    for a call that came without one. `faults` names what was done to it on purpose.
     """
 
     __slots__ = (
@@ -100,6 +126,7 @@ class Call:
         "born",
         "deadline",
         "dialect",
+        "faults",
         "id",
         "kind",
         "request",
@@ -128,6 +155,21 @@ class Call:
         self.wants_stream = False
         self.trail: list[Step] = []
         self.asked: object = None
+        self.faults: tuple[str, ...] = ()
+
+    @property
+    def tenant(self) -> bytes:
+        """Who asks; see `tenant_of`."""
+        return tenant_of(self.request)
+
+    def fork(self) -> Call:
+        """A copy to be asked beside this one: the same request and times, a trail and counts of its own."""
+        other = Call(self.kind, self.request, dialect=self.dialect, route=self.route, born=self.born, id=self.id)
+        other.trace = self.trace
+        other.deadline, other.until = self.deadline, self.until
+        other.wants_stream = self.wants_stream
+        other.asked = self.asked
+        return other
 
     def note(self, tier: str, outcome: Literal["refused", "failed", "answered"], reason: str) -> None:
         """Remember that `tier` was asked; a trail is bounded, its first steps are kept."""
@@ -272,6 +314,13 @@ class Answer:
     def headers(self, headers: Headers) -> None:
         self._headers = headers
         self.block = b""
+
+    def add(self, name: bytes, value: bytes) -> None:
+        """Add one header, without looking at the others."""
+        if self._headers is None:
+            self.block = b"%b%b: %b\r\n" % (self.block, name, value)
+        else:
+            self._headers = [*self._headers, (name, value)]
 
     def lines(self) -> bytes:
         """The headers as they go on the wire, each with its line end."""
