@@ -10,7 +10,7 @@ from understudy.envoy.legs import Leg, Upstream
 from understudy.envoy.words import TYPES, Json, duration, set_header, socket_address
 from understudy.proxy.http.heads import IDEMPOTENT
 from understudy.proxy.settings import Settings, UpstreamTier
-from understudy.proxy.tiers.upstream import FAILURES
+from understudy.proxy.tiers.judging import FAILURES
 
 RETRIES = 2
 """Priority 0, priority 1, and once round again should the sidecar itself be just restarting."""

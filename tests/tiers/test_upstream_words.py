@@ -8,7 +8,8 @@ import pytest
 
 from understudy.policies.service import Call, Headers, Request
 from understudy.proxy.settings import UpstreamTier
-from understudy.proxy.tiers.upstream import Target, read_retry_after
+from understudy.proxy.tiers.judging import read_retry_after
+from understudy.proxy.tiers.upstream import Target
 
 NOW = 1_800_000_000.0
 
