@@ -117,7 +117,8 @@ class Call:
     Times are seconds on the event loop's clock. `deadline` is when the caller stops waiting; `until` is when the tier
     being asked must have answered, so that a later tier still can. Whoever waits, waits no longer than `until`.
     `asked` is where a dialect keeps what it has parsed, so that a body is parsed once. `trace` is the traceparent made
-    for a call that came without one. `faults` names what was done to it on purpose.
+    for a call that came without one. `faults` names what was done to it on purpose. `tried` names the
+    endpoints that have been asked, so that the next attempt goes to another.
     """
 
     __slots__ = (
@@ -133,6 +134,7 @@ class Call:
         "route",
         "trace",
         "trail",
+        "tried",
         "until",
         "upstream_s",
         "wants_stream",
@@ -154,6 +156,7 @@ class Call:
         self.attempts = 0
         self.wants_stream = False
         self.trail: list[Step] = []
+        self.tried: list[str] = []
         self.asked: object = None
         self.faults: tuple[str, ...] = ()
 
@@ -163,12 +166,14 @@ class Call:
         return tenant_of(self.request)
 
     def fork(self) -> Call:
-        """A copy to be asked beside this one: the same request and times, a trail and counts of its own."""
+        """A copy to be asked beside this one: the same request and times, a trail and counts of its own. It knows what
+        has been tried."""
         other = Call(self.kind, self.request, dialect=self.dialect, route=self.route, born=self.born, id=self.id)
         other.trace = self.trace
         other.deadline, other.until = self.deadline, self.until
         other.wants_stream = self.wants_stream
         other.asked = self.asked
+        other.tried = self.tried.copy()
         return other
 
     def note(self, tier: str, outcome: Literal["refused", "failed", "answered"], reason: str) -> None:
