@@ -39,6 +39,7 @@ METRICS = {
     "understudy_connections_refused_total": "Connections refused at the limit or while draining",
     "understudy_unrouted_total": "Requests that no route claimed",
     "understudy_bad_requests_total": "Requests refused before they were read: malformed, too large or too slow",
+    "understudy_slow_readers_cut_total": "Connections cut because their callers took too little of what they were sent",
     "understudy_access_log_dropped_total": "Access log lines dropped because they could not be written in time",
     "understudy_workers": "Worker processes by state; only where there are several",
     "understudy_workers_replaced_total": "Workers that ended unasked and were replaced; only where there are several",
@@ -191,12 +192,14 @@ def _door_metrics(seen: Seen) -> Iterator[Metric]:
     refused = _counter("understudy_connections_refused_total", [])
     unrouted = _counter("understudy_unrouted_total", [])
     bad = _counter("understudy_bad_requests_total", [])
+    cut = _counter("understudy_slow_readers_cut_total", [])
     listeners = list(seen.listeners)
     connections.add_metric([], sum(len(listener.doors) for listener in listeners))
     refused.add_metric([], sum(listener.refused_connections for listener in listeners))
     unrouted.add_metric([], sum(listener.unrouted for listener in listeners))
     bad.add_metric([], sum(listener.bad_requests for listener in listeners))
-    yield from (connections, refused, unrouted, bad)
+    cut.add_metric([], sum(listener.behind.cut for listener in listeners))
+    yield from (connections, refused, unrouted, bad, cut)
 
 
 def _process_metrics(seen: Seen) -> Iterator[Metric]:

@@ -78,15 +78,16 @@ async def _serve(start: Start, reading: Reading) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
     _on_signals(stop)
     loop.add_signal_handler(signal.SIGHUP, hurry.set)
-    sidecar = Sidecar(start.policies, start.state, start.environ, reading)
     watching: asyncio.Task[None] | None = None
     if start.post:
         from understudy.proxy.control.worker import Post, Worker
 
         post = Post.read(start.post)
+        sidecar = Sidecar(start.policies, start.state, start.environ, reading, post.pseudonym.encode())
         front = Worker(sidecar, post, stop)
         places, place = post.sockets(), post.place
     else:
+        sidecar = Sidecar(start.policies, start.state, start.environ, reading)
         front = Admin(OfSidecar(sidecar), sidecar.settings.server.admin)
         places, place = None, 0
     try:
@@ -126,6 +127,8 @@ async def _serve_with_workers(start: Start, settings: Settings) -> None:
     if inherited is not None:
         log.info("taking over from process %d", inherited.deed.pid)
         parent.hear(inherited.deed.said)
+        # a request that the one before us sent out may come back to us
+        parent.pseudonym = inherited.deed.pseudonym or parent.pseudonym
     admin = Admin(parent, server.admin, admin_socket.dup())
     await admin.start()
     left_to_next = asyncio.Event()
@@ -134,7 +137,7 @@ async def _serve_with_workers(start: Start, settings: Settings) -> None:
         left_to_next.set()
         parent.stopping.set()
 
-    handover = Handover(Estate(listen, server.admin, places, admin_socket, parent.said, gone))
+    handover = Handover(Estate(listen, server.admin, places, admin_socket, parent.said, gone, parent.pseudonym))
     handover.start()
     parent.start()
     log.info("%d workers on %s; metrics, probes and status on http://%s", len(parent.places), listen, server.admin)

@@ -259,6 +259,8 @@ class Limits(Frozen, frozen=True):
     """Seconds without any of a request's body, and seconds all of it may take; what has come buys more time."""
     body_bytes_per_s_min: Count = 500
     """Bytes of a body that buy it one more second, so that one that drips is not waited for."""
+    read_bytes_per_s_min: Count = 500
+    """Bytes taken of an answer, our buffer for it being full, that buy its reader one more second beyond idle_s."""
     idle_s: PositiveSeconds = 75.0
     """Seconds a connection may stay without a request."""
     tunnel_idle_s: PositiveSeconds = 300.0

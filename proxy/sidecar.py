@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
 import sys
 import time
@@ -21,7 +20,7 @@ from understudy.proxy.accepting import BACKLOG, Accepting
 from understudy.proxy.access_log import AccessLog
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.http.door import Listener
-from understudy.proxy.http.forwarding import Marks
+from understudy.proxy.http.forwarding import Marks, new_pseudonym
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
@@ -60,7 +59,14 @@ class Stack:
 class Sidecar:
     """One process's worth of Understudy. `start`, then `drain_and_stop`; `reload` whenever the policies changed."""
 
-    def __init__(self, policies: Path, state: Path, environ: Mapping[str, str], reading: Reading | None = None) -> None:
+    def __init__(
+        self,
+        policies: Path,
+        state: Path,
+        environ: Mapping[str, str],
+        reading: Reading | None = None,
+        pseudonym: bytes = b"",
+    ) -> None:
         self.policies = policies
         self.state = state
         self.environ = environ
@@ -74,7 +80,7 @@ class Sidecar:
         self.digest_seen = ""
         self.draining = False
         # in Via: two sidecars may stand one behind the other, and each knows only its own name
-        self.pseudonym = b"understudy-" + secrets.token_hex(6).encode()
+        self.pseudonym = pseudonym or new_pseudonym()
         self.loop_lag_s = 0.0
         self.listeners: list[Listener] = []
         self._unix_places: list[UnixPlace] = []

@@ -40,6 +40,7 @@ class Deed(msgspec.Struct, frozen=True):
     admin: str
     places: int
     said: list[tuple[str, str, Said]]
+    pseudonym: str = ""
 
 
 @dataclass(slots=True)
@@ -120,6 +121,7 @@ class Estate:
     admin: socket.socket
     said: Callable[[], list[tuple[str, str, Said]]]
     gone: Callable[[], None]
+    pseudonym: str = ""
 
 
 class Handover:
@@ -178,7 +180,8 @@ class Handover:
     def _hand_over(self, line: socket.socket) -> None:
         estate = self._estate
         line.settimeout(WAIT_S_MAX)
-        deed = Deed(os.getpid(), estate.addresses, estate.admin_address, len(estate.places), estate.said())
+        said = estate.said()
+        deed = Deed(os.getpid(), estate.addresses, estate.admin_address, len(estate.places), said, estate.pseudonym)
         line.send(msgspec.json.encode(deed))
         for place in estate.places:
             socket.send_fds(line, [b"place"], [sock.fileno() for sock in place])

@@ -29,6 +29,7 @@ from understudy.proxy.control.listening import Places
 from understudy.proxy.control.summing import Summed, kept, merged_status, summed
 from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Report, Sayings
 from understudy.proxy.control.worker import Post
+from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.metrics import METRICS
 
 ASK_S_MAX = 0.5
@@ -77,6 +78,7 @@ class Parent:
         self.stopping = asyncio.Event()
         self.gave_up = False
         self.ready = asyncio.Event()
+        self.pseudonym = new_pseudonym().decode()
         self._said: dict[tuple[str, str], Said] = {}
         self._asked = 0
         self._heard_at = self._loop.time()
@@ -135,7 +137,7 @@ class Parent:
         ours, theirs = socket.socketpair()
         try:
             listening = [[sock.fileno() for sock in sockets] for sockets in self.sockets]
-            post = Post(place.number, theirs.fileno(), listening)
+            post = Post(place.number, theirs.fileno(), listening, self.pseudonym)
             place.process = await asyncio.create_subprocess_exec(
                 *self._command,
                 msgspec.json.encode(post).decode(),

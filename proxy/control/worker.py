@@ -32,11 +32,12 @@ REPORT_SHARE = 0.01
 
 
 class Post(msgspec.Struct, frozen=True):
-    """Where a worker stands: its place, and the descriptors it has inherited."""
+    """Where a worker stands: its place, the descriptors it has inherited, and the name in Via that all share."""
 
     place: int
     control: int
     places: list[list[int]]
+    pseudonym: str = ""
 
     @classmethod
     def read(cls, text: str) -> Post:

@@ -156,7 +156,7 @@ class Door(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
         self._transport = None
         self.listener.doors.discard(self)
-        self.listener.behind.pop(self, None)
+        self.listener.behind.forget(self)
         self._queue.clear()
         current, self._current = self._current, None
         if current is None:
@@ -176,7 +176,7 @@ class Door(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self.listener.behind.pop(self, None)
+        self.listener.behind.forget(self)
         if self._current is None:
             self._next()
         elif self._current.stream is not None:

@@ -1,14 +1,16 @@
 """What a request says of the way it came: Via, X-Forwarded-*, and the trace it belongs to.
 
-Via (RFC 9110 section 7.6.3) is written on every request that goes out, under a name that only this process has: a
-request that comes in bearing it went round in a circle. A trace (W3C Trace Context) that the caller began is carried
-on untouched, since nothing here is a span that anybody could look up; where there is none, one is begun.
+Via (RFC 9110 section 7.6.3) is written on every request that goes out, under a name that only this sidecar has, with
+all its workers: a request that comes in bearing it went round in a circle. A trace (W3C Trace Context) that the caller
+began is carried on untouched, since nothing here is a span that anybody could look up; where there is none, one is
+begun.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import secrets
 from collections.abc import Callable
 from typing import Literal
 
@@ -60,6 +62,11 @@ class Marks:
             (b"x-forwarded-host", find_header(request.headers, b"host")),
         ]
         return [(name, value) for name, value in told if value and find_header(request.headers, name) is None]
+
+
+def new_pseudonym() -> bytes:
+    """A name in Via that nobody else has."""
+    return b"understudy-" + secrets.token_hex(6).encode()
 
 
 def forwarded_for(request: Request) -> bytes:

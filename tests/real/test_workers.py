@@ -318,3 +318,27 @@ def test_a_stranger_on_the_port_is_not_shared_with(upstream: Hosted, folder: Pat
         assert heir.child is not None
         assert heir.child.wait(20) == 2
         assert "somebody listens there" in heir.logs()
+
+
+def heard_via(sidecar: Sidecar, upstream: Hosted) -> bytes:
+    """The name in Via of all the workers that answer, which is one."""
+    body = b'{"messages": []}'
+    eventually(lambda: all_ready(sidecar))
+    while not all(worker["answers"] for worker in workers(sidecar)):
+        urllib.request.urlopen(sidecar.url + "/v1/chat/completions", body, timeout=5).close()
+    vias = {value for heard in upstream.heard for name, value in heard.headers if name.lower() == b"via"}
+    assert len(vias) == 1
+    return vias.pop()
+
+
+def test_a_loop_is_seen_by_whichever_worker_it_comes_back_to_and_by_the_process_that_took_over(
+    upstream: Hosted, folder: Path, tmp_path: Path
+):
+    with started(folder, tmp_path, policies(upstream)) as sidecar:
+        via = heard_via(sidecar, upstream)
+        with heir_of(sidecar, folder) as heir:
+            assert sidecar.child is not None
+            assert sidecar.child.wait(30) == 0
+            returned = urllib.request.Request(heir.url + "/v1/chat/completions", b"{}", {"via": via.decode()})
+            with pytest.raises(urllib.error.HTTPError, match="508"):
+                urllib.request.urlopen(returned, timeout=5)
