@@ -27,6 +27,7 @@ METRICS = {
     "understudy_breaker_state": "1 for the state a tier's breaker is in",
     "understudy_breaker_transitions_total": "Changes of a breaker's state, by the state it changed to",
     "understudy_limit_in_flight": "Places taken in a tier's bulkhead",
+    "understudy_limit_places": "Places in a tier's bulkhead, as written or as learnt",
     "understudy_limit_waiting": "Calls waiting for a place in a tier's bulkhead",
     "understudy_limit_refused_total": "Calls that found no place in a tier's bulkhead",
     "understudy_upstream_connections": "Connections to a tier's upstream, by state",
@@ -147,6 +148,7 @@ def _tier_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
     state = _gauge("understudy_breaker_state", ["route", "tier", "state"])
     transitions = _counter("understudy_breaker_transitions_total", ["route", "tier", "to"])
     in_flight = _gauge("understudy_limit_in_flight", ["route", "tier"])
+    places = _gauge("understudy_limit_places", ["route", "tier"])
     waiting = _gauge("understudy_limit_waiting", ["route", "tier"])
     refused = _counter("understudy_limit_refused_total", ["route", "tier"])
     for parts in routes:
@@ -162,9 +164,10 @@ def _tier_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
                     transitions.add_metric([*labels, to], count)
             if tier.bulkhead is not None:
                 in_flight.add_metric(labels, tier.bulkhead.in_flight)
+                places.add_metric(labels, tier.bulkhead.places)
                 waiting.add_metric(labels, len(tier.bulkhead.waiting))
                 refused.add_metric(labels, tier.bulkhead.refused)
-    yield from (outcomes, state, transitions, in_flight, waiting, refused)
+    yield from (outcomes, state, transitions, in_flight, places, waiting, refused)
 
 
 def _connection_metrics(seen: Seen) -> Iterator[Metric]:

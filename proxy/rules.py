@@ -240,7 +240,10 @@ def _policy_faults(route: Route, at: Place) -> Iterator[Fault]:
         total_s = at.written("deadline.total_s", deadline.total_s)
         yield from at.fault(f"reserve_s must be less than total_s ({total_s})", *keys)
     yield from _breaker_faults(route, at)
+    yield from _limit_faults(route, at)
     for m, tier in enumerate(route.tiers):
+        if tier.limit != route.limit:
+            yield from _limit_faults(tier, at.at(f"tiers[{m}]"))
         # What a tier has from its route was judged there.
         if isinstance(tier, UpstreamTier) and tier.breaker != route.breaker:
             yield from _breaker_faults(tier, at.at(f"tiers[{m}]"))
@@ -252,6 +255,14 @@ def _breaker_faults(owner: Route | UpstreamTier, at: Place) -> Iterator[Fault]:
         keys = "breaker.open_s", "breaker.open_s_max"
         open_s_max = at.written("breaker.open_s_max", breaker.open_s_max)
         yield from at.fault(f"open_s must be at most open_s_max ({open_s_max})", *keys)
+
+
+def _limit_faults(owner: Route | Tier, at: Place) -> Iterator[Fault]:
+    limit = owner.limit
+    if limit and limit.concurrent_min > limit.concurrent_max:
+        keys = "limit.concurrent_min", "limit.concurrent_max"
+        concurrent_max = at.written("limit.concurrent_max", limit.concurrent_max)
+        yield from at.fault(f"concurrent_min must be at most concurrent_max ({concurrent_max})", *keys)
 
 
 # --- tiers -------------------------------------------------------------------------------------------------------

@@ -105,8 +105,12 @@ class Breaker(Frozen, frozen=True):
 class Limit(Frozen, frozen=True):
     """A bulkhead: how many calls at once, how many may wait, and for how long."""
 
-    concurrent: Count = 256
-    """Calls at once."""
+    concurrent: Count | Literal["adaptive"] = "adaptive"
+    """Calls at once; adaptive learns it, from times to first content or from 429s, 503s and timeouts."""
+    concurrent_min: Count = 4
+    """What an adaptive limit never falls below; at most concurrent_max."""
+    concurrent_max: Count = 256
+    """What an adaptive limit begins with, returns to, and never exceeds."""
     queue: Annotated[int, Meta(ge=0)] = 256
     """Calls that may wait for a place."""
     wait_s_max: Seconds = 0.1

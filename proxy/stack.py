@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from msgspec import UnsetType
 
+from understudy.policies.adaptive import Signal
 from understudy.policies.breaker import Breaker, breaker
 from understudy.policies.chain import Link, chain, rank_of
 from understudy.policies.deadline import Deadline, deadline
@@ -20,6 +21,7 @@ from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
 from understudy.policies.retry import Retry, retry
 from understudy.policies.service import Service
+from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.settings import Limit, Limits, LocalTier, Route, Tier, UpstreamTier
 
@@ -119,7 +121,7 @@ def _tier_stack(
 ) -> Service:
     service = make_tier(route, tier)
     limits = effective_limit(route, tier)
-    parts.bulkhead = (old and old.bulkhead) or Bulkhead(limits)
+    parts.bulkhead = (old and old.bulkhead) or Bulkhead(limits, learns_from(route, tier))
     parts.bulkhead.rules = limits
     service = limit(service, parts.bulkhead, clock=world.clock)
     if isinstance(tier, LocalTier):
@@ -136,6 +138,13 @@ def _tier_stack(
 def effective_limit(route: Route, tier: UpstreamTier | LocalTier) -> Limit:
     """A tier's own limit, or its route's."""
     return _set(tier.limit, route.limit)
+
+
+def learns_from(route: Route, tier: Tier) -> Signal | None:
+    """What an adaptive limit learns from here; a local tier's is never adaptive, since nobody would answer instead."""
+    if isinstance(tier, LocalTier):
+        return None
+    return "latency" if KINDS.get(route.dialect) in ("embed", "retrieve") else "failures"
 
 
 def _set(value: T | UnsetType, otherwise: T) -> T:

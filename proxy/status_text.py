@@ -39,6 +39,6 @@ def _tier(tier: dict[str, Any]) -> str:
             words.append(f"({breaker['reason']}; asked again in {breaker['retry_after_s']} s)")
     limit = tier.get("limit")
     if limit and (limit["in_flight"] or limit["waiting"]):
-        words.append(f"{limit['in_flight']} in flight, {limit['waiting']} waiting")
+        words.append(f"{limit['in_flight']} of {limit['places']} in flight, {limit['waiting']} waiting")
     words += [f"{count} {outcome}" for outcome, count in tier["outcomes"].items()]
     return f"  {tier['rank']:<10}{tier['name']:<16}{' '.join(words)}"

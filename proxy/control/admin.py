@@ -144,7 +144,11 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
                 "generation": tier.breaker.generation,
             }
         if tier.bulkhead is not None:
-            about["limit"] = {"in_flight": tier.bulkhead.in_flight, "waiting": len(tier.bulkhead.waiting)}
+            about["limit"] = {
+                "in_flight": tier.bulkhead.in_flight,
+                "places": tier.bulkhead.places,
+                "waiting": len(tier.bulkhead.waiting),
+            }
         about["outcomes"] = {" ".join(filter(None, key)): count for key, count in link.outcomes.items()}
         tiers.append(about)
     return {

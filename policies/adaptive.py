@@ -1,0 +1,293 @@
+"""Learn how many calls at once an endpoint can serve, from how it answers the ones it gets.
+
+    places
+      max +-----------.                          ..:: a while without a sign of overload: max again
+          |            \\                     .::'
+          |   overload  \\    .-.   .-.   .-.'      grows only while the places are being used
+      min +..............`-.-'...`-'...`-'.......
+                        shrinks at every sign      never below min: so few calls at once overload nobody
+
+Two ways of learning, for two kinds of upstream:
+
+- `Gradient` (embedding, retrieval: an answer takes about as long as the last one of its size did) compares the time
+  to the first content with what is usual, after Netflix's Gradient2. What is usual is kept for each size of request,
+  since a batch of a hundred texts is no sign of overload. Where the two differ for long, a probe asks with less at
+  once: if that makes nothing faster, the upstream itself has become slower, and that is the new usual.
+- `Additive` (LLMs, whose time follows the tokens; and whatever is passed through) goes by soft failures and timeouts:
+  a cut by a third, then growth along CUBIC's curve (RFC 9438 section 4), fast up to where it hurt and slow beyond.
+
+An application that asks for less than the limit changes nothing, so an idle one is never hurt: the limit starts at its
+maximum, and returns there when nothing has spoken of overload for a while.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, Protocol
+
+from understudy.policies.service import Call, Failed
+
+Signal = Literal["latency", "failures"]
+"""What a limit learns from."""
+
+CUT = 0.7
+"""What is left of the places in use after a sign of overload (RFC 9438's beta)."""
+FORGET_S = 20.0
+"""Seconds without a sign of overload after which it is forgotten."""
+PACE_S_MAX = 30.0
+DEADLINE_OF_USUAL = 3.0
+"""A call that ran into its caller's deadline speaks of overload if it had this many times as long as usual."""
+OVERLOAD = frozenset(("first_byte_timeout", "timeout"))
+"""Reasons of a failure that are a sign of overload though the upstream did not say so."""
+NOT_OVERLOAD = frozenset(("quota", "insufficient_quota", "deadline"))
+"""Soft failures that are none: an account that is spent, and an impatient caller."""
+
+TOLERANCE = 1.5
+HEADROOM = 4
+SHRINK_MAX = 0.5
+WINDOW_S, WINDOW_S_MAX = 0.5, 2.0
+SAMPLES_MIN = 10
+SIZES = 16
+"""Classes of request size, each four times the one before."""
+FOLLOW = 0.2
+PROBE_S, PROBE_S_MAX = 5.0, 60.0
+PROBE_SHARE = 0.7
+PROBE_FELL = 0.9
+"""With less at once the time falls below this share of itself where there is a queue to get shorter."""
+
+CUBIC = 0.4
+NEVER = float("-inf")
+
+
+class AdaptiveRules(Protocol):
+    """Between what bounds a limit may move (`understudy.proxy.settings.Limit` has both)."""
+
+    @property
+    def concurrent_min(self) -> int: ...
+    @property
+    def concurrent_max(self) -> int: ...
+
+
+class Learner(ABC):
+    """What both ways share. `places` is the limit; `in_flight` counts the call that is being told of."""
+
+    __slots__ = ("_cut_at", "_pace_s", "_signed_at", "_usual_s", "cuts", "places", "rules")
+
+    def __init__(self, rules: AdaptiveRules) -> None:
+        self.rules = rules
+        self.places = rules.concurrent_max
+        self.cuts: int = 0
+        self._usual_s = 0.0
+        self._cut_at = self._signed_at = NEVER
+        self._pace_s = 1.0
+
+    def obey(self, rules: AdaptiveRules) -> None:
+        """Move within other bounds from now on."""
+        if self.places == self.rules.concurrent_max:
+            # nothing restrained it but the bound
+            self.places = rules.concurrent_max
+        self.rules = rules
+        self.places = min(max(self.places, rules.concurrent_min), rules.concurrent_max)
+
+    @abstractmethod
+    def answered(self, now: float, took_s: float, in_flight: int, call: Call) -> None:
+        """A call had its first content after `took_s`."""
+
+    def failed(self, now: float, took_s: float, in_flight: int, failed: Failed) -> None:
+        """A call failed after `took_s`; whether that speaks of overload is judged here."""
+        if not self._speaks_of_overload(failed, took_s) or in_flight <= self.rules.concurrent_min:
+            # with so few calls at once it is not their number that hurts
+            return
+        self._signed_at = now
+        if now - took_s < self._cut_at:
+            # begun before the last cut, which has answered for it
+            return
+        self._pace_s = min(max(took_s, 1.0), PACE_S_MAX)
+        self._cut(now, min(self.places, in_flight))
+
+    def relax(self, now: float) -> None:
+        """Forget an overload of which nothing has been seen for long; asked when the limit stands in the way."""
+        if self.places < self.rules.concurrent_max and now - self._signed_at > FORGET_S * self._pace_s:
+            self.places = self.rules.concurrent_max
+
+    def _speaks_of_overload(self, failed: Failed, took_s: float) -> bool:
+        if failed.reason == "deadline":
+            return 0.0 < self._usual_s * DEADLINE_OF_USUAL < took_s
+        return failed.reason in OVERLOAD or (failed.soft and failed.reason not in NOT_OVERLOAD)
+
+    def _cut(self, now: float, used: int) -> None:
+        self.cuts += 1
+        self._cut_at = now
+        self.places = max(self.rules.concurrent_min, int(used * CUT))
+
+
+class Additive(Learner):
+    """Shrinks at soft failures and timeouts, grows while its places are used and nothing fails."""
+
+    __slots__ = ("_grew_at", "_hurt_at", "_plateau_s", "_pressed_s")
+
+    def __init__(self, rules: AdaptiveRules) -> None:
+        super().__init__(rules)
+        self._grew_at = 0.0
+        self._hurt_at = 0
+        self._plateau_s = 0.0
+        self._pressed_s = 0.0
+
+    def answered(self, now: float, took_s: float, in_flight: int, call: Call) -> None:  # noqa: ARG002 (Gradient's)
+        self._usual_s += (took_s - self._usual_s) * 0.1 if self._usual_s else took_s
+        if in_flight * 2 >= self.places and self.places < self.rules.concurrent_max:
+            self._grow(now)
+
+    def _grow(self, now: float) -> None:
+        self.relax(now)
+        # only time under pressure counts, in units of how late an overload shows: a timeout comes after half a minute
+        self._pressed_s += min(now - self._grew_at, 1.0) / self._pace_s
+        self._grew_at = now
+        reached = self._hurt_at + CUBIC * (self._pressed_s - self._plateau_s) ** 3
+        self.places = min(max(self.places, int(reached)), self.rules.concurrent_max)
+
+    def _cut(self, now: float, used: int) -> None:
+        super()._cut(now, used)
+        self._hurt_at = used
+        self._plateau_s = (used * (1 - CUT) / CUBIC) ** (1 / 3)
+        self._pressed_s = 0.0
+        self._grew_at = now
+
+
+class Gradient(Learner):
+    """Shrinks when first contents take longer than usual, for as many calls at once as there were."""
+
+    __slots__ = (
+        "_count",
+        "_counts",
+        "_expected",
+        "_peak",
+        "_probe_due",
+        "_probe_pause_s",
+        "_probing",
+        "_seen",
+        "_sums",
+        "_until",
+    )
+
+    def __init__(self, rules: AdaptiveRules) -> None:
+        super().__init__(rules)
+        self._expected = [0.0] * SIZES
+        self._seen = [0] * SIZES
+        self._probing: tuple[int, float, bool] | None = None
+        """While a probe runs: the places before it, how much slower than usual it was, whether it has settled."""
+        self._probe_due = 0.0
+        self._probe_pause_s = PROBE_S
+        self._until = 0.0
+        self._begin(0.0, WINDOW_S)
+
+    def answered(self, now: float, took_s: float, in_flight: int, call: Call) -> None:
+        if call.kind == "pass":
+            # a write beside the reads: nobody knows how long it should take
+            return
+        self._count += 1
+        kind = len(call.request.body).bit_length() >> 1
+        if kind >= SIZES:
+            kind = SIZES - 1
+        self._sums[kind] += took_s
+        self._counts[kind] += 1
+        if in_flight > self._peak:
+            self._peak = in_flight
+        if now >= self._until and self._count >= SAMPLES_MIN:
+            self._judge(now)
+
+    def failed(self, now: float, took_s: float, in_flight: int, failed: Failed) -> None:
+        before = self.cuts
+        super().failed(now, took_s, in_flight, failed)
+        if self.cuts > before:
+            # what the window holds is of before the cut
+            self._probing = None
+            self._begin(now, WINDOW_S)
+
+    def _judge(self, now: float) -> None:
+        """A window is over: what it says of the limit, of what is usual, and of a probe that ran in it."""
+        took_s = sum(self._sums)
+        slower = self._compared()
+        self._usual_s = took_s / self._count
+        if self._probing is not None:
+            self._judge_probe(now, slower)
+        elif slower is not None:
+            self._judge_window(now, slower)
+        self._begin(now, min(max(WINDOW_S, 2 * self._usual_s), WINDOW_S_MAX))
+
+    def _compared(self) -> float | None:
+        """How many times longer than usual the window's calls took; None where too little is known. New sizes are
+        got to know."""
+        took_s = expected_s = 0.0
+        for kind, count in enumerate(self._counts):
+            if not count:
+                continue
+            mean_s = self._sums[kind] / count
+            if self._seen[kind] >= SAMPLES_MIN:
+                took_s += self._sums[kind]
+                expected_s += self._expected[kind] * count
+            else:
+                self._seen[kind] += count
+                self._expected[kind] += (mean_s - self._expected[kind]) * count / self._seen[kind]
+        return took_s / expected_s if expected_s > 0 else None
+
+    def _judge_window(self, now: float, slower: float) -> None:
+        few = self._peak <= self.rules.concurrent_min
+        self._follow(upwards=few)
+        if slower > TOLERANCE and not few:
+            self._signed_at = now
+            self.cuts += 1
+            used = min(self.places, self._peak)
+            shrunk = int(used * max(SHRINK_MAX, TOLERANCE / slower)) + HEADROOM
+            self.places = max(self.rules.concurrent_min, min(self.places, shrunk))
+            self._probe_due = self._probe_due or now + self._probe_pause_s
+        elif self._peak * 2 >= self.places:
+            calm = now - self._signed_at > FORGET_S
+            more = self.places if calm else max(HEADROOM, int(self.places**0.5))
+            self.places = min(self.places + more, self.rules.concurrent_max)
+        elif now - self._signed_at > FORGET_S:
+            self.relax(now)
+        if self._probe_due and now >= self._probe_due and now - self._signed_at < FORGET_S and not few:
+            self._probing = (self.places, slower, False)
+            self.places = max(self.rules.concurrent_min, int(min(self.places, self._peak) * PROBE_SHARE))
+
+    def _judge_probe(self, now: float, slower: float | None) -> None:
+        assert self._probing is not None
+        before, then, settled = self._probing
+        if not settled:
+            # these calls were still among the many
+            self._probing = (before, then, True)
+            return
+        self._probing = None
+        self.places = before
+        if slower is None:
+            return
+        if slower > then * PROBE_FELL and slower > TOLERANCE:
+            # fewer at once made nothing faster: the upstream itself has become slower, which is no overload of ours
+            self._follow(upwards=True, share=1.0)
+            self._signed_at = NEVER
+            self._probe_due, self._probe_pause_s = 0.0, PROBE_S
+            return
+        self._follow(upwards=False, share=1.0)
+        self._probe_pause_s = min(self._probe_pause_s * 2, PROBE_S_MAX)
+        self._probe_due = now + self._probe_pause_s
+
+    def _follow(self, *, upwards: bool, share: float = FOLLOW) -> None:
+        """Move what is usual towards the window: down always, up only where no queue of ours can be the reason."""
+        for kind, count in enumerate(self._counts):
+            if count and self._seen[kind] >= SAMPLES_MIN:
+                mean_s = self._sums[kind] / count
+                if upwards or mean_s < self._expected[kind]:
+                    self._expected[kind] += (mean_s - self._expected[kind]) * share
+
+    def _begin(self, now: float, window_s: float) -> None:
+        self._until = now + window_s
+        self._count = 0
+        self._peak = 0
+        self._sums = [0.0] * SIZES
+        self._counts = [0] * SIZES
+
+
+def learner(signal: Signal, rules: AdaptiveRules) -> Learner:
+    """One that has learnt nothing yet."""
+    return Gradient(rules) if signal == "latency" else Additive(rules)
