@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from understudy.policies.chain import rank_of
-from understudy.proxy.settings import Breaker, Match, Route, Settings, Tls, UpstreamTier
+from understudy.proxy.settings import Breaker, Match, Route, Settings, Tls, UpstreamTier, at_endpoint, endpoints_of
 
 Templates = Mapping[tuple[str, str], Mapping[str, str]]
 """(route, tier) -> header -> how Envoy itself finds its value, as `Bearer %ENVIRONMENT(OPENAI_API_KEY)%`."""
@@ -69,6 +69,8 @@ def _leg(settings: Settings, route: Route, templates: Templates, port: int) -> L
     tier = settings.active(route)[0]
     if not isinstance(tier, UpstreamTier):
         return Leg(route, here, None, ("the sidecar alone: its first tier is local", *notes))
+    if len(tier.endpoints) == 1:
+        tier = at_endpoint(tier, endpoints_of(tier)[0])
     headers = templates.get((route.name, tier.name), {})
     if why := " and ".join(_obstacles(settings, route, tier, headers)):
         return Leg(route, here, None, (f"the sidecar alone, not {tier.name} first: {why}", *notes))
@@ -78,6 +80,8 @@ def _leg(settings: Settings, route: Route, templates: Templates, port: int) -> L
 
 def _obstacles(settings: Settings, route: Route, tier: UpstreamTier, templates: Mapping[str, str]) -> Iterator[str]:
     space = settings.space_of(route)
+    if len(tier.endpoints) > 1:
+        yield "it has several endpoints, over which the sidecar balances its calls"
     if tier.space and tier.space != space:
         yield f"it works in the vector space {tier.space}, the route in {space}"
     # a header whose value comes out empty is not sent at all
@@ -94,7 +98,7 @@ def _upstream(route: Route, tier: UpstreamTier, headers: Mapping[str, str]) -> U
     patience_s = route.deadline.total_s - route.deadline.reserve_s
     answer_s = tier.connect_s + tier.first_byte_s
     return Upstream(
-        rank=rank_of(route.tiers.index(tier)),
+        rank=rank_of([each.name for each in route.tiers].index(tier.name)),
         tier=tier.name,
         host=host,
         port=port,

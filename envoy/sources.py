@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from understudy.envoy.legs import Templates
-from understudy.proxy.settings import Settings, UpstreamTier
+from understudy.proxy.settings import Secret, Settings, UpstreamTier, endpoints_of
 
 _MARK = re.compile(r"ENV--([A-Za-z_][A-Za-z0-9_]*)--ENV")
 _SCHEME = re.compile(r"((Bearer|Basic|Token|ApiKey|Api-Key|Key) )?")
@@ -38,7 +38,7 @@ def find_templates(settings: Settings, names: list[str], environ: Mapping[str, s
             if found is not None and _same_shape(found, settings):
                 marked, read = tried, found
     return {
-        (route.name, tier.name): _templates(tier, other, environ)
+        (route.name, tier.name): _templates(endpoints_of(tier)[0].headers, endpoints_of(other)[0].headers, environ)
         for route, twin in zip(settings.routes, read.routes, strict=True)
         for tier, other in zip(route.tiers, twin.tiers, strict=True)
         if isinstance(tier, UpstreamTier) and isinstance(other, UpstreamTier)
@@ -51,10 +51,12 @@ def _same_shape(found: Settings, settings: Settings) -> bool:
     ]
 
 
-def _templates(tier: UpstreamTier, other: UpstreamTier, environ: Mapping[str, str]) -> dict[str, str]:
+def _templates(
+    headers: Mapping[str, Secret], others: Mapping[str, Secret], environ: Mapping[str, str]
+) -> dict[str, str]:
     templates: dict[str, str] = {}
-    for name, secret in tier.headers.items():
-        marked = other.headers.get(name)
+    for name, secret in headers.items():
+        marked = others.get(name)
         parts = _MARK.split(marked.reveal()) if marked is not None else []
         if len(parts) != 3 or not _SCHEME.fullmatch(parts[0]) or parts[2]:
             continue

@@ -15,7 +15,7 @@ from msgspec import Struct
 from understudy.proxy.reading import Reading
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, claims_of, parse_address
-from understudy.proxy.settings import LocalTier, Match, Route, Secret, Settings, Tier
+from understudy.proxy.settings import LocalTier, Match, Route, Secret, Settings, Tier, UpstreamTier
 from understudy.proxy.spots import join, masked, named, shown
 
 Order = Sequence[tuple[str, str]]
@@ -124,15 +124,24 @@ class _Described:
         for name in owner.__struct_fields__:
             if name in skipped:
                 continue
-            value, path = getattr(owner, name), join(at, name)
+            value, path = cast("object", getattr(owner, name)), join(at, name)
             if isinstance(value, Struct):
                 values |= {join(name, inner): each for inner, each in self.fields(value, path).items()}
+            elif structs := _structs(value):
+                for n, each in enumerate(structs):
+                    inner = self.fields(each, f"{path}[{n}]")
+                    values |= {f"{name}[{n}].{key}": told for key, told in inner.items()}
             elif isinstance(value, dict):
                 for inner, each in cast("dict[str, object]", value).items():
                     values[join(name, named(inner))] = self.value(join(path, named(inner)), each)
             else:
                 values[name] = self.value(path, value)
         return values
+
+
+def _structs(value: object) -> list[Struct]:
+    """The structs in a list of them; none in anything else."""
+    return [each for each in cast("list[object]", value) if isinstance(each, Struct)] if isinstance(value, list) else []
 
 
 def _plain(value: object) -> object:
@@ -153,13 +162,24 @@ def _tier_data(
         "from": described.place(at),
         "inactive": settings.inactive.get(route.name, {}).get(tier.name),
         "what": dict(order).get("tier", ""),
-        "values": described.fields(tier, at, ("name", *_STACKED)),
+        "values": described.fields(tier, at, ("name", *_unsaid(tier), *_STACKED)),
         "layers": [
             {"name": name, "why": why, "values": values}
             for name, why in order
-            if name != "tier" and ((values := described.policy(tier, name, at)) or not local)
+            if name != "tier"
+            and (name != "balance" or _is_balanced(tier))
+            and ((values := described.policy(tier, name, at)) or not local)
         ],
     }
+
+
+def _is_balanced(tier: Tier) -> bool:
+    return isinstance(tier, UpstreamTier) and len(tier.endpoints) > 1
+
+
+def _unsaid(tier: Tier) -> tuple[str, ...]:
+    """The keys that mean nothing beside those that were written: a tier has a url, or endpoints."""
+    return ("url", "socket") if isinstance(tier, UpstreamTier) and tier.endpoints else ("endpoints",)
 
 
 def _orders() -> tuple[Order, Order]:

@@ -11,9 +11,11 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from understudy.policies.observe import Histogram
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
-from understudy.proxy.stack import RouteParts
+from understudy.proxy.stack import EndpointParts, RouteParts
 
 BREAKER_STATES = ("closed", "half-open", "open")
+ENDPOINT = ["route", "tier", "endpoint"]
+"""The labels of what there is one of for each endpoint; `url` makes one with its tier's name."""
 
 METRICS = {
     "understudy_requests_total": "Calls answered, by route, tier and class of status",
@@ -24,18 +26,18 @@ METRICS = {
     "understudy_overhead_seconds": "Seconds we added ourselves: total less time spent waiting for upstreams",
     "understudy_streams_broken_total": "Streamed answers that broke after their first content",
     "understudy_tier_outcomes_total": "What came of asking each tier, by outcome and reason",
-    "understudy_breaker_state": "1 for the state a tier's breaker is in",
+    "understudy_breaker_state": "1 for the state an endpoint's breaker is in",
     "understudy_breaker_transitions_total": "Changes of a breaker's state, by the state it changed to",
-    "understudy_limit_in_flight": "Places taken in a tier's bulkhead",
-    "understudy_limit_places": "Places in a tier's bulkhead, as written or as learnt",
-    "understudy_limit_waiting": "Calls waiting for a place in a tier's bulkhead",
-    "understudy_limit_refused_total": "Calls that found no place in a tier's bulkhead",
-    "understudy_upstream_connections": "Connections to a tier's upstream, by state",
-    "understudy_upstream_connections_opened_total": "Connections opened to a tier's upstream",
-    "understudy_upstream_connect_failures_total": "Connections to a tier's upstream that did not come about, by reason",
-    "understudy_upstream_waiting": "Calls waiting for one of the connections to a tier's upstream",
+    "understudy_limit_in_flight": "Places taken in an endpoint's bulkhead",
+    "understudy_limit_places": "Places in an endpoint's bulkhead, as written or as learnt",
+    "understudy_limit_waiting": "Calls waiting for a place in an endpoint's bulkhead",
+    "understudy_limit_refused_total": "Calls that found no place in an endpoint's bulkhead",
+    "understudy_upstream_connections": "Connections to an endpoint, by state",
+    "understudy_upstream_connections_opened_total": "Connections opened to an endpoint",
+    "understudy_upstream_connect_failures_total": "Connections to an endpoint that did not come about, by reason",
+    "understudy_upstream_waiting": "Calls waiting for one of the connections to an endpoint",
     "understudy_upstream_wait_seconds": "Seconds that calls waited for one of the connections, where all were in use",
-    "understudy_upstream_dns_total": "Questions to DNS about a tier's upstream; stale: an old answer was used",
+    "understudy_upstream_dns_total": "Questions to DNS about an endpoint; stale: an old answer was used",
     "understudy_connections": "Connections from callers",
     "understudy_connections_refused_total": "Connections refused at the limit or while draining",
     "understudy_unrouted_total": "Requests that no route claimed",
@@ -60,7 +62,7 @@ class Seen(Protocol):
     @property
     def listeners(self) -> Iterable[Listener]: ...
     @property
-    def pools(self) -> dict[tuple[str, str], Pool]: ...
+    def pools(self) -> dict[tuple[str, str, str], Pool]: ...
     @property
     def reloads(self) -> dict[str, int]: ...
     @property
@@ -83,6 +85,7 @@ class SidecarCollector(Collector):
         routes = list(self._seen.routes)
         yield from _route_metrics(routes)
         yield from _tier_metrics(routes)
+        yield from _endpoint_metrics(routes)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _process_metrics(self._seen)
@@ -145,48 +148,59 @@ def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: 
 
 def _tier_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
     outcomes = _counter("understudy_tier_outcomes_total", ["route", "tier", "outcome", "reason"])
-    state = _gauge("understudy_breaker_state", ["route", "tier", "state"])
-    transitions = _counter("understudy_breaker_transitions_total", ["route", "tier", "to"])
-    in_flight = _gauge("understudy_limit_in_flight", ["route", "tier"])
-    places = _gauge("understudy_limit_places", ["route", "tier"])
-    waiting = _gauge("understudy_limit_waiting", ["route", "tier"])
-    refused = _counter("understudy_limit_refused_total", ["route", "tier"])
     for parts in routes:
         for name, tier in parts.tiers.items():
-            labels = [parts.route.name, name]
             if tier.link is not None:
                 for (outcome, reason), count in tier.link.outcomes.items():
-                    outcomes.add_metric([*labels, outcome, reason], count)
-            if tier.breaker is not None:
-                for each in BREAKER_STATES:
-                    state.add_metric([*labels, each], float(tier.breaker.state == each))
-                for to, count in tier.breaker.transitions.items():
-                    transitions.add_metric([*labels, to], count)
-            if tier.bulkhead is not None:
-                in_flight.add_metric(labels, tier.bulkhead.in_flight)
-                places.add_metric(labels, tier.bulkhead.places)
-                waiting.add_metric(labels, len(tier.bulkhead.waiting))
-                refused.add_metric(labels, tier.bulkhead.refused)
-    yield from (outcomes, state, transitions, in_flight, places, waiting, refused)
+                    outcomes.add_metric([parts.route.name, name, outcome, reason], count)
+    yield outcomes
+
+
+def _endpoint_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
+    state = _gauge("understudy_breaker_state", [*ENDPOINT, "state"])
+    transitions = _counter("understudy_breaker_transitions_total", [*ENDPOINT, "to"])
+    in_flight = _gauge("understudy_limit_in_flight", ENDPOINT)
+    places = _gauge("understudy_limit_places", ENDPOINT)
+    waiting = _gauge("understudy_limit_waiting", ENDPOINT)
+    refused = _counter("understudy_limit_refused_total", ENDPOINT)
+    for route, tier, endpoint in _endpoints(routes):
+        labels = [route, tier, endpoint.name]
+        if endpoint.breaker is not None:
+            for each in BREAKER_STATES:
+                state.add_metric([*labels, each], float(endpoint.breaker.state == each))
+            for to, count in endpoint.breaker.transitions.items():
+                transitions.add_metric([*labels, to], count)
+        in_flight.add_metric(labels, endpoint.bulkhead.in_flight)
+        places.add_metric(labels, endpoint.bulkhead.places)
+        waiting.add_metric(labels, len(endpoint.bulkhead.waiting))
+        refused.add_metric(labels, endpoint.bulkhead.refused)
+    yield from (state, transitions, in_flight, places, waiting, refused)
+
+
+def _endpoints(routes: list[RouteParts]) -> Iterator[tuple[str, str, EndpointParts]]:
+    for parts in routes:
+        for name, tier in parts.tiers.items():
+            for endpoint in tier.endpoints.values():
+                yield parts.name, name, endpoint
 
 
 def _connection_metrics(seen: Seen) -> Iterator[Metric]:
-    pooled = _gauge("understudy_upstream_connections", ["route", "tier", "state"])
-    opened = _counter("understudy_upstream_connections_opened_total", ["route", "tier"])
-    failures = _counter("understudy_upstream_connect_failures_total", ["route", "tier", "reason"])
-    waiting = _gauge("understudy_upstream_waiting", ["route", "tier"])
-    waits = _histogram("understudy_upstream_wait_seconds", ["route", "tier"])
-    dns = _counter("understudy_upstream_dns_total", ["route", "tier", "result"])
-    for (route, tier), pool in seen.pools.items():
-        pooled.add_metric([route, tier, "idle"], pool.idle)
-        pooled.add_metric([route, tier, "busy"], pool.size - pool.idle)
-        opened.add_metric([route, tier], pool.opened)
+    pooled = _gauge("understudy_upstream_connections", [*ENDPOINT, "state"])
+    opened = _counter("understudy_upstream_connections_opened_total", ENDPOINT)
+    failures = _counter("understudy_upstream_connect_failures_total", [*ENDPOINT, "reason"])
+    waiting = _gauge("understudy_upstream_waiting", ENDPOINT)
+    waits = _histogram("understudy_upstream_wait_seconds", ENDPOINT)
+    dns = _counter("understudy_upstream_dns_total", [*ENDPOINT, "result"])
+    for labels, pool in seen.pools.items():
+        pooled.add_metric([*labels, "idle"], pool.idle)
+        pooled.add_metric([*labels, "busy"], pool.size - pool.idle)
+        opened.add_metric(labels, pool.opened)
         for reason, count in pool.failures.items():
-            failures.add_metric([route, tier, reason], count)
-        waiting.add_metric([route, tier], pool.waiting)
-        _add_histogram(waits, [route, tier], pool.waits)
+            failures.add_metric([*labels, reason], count)
+        waiting.add_metric(labels, pool.waiting)
+        _add_histogram(waits, [*labels], pool.waits)
         for result, count in pool.names.results.items():
-            dns.add_metric([route, tier, result], count)
+            dns.add_metric([*labels, result], count)
     yield from (pooled, opened, failures, waiting, waits, dns)
 
 

@@ -23,9 +23,20 @@ from understudy.proxy.addresses import (
     unix_path,
 )
 from understudy.proxy.scalars import did_you_mean
-from understudy.proxy.settings import LocalTier, Match, Route, Settings, Tier, UpstreamTier
+from understudy.proxy.settings import (
+    Endpoint,
+    LocalTier,
+    Match,
+    Route,
+    Secret,
+    Settings,
+    Tier,
+    UpstreamTier,
+    endpoints_of,
+)
 from understudy.proxy.spots import Fault, Grown, Spot, join, named
 
+ENDPOINTS_MAX = 256
 PLAIN = "plain"
 SPACED_KINDS = ("embed", "retrieve")
 
@@ -75,6 +86,10 @@ class Place:
         """`file:line` of `key`."""
         return (self.grown.spot(join(self.path, key)) or self.folder).place
 
+    def has(self, key: str) -> bool:
+        """Whether somebody wrote `key`."""
+        return join(self.path, key) in self.grown.spots
+
     def written(self, key: str, built_in: object = "") -> str:
         """`key`'s value in the file's own words: what a variable holds is never repeated."""
         return self.grown.written.get(join(self.path, key)) or str(built_in)
@@ -98,8 +113,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
         for m, tier in enumerate(route.tiers):
             yield from _gate_faults(tier, at.at(f"tiers[{m}]"))
             if isinstance(tier, UpstreamTier):
-                yield from _upstream_faults(tier, at.at(f"tiers[{m}]"), there=tier.name not in missing)
-                yield from _circle_faults(settings, tier, at.at(f"tiers[{m}]"))
+                yield from _upstream_faults(settings, tier, at.at(f"tiers[{m}]"), there=tier.name not in missing)
 
 
 def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> Iterator[Fault]:
@@ -304,14 +318,54 @@ def _gate_faults(tier: Tier, at: Place) -> Iterator[Fault]:
             yield from at.fault("takes the name of a variable as it is, without ${}", f"when_env[{k}]")
 
 
-def _upstream_faults(tier: UpstreamTier, at: Place, *, there: bool) -> Iterator[Fault]:
-    # a variable that is set to nothing gives an empty url, and takes the tier away: nothing is wrong with that
-    if (there or tier.url) and (why := _url_fault(tier.url)):
+def _upstream_faults(settings: Settings, tier: UpstreamTier, at: Place, *, there: bool) -> Iterator[Fault]:
+    yield from _header_faults(tier.headers, at)
+    if not tier.endpoints:
+        if not at.has("url") or (there and not tier.url):
+            yield from at.fault("needs a url, or endpoints", "url", reads=["endpoints", "kind"])
+        # a variable that is set to nothing gives an empty url, and takes the tier away: nothing is wrong with that
+        elif there or tier.url:
+            yield from _place_faults(settings, tier, at)
+        return
+    for key in ("url", "socket"):
+        if at.has(key):
+            yield from at.fault("belongs to a tier without endpoints: each of these has its own", key)
+    if len(tier.endpoints) > ENDPOINTS_MAX:
+        yield from at.fault(f"more than {ENDPOINTS_MAX} endpoints", "endpoints")
+    for k, endpoint in enumerate(tier.endpoints):
+        yield from _header_faults(endpoint.headers, at.at(f"endpoints[{k}]"))
+        if there or endpoint.url:
+            yield from _place_faults(settings, endpoint, at.at(f"endpoints[{k}]"))
+    yield from _repeated_endpoints(tier, at)
+
+
+def _repeated_endpoints(tier: UpstreamTier, at: Place) -> Iterator[Fault]:
+    names: dict[str, int] = {}
+    places: dict[object, int] = {}
+    for k, endpoint in enumerate(endpoints_of(tier)):
+        here, keys = f"endpoints[{k}]", ("url", "socket", "name")
+        if (first := places.setdefault(endpoint.place, k)) != k:
+            why = f"the same as endpoints[{first}]: for more of the calls give that one more weight"
+        elif (first := names.setdefault(endpoint.name, k)) != k:
+            why = f"endpoints[{first}] has this name already"
+            why += "" if tier.endpoints[k].name else ", which comes from its url; give one of them a name"
+        else:
+            continue
+        reads = [f"endpoints[{each}].{key}" for each in (k, first) for key in keys]
+        yield from at.fault(why, f"{here}.name" if tier.endpoints[k].name else f"{here}.url", reads=reads)
+
+
+def _place_faults(settings: Settings, owner: UpstreamTier | Endpoint, at: Place) -> Iterator[Fault]:
+    if why := _url_fault(owner.url):
         yield from at.fault(why, "url")
-    if tier.socket is not None and (why := path_fault(tier.socket)):
+    if owner.socket is not None and (why := path_fault(owner.socket)):
         yield from at.fault(why, "socket")
+    yield from _circle_faults(settings, owner, at)
+
+
+def _header_faults(headers: Mapping[str, Secret], at: Place) -> Iterator[Fault]:
     seen: set[str] = set()
-    for name, value in tier.headers.items():
+    for name, value in headers.items():
         here = at.at("headers").at(named(name))
         if not _TOKEN.fullmatch(name):
             yield from here.fault("not a legal header name")
@@ -325,15 +379,15 @@ def _upstream_faults(tier: UpstreamTier, at: Place, *, there: bool) -> Iterator[
             yield from here.fault("has a line break in it" if broken else "must be printable ASCII")
 
 
-def _circle_faults(settings: Settings, tier: UpstreamTier, at: Place) -> Iterator[Fault]:
+def _circle_faults(settings: Settings, owner: UpstreamTier | Endpoint, at: Place) -> Iterator[Fault]:
     """An upstream that is the sidecar itself: what `understudy env` prints is the application's, not ours."""
-    if tier.socket is not None:
-        if f"unix:{tier.socket}" in addresses(settings):
+    if owner.socket is not None:
+        if f"unix:{owner.socket}" in addresses(settings):
             yield from at.fault("this is the sidecar's own address: calls would go round in circles", "socket")
         return
-    if _url_fault(tier.url):
+    if _url_fault(owner.url):
         return
-    url = urlsplit(tier.url)
+    url = urlsplit(owner.url)
     own = {(numeric(host), port): key for key, (host, port) in _listened(settings)}
     if url.port and clash(numeric(url.hostname or ""), url.port, own):
         yield from at.fault("this is the sidecar's own address: calls would go round in circles", "url")

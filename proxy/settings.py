@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 Seconds = Annotated[float, Meta(ge=0, description="seconds")]
 PositiveSeconds = Annotated[float, Meta(gt=0, description="seconds")]
@@ -131,14 +132,41 @@ class Tls(Frozen, frozen=True):
     """The name the certificate must have, where it isn't the URL's host."""
 
 
+class Endpoint(Frozen, frozen=True):
+    """One of several places that answer for a tier alike. Each has a breaker, a limit and connections of its own."""
+
+    url: str
+    """http(s)://host[:port][/base]; the whole path of the request is put behind it."""
+    name: Name = ""
+    """What reports call it; without it, the URL's host and port."""
+    socket: str | None = None
+    """The path of a Unix socket to connect to, instead of the URL's host and port."""
+    weight: Annotated[float, Meta(ge=0.01, le=1000)] = 1.0
+    """How much it can carry, beside the others."""
+    zone: str | None = None
+    """Where it is; those in `server.zone` are asked before the others of the same priority."""
+    priority: Annotated[int, Meta(ge=0, le=15)] = 0
+    """0 is asked first; the next only takes what those before it can't carry."""
+    headers: dict[str, Secret] = {}
+    """Set on every request to this endpoint, over the tier's own."""
+
+    @property
+    def place(self) -> tuple[str, str | None, tuple[tuple[str, str], ...]]:
+        """What makes it another one than its neighbour: where it is, and as whom it is asked."""
+        headers = sorted((name.lower(), value.reveal()) for name, value in self.headers.items())
+        return self.url.rstrip("/"), self.socket, tuple(headers)
+
+
 class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     """A service behind us. After reading, `retry`, `breaker` and `limit` are complete: laid over the route's."""
 
     name: Name
-    url: str
-    """http(s)://host[:port][/base]; the whole path of the request is put behind it."""
+    url: str = ""
+    """http(s)://host[:port][/base]; the whole path of the request is put behind it. Short for one endpoint."""
     socket: str | None = None
     """The path of a Unix socket to connect to, instead of the URL's host and port."""
+    endpoints: Annotated[list[Endpoint], Meta(min_length=1)] = []
+    """Instead of `url`: several places that answer alike, over which the calls are balanced."""
     when_env: list[EnvName] = []
     """Only there when all these environment variables are set and not empty."""
     space: str | None = None
@@ -163,6 +191,41 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     retry: Retry | UnsetType = UNSET
     breaker: Breaker | UnsetType = UNSET
     limit: Limit | UnsetType = UNSET
+
+
+def endpoints_of(tier: UpstreamTier) -> tuple[Endpoint, ...]:
+    """The endpoints of a tier, each complete: with a name, and with the tier's headers under its own.
+
+    `url` is short for one, which has the tier's name.
+    """
+    if not tier.endpoints:
+        return (Endpoint(name=tier.name, url=tier.url, socket=tier.socket, headers=tier.headers),)
+    return tuple(
+        structs.replace(
+            endpoint,
+            name=endpoint.name or _host_of(endpoint.url),
+            headers=_over(endpoint.headers, tier.headers),
+        )
+        for endpoint in tier.endpoints
+    )
+
+
+def at_endpoint(tier: UpstreamTier, endpoint: Endpoint) -> UpstreamTier:
+    """The tier as it would be with this (complete) endpoint alone."""
+    alone = {"url": endpoint.url, "socket": endpoint.socket, "headers": endpoint.headers}
+    return structs.replace(tier, endpoints=[], **alone)
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).netloc or url
+    except ValueError:
+        return url
+
+
+def _over(own: dict[str, Secret], under: dict[str, Secret]) -> dict[str, Secret]:
+    taken = {name.lower() for name in own}
+    return {name: value for name, value in under.items() if name.lower() not in taken} | own
 
 
 class LocalTier(Frozen, frozen=True, tag_field="kind", tag="local"):

@@ -52,8 +52,8 @@ class Stack:
     settings: Settings
     routes: dict[str, RouteParts]
     table: Table[RouteParts]
-    pools: dict[tuple[str, str], Pool]
-    tiers: dict[tuple[str, str], Tier] = field(default_factory=dict[tuple[str, str], Tier])
+    pools: dict[tuple[str, str, str], Pool]
+    tiers: dict[tuple[str, str, str], Tier] = field(default_factory=dict[tuple[str, str, str], Tier])
 
 
 class Sidecar:
@@ -102,7 +102,7 @@ class Sidecar:
         return self.stack.routes.values()
 
     @property
-    def pools(self) -> dict[tuple[str, str], Pool]:
+    def pools(self) -> dict[tuple[str, str, str], Pool]:
         return self.stack.pools
 
     @property
@@ -183,12 +183,12 @@ class Sidecar:
             pool.close()
 
     def _assembled(self, settings: Settings, before: Stack | None) -> Stack:
-        pools: dict[tuple[str, str], Pool] = {}
-        tiers: dict[tuple[str, str], Tier] = {}
+        pools: dict[tuple[str, str, str], Pool] = {}
+        tiers: dict[tuple[str, str, str], Tier] = {}
 
-        def make_tier(route: Route, tier: Tier) -> Service:
-            tiers[route.name, tier.name] = tier
-            return self._made_tier(settings, route, tier, pools, before)
+        def make_tier(route: Route, tier: Tier, endpoint: str) -> Service:
+            tiers[route.name, tier.name, endpoint] = tier
+            return self._made_tier(settings, route, tier, endpoint, pools, before)
 
         routes = {
             route.name: assemble(
@@ -209,7 +209,8 @@ class Sidecar:
         settings: Settings,
         route: Route,
         tier: Tier,
-        pools: dict[tuple[str, str], Pool],
+        endpoint: str,
+        pools: dict[tuple[str, str, str], Pool],
         before: Stack | None,
     ) -> Service:
         dialect = DIALECTS[route.dialect]
@@ -218,7 +219,7 @@ class Sidecar:
             return local_tier(tier, space=space, dialect=dialect, knowing=self.knowing)
         if space and tier.space and tier.space != space:
             return _of_another_space(tier.space, space)
-        key = (route.name, tier.name)
+        key = (route.name, tier.name, endpoint)
         pool = before.pools.get(key) if before and before.tiers.get(key) == tier else None
         if pool is None:
             try:

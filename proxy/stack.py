@@ -14,6 +14,7 @@ from typing import TypeVar
 from msgspec import UnsetType
 
 from understudy.policies.adaptive import Signal
+from understudy.policies.balance import Peer, balance
 from understudy.policies.breaker import Breaker, breaker
 from understudy.policies.chain import Link, chain, rank_of
 from understudy.policies.deadline import Deadline, deadline
@@ -23,7 +24,17 @@ from understudy.policies.retry import Retry, retry
 from understudy.policies.service import Service
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.settings import Limit, Limits, LocalTier, Route, Tier, UpstreamTier
+from understudy.proxy.settings import (
+    Endpoint,
+    Limit,
+    Limits,
+    LocalTier,
+    Route,
+    Tier,
+    UpstreamTier,
+    at_endpoint,
+    endpoints_of,
+)
 
 ROUTE_ORDER = (
     ("observe", "outermost, so that what is counted is what the caller saw"),
@@ -33,19 +44,39 @@ ROUTE_ORDER = (
 
 TIER_ORDER = (
     ("retry", "outside the breaker, so that every attempt is counted and an open breaker ends the attempts"),
+    ("balance", "inside the retry, so that another attempt can go to another endpoint; one endpoint needs none"),
     ("breaker", "outside the limit: a tier known to be down must not cost the caller a wait for a place"),
     ("limit", "next to the tier, so that a place is held only while the tier is really being asked"),
-    ("tier", "an upstream over HTTP, or the local models and indexes"),
+    ("tier", "an endpoint over HTTP, or the local models and indexes"),
 )
+"""What stands inside `balance` stands there once for each endpoint."""
+
+
+@dataclass(slots=True)
+class EndpointParts:
+    """What is remembered of one endpoint, carried over a reload while its name and its place stay what they are.
+
+    A local tier has one too, with its own name and without a breaker.
+    """
+
+    name: str
+    bulkhead: Bulkhead
+    breaker: Breaker | None = None
+    place: object = None
 
 
 @dataclass(slots=True)
 class TierParts:
     """What a tier remembers beyond the policies that made it, carried over a reload by name."""
 
-    breaker: Breaker | None = None
-    bulkhead: Bulkhead | None = None
+    endpoints: dict[str, EndpointParts] = field(default_factory=dict[str, EndpointParts])
     link: Link | None = None
+
+    @property
+    def only(self) -> EndpointParts:
+        """The endpoint of a tier that has but one."""
+        (parts,) = self.endpoints.values()
+        return parts
 
 
 @dataclass(slots=True)
@@ -78,7 +109,8 @@ class World:
 
 
 T = TypeVar("T")
-MakeTier = Callable[[Route, Tier], Service]
+MakeTier = Callable[[Route, Tier, str], Service]
+"""Given a tier as it is at one of its endpoints, and the name of that one (the tier's own where it has but one)."""
 
 
 def assemble(
@@ -119,20 +151,51 @@ def assemble(
 def _tier_stack(
     route: Route, tier: Tier, parts: TierParts, old: TierParts | None, world: World, make_tier: MakeTier
 ) -> Service:
-    service = make_tier(route, tier)
-    limits = effective_limit(route, tier)
-    parts.bulkhead = (old and old.bulkhead) or Bulkhead(limits, learns_from(route, tier))
-    parts.bulkhead.rules = limits
-    service = limit(service, parts.bulkhead, clock=world.clock)
     if isinstance(tier, LocalTier):
         # what is ours is not worth asking twice, and has no endpoint to spare
-        return service
-    parts.breaker = (old and old.breaker) or Breaker(_set(tier.breaker, route.breaker))
-    parts.breaker.rules = _set(tier.breaker, route.breaker)
-    service = breaker(service, parts.breaker, clock=world.clock, dice=world.dice)
+        own = parts.endpoints[tier.name] = _carried(old, tier.name, None, route, tier)
+        return limit(make_tier(route, tier, tier.name), own.bulkhead, clock=world.clock)
+    peers = [
+        Peer(
+            f"{tier.name}/{endpoint.name}",
+            _endpoint_stack(route, tier, endpoint, parts, old, world, make_tier),
+            endpoint.weight,
+        )
+        for endpoint in endpoints_of(tier)
+    ]
+    # with one endpoint there is nothing to choose, and the layer is not there
+    service = balance(peers) if len(peers) > 1 else peers[0].service
     again = _set(tier.retry, route.retry)
     heart = Retry(again.attempts, again.base_s, again.wait_s_max)
     return retry(service, heart, clock=world.clock, dice=world.dice, sleep=world.sleep)
+
+
+def _endpoint_stack(
+    route: Route,
+    tier: UpstreamTier,
+    endpoint: Endpoint,
+    parts: TierParts,
+    old: TierParts | None,
+    world: World,
+    make_tier: MakeTier,
+) -> Service:
+    own = parts.endpoints[endpoint.name] = _carried(old, endpoint.name, endpoint.place, route, tier)
+    rules = _set(tier.breaker, route.breaker)
+    own.breaker = own.breaker or Breaker(rules)
+    own.breaker.rules = rules
+    service = make_tier(route, at_endpoint(tier, endpoint), endpoint.name)
+    service = limit(service, own.bulkhead, clock=world.clock)
+    return breaker(service, own.breaker, clock=world.clock, dice=world.dice)
+
+
+def _carried(old: TierParts | None, name: str, place: object, route: Route, tier: Tier) -> EndpointParts:
+    """What was known under this name, if it is still about the same place."""
+    limits = effective_limit(route, tier)
+    before = old.endpoints.get(name) if old else None
+    if before is None or before.place != place:
+        return EndpointParts(name, Bulkhead(limits, learns_from(route, tier)), place=place)
+    before.bulkhead.rules = limits
+    return EndpointParts(name, before.bulkhead, before.breaker, place)
 
 
 def effective_limit(route: Route, tier: UpstreamTier | LocalTier) -> Limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -18,7 +19,7 @@ def status_text(status: dict[str, Any]) -> str:
     for route in status["routes"]:
         answers = ", ".join(f"{count} {what}" for what, count in route["answers"].items()) or "no calls yet"
         lines.append(f"\n{route['name']}  ({route['dialect']})  {answers}")
-        lines += [_tier(tier) for tier in route["tiers"]]
+        lines += [line for tier in route["tiers"] for line in _tier(tier)]
     return "\n".join(lines) + "\n"
 
 
@@ -28,17 +29,26 @@ def _local(local: dict[str, Any]) -> str:
     return f"{local['model']} on {local['provider']}"
 
 
-def _tier(tier: dict[str, Any]) -> str:
+def _tier(tier: dict[str, Any]) -> Iterator[str]:
+    head = f"  {tier['rank']:<10}{tier['name']:<16}"
     if not tier["active"]:
-        return f"  {tier['rank']:<10}{tier['name']:<16}not there: {tier['inactive_because']}"
-    words: list[str] = []
-    breaker = tier.get("breaker")
+        yield f"{head}not there: {tier['inactive_because']}"
+        return
+    endpoints = tier["endpoints"]
+    words = [f"{count} {outcome}" for outcome, count in tier["outcomes"].items()]
+    if len(endpoints) == 1:
+        yield f"{head}{' '.join([*_endpoint(endpoints[0]), *words])}"
+        return
+    yield f"{head}{' '.join(words)}"
+    for endpoint in endpoints:
+        yield f"    {endpoint['name']:<24}{' '.join(_endpoint(endpoint))}"
+
+
+def _endpoint(endpoint: dict[str, Any]) -> Iterator[str]:
+    breaker, limit = endpoint.get("breaker"), endpoint["limit"]
     if breaker:
-        words.append(f"breaker {breaker['state']}")
+        yield f"breaker {breaker['state']}"
         if breaker["state"] != "closed":
-            words.append(f"({breaker['reason']}; asked again in {breaker['retry_after_s']} s)")
-    limit = tier.get("limit")
-    if limit and (limit["in_flight"] or limit["waiting"]):
-        words.append(f"{limit['in_flight']} of {limit['places']} in flight, {limit['waiting']} waiting")
-    words += [f"{count} {outcome}" for outcome, count in tier["outcomes"].items()]
-    return f"  {tier['rank']:<10}{tier['name']:<16}{' '.join(words)}"
+            yield f"({breaker['reason']}; asked again in {breaker['retry_after_s']} s)"
+    if limit["in_flight"] or limit["waiting"]:
+        yield f"{limit['in_flight']} of {limit['places']} in flight, {limit['waiting']} waiting"

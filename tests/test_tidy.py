@@ -53,6 +53,7 @@ WITHOUT_UNIT = {
     "ratio": "a share of one",
     "sentences": "a count",
     "status": "an HTTP status",
+    "priority": "a place in an order",
     "weight": "relative to its siblings",
     "workers": "a count",
 }

@@ -116,11 +116,27 @@ def beside_our_upstream(settings: Settings, port: int, upstream_port: int, admin
             if isinstance(tier, UpstreamTier):
                 moved = _redirected(tier_values, f"http://127.0.0.1:{upstream_port}")
                 # what it would need there it doesn't need here
-                tiers.append({name: one for name, one in moved.items() if name not in ("when_env", "tls")})
+                moved = {name: one for name, one in moved.items() if name not in ("when_env", "tls")}
+                tiers.append(_in_one_place(moved))
         if tiers:
             matches = [{name: one for name, one in match.items() if name != "port"} for match in _matches(values)]
             routes.append({**values, "match": matches, "tiers": tiers})
     return {"server": server, "routes": routes}
+
+
+def _in_one_place(tier: dict[str, Any]) -> dict[str, Any]:
+    """A tier with its url, or with its endpoints: all of them at one place now, and told apart by a header alone."""
+    if not tier["endpoints"]:
+        return {name: one for name, one in tier.items() if name != "endpoints"}
+    endpoints = [
+        {
+            **{name: one for name, one in endpoint.items() if name != "socket"},
+            "name": endpoint["name"] or f"endpoint-{n}",
+            "headers": {**endpoint["headers"], "x-bench-endpoint": str(n)},
+        }
+        for n, endpoint in enumerate(tier["endpoints"])
+    ]
+    return {name: one for name, one in tier.items() if name not in ("url", "socket")} | {"endpoints": endpoints}
 
 
 def _untold(_secret: object) -> str:

@@ -12,6 +12,7 @@ from prometheus_client.exposition import generate_latest
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.rules import parse_address
 from understudy.proxy.sidecar import CannotStart, Sidecar
+from understudy.proxy.stack import EndpointParts
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LAG_S_MAX = 1.0
@@ -136,20 +137,8 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         about: dict[str, Any] = {"name": link.name, "rank": link.rank, "active": link.service is not None}
         if link.absent:
             about["inactive_because"] = link.absent
-        if tier.breaker is not None:
-            about["breaker"] = {
-                "state": tier.breaker.state,
-                "reason": tier.breaker.reason,
-                "retry_after_s": round(tier.breaker.retry_after_s(now), 2),
-                "generation": tier.breaker.generation,
-            }
-        if tier.bulkhead is not None:
-            about["limit"] = {
-                "in_flight": tier.bulkhead.in_flight,
-                "places": tier.bulkhead.places,
-                "waiting": len(tier.bulkhead.waiting),
-            }
         about["outcomes"] = {" ".join(filter(None, key)): count for key, count in link.outcomes.items()}
+        about["endpoints"] = [_endpoint_status(endpoint, now) for endpoint in tier.endpoints.values()]
         tiers.append(about)
     return {
         "name": name,
@@ -159,3 +148,21 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         "answers": {f"{tier or 'none'} {hundreds}xx": n for (tier, hundreds), n in parts.tally.answers.items()},
         "tiers": tiers,
     }
+
+
+def _endpoint_status(endpoint: EndpointParts, now: float) -> dict[str, Any]:
+    about: dict[str, Any] = {"name": endpoint.name}
+    breaker, bulkhead = endpoint.breaker, endpoint.bulkhead
+    if breaker is not None:
+        about["breaker"] = {
+            "state": breaker.state,
+            "reason": breaker.reason,
+            "retry_after_s": round(breaker.retry_after_s(now), 2),
+            "generation": breaker.generation,
+        }
+    about["limit"] = {
+        "in_flight": bulkhead.in_flight,
+        "places": bulkhead.places,
+        "waiting": len(bulkhead.waiting),
+    }
+    return about

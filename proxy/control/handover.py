@@ -39,7 +39,7 @@ class Deed(msgspec.Struct, frozen=True):
     addresses: list[str]
     admin: str
     places: int
-    said: list[tuple[str, str, Said]]
+    said: list[tuple[str, str, str, Said]]
     pseudonym: str = ""
 
 
@@ -119,7 +119,7 @@ class Estate:
     admin_address: str
     places: list[list[socket.socket]]
     admin: socket.socket
-    said: Callable[[], list[tuple[str, str, Said]]]
+    said: Callable[[], list[tuple[str, str, str, Said]]]
     gone: Callable[[], None]
     pseudonym: str = ""
 

@@ -79,7 +79,7 @@ class Parent:
         self.gave_up = False
         self.ready = asyncio.Event()
         self.pseudonym = new_pseudonym().decode()
-        self._said: dict[tuple[str, str], Said] = {}
+        self._said: dict[tuple[str, str, str], Said] = {}
         self._asked = 0
         self._heard_at = self._loop.time()
         self._started_at = time.time()
@@ -207,13 +207,13 @@ class Parent:
 
     # --- breakers --------------------------------------------------------------------------------------------------
 
-    def hear(self, said: Sequence[tuple[str, str, Said]], speaker: Place | None = None) -> None:
+    def hear(self, said: Sequence[tuple[str, str, str, Said]], speaker: Place | None = None) -> None:
         """Keep what holds, and tell the others what is new."""
-        news: list[tuple[str, str, Said]] = []
-        for route, tier, one in said:
-            held = newer(self._said.pop((route, tier), Said()), one)
-            self._said[route, tier] = held
-            news.append((route, tier, held))
+        news: list[tuple[str, str, str, Said]] = []
+        for route, tier, endpoint, one in said:
+            held = newer(self._said.pop((route, tier, endpoint), Said()), one)
+            self._said[route, tier, endpoint] = held
+            news.append((route, tier, endpoint, held))
         while len(self._said) > SAID_MAX:
             del self._said[next(iter(self._said))]
         for place in self.places:
@@ -222,7 +222,7 @@ class Parent:
             if place.channel is not None and mine:
                 place.channel.send(Sayings(mine))
 
-    def said(self) -> list[tuple[str, str, Said]]:
+    def said(self) -> list[tuple[str, str, str, Said]]:
         """What holds now."""
         return [(*key, one) for key, one in self._said.items()]
 
@@ -285,10 +285,11 @@ class Parent:
             "replaced": place.respawn.deaths,
             "answers": sum(sum(route["answers"].values()) for route in routes),
             "breakers": {
-                f"{route['name']} {tier['name']}": tier["breaker"]["state"]
+                " ".join(dict.fromkeys((route["name"], tier["name"], endpoint["name"]))): endpoint["breaker"]["state"]
                 for route in routes
                 for tier in route["tiers"]
-                if tier.get("breaker", {}).get("state", "closed") != "closed"
+                for endpoint in tier["endpoints"]
+                if endpoint.get("breaker", {}).get("state", "closed") != "closed"
             },
         }
 

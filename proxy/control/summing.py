@@ -68,13 +68,13 @@ def kept(families: Sequence[Family]) -> list[Family]:
 def _worst_states(family: Family) -> Family:
     """Of the states that workers name for one breaker, only the worst stays at 1."""
     name, kind, text, samples = family
-    held: dict[tuple[str, str], set[str]] = {}
+    held: dict[tuple[str, str, str], set[str]] = {}
     for _, labels, value in samples:
         if value:
-            held.setdefault((labels["route"], labels["tier"]), set()).add(labels["state"])
+            held.setdefault((labels["route"], labels["tier"], labels["endpoint"]), set()).add(labels["state"])
     shown: list[Sample] = []
     for sample, labels, _ in samples:
-        states = held.get((labels["route"], labels["tier"]), set())
+        states = held.get((labels["route"], labels["tier"], labels["endpoint"]), set())
         shown.append((sample, labels, float(labels["state"] == worst(states))))
     return (name, kind, text, shown)
 
@@ -136,13 +136,22 @@ def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _merged_tier(tiers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    about = {**tiers[0], "outcomes": _added([tier["outcomes"] for tier in tiers])}
-    breakers = [tier["breaker"] for tier in tiers if "breaker" in tier]
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for tier in tiers:
+        for endpoint in tier["endpoints"]:
+            by_name.setdefault(endpoint["name"], []).append(endpoint)
+    return {
+        **tiers[0],
+        "outcomes": _added([tier["outcomes"] for tier in tiers]),
+        "endpoints": [_merged_endpoint(endpoints) for endpoints in by_name.values()],
+    }
+
+
+def _merged_endpoint(endpoints: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    about = {**endpoints[0], "limit": _added([endpoint["limit"] for endpoint in endpoints])}
+    breakers = [endpoint["breaker"] for endpoint in endpoints if "breaker" in endpoint]
     if breakers:
         about["breaker"] = min(breakers, key=lambda one: STATES.index(one["state"]))
-    limits = [tier["limit"] for tier in tiers if "limit" in tier]
-    if limits:
-        about["limit"] = _added(limits)
     return about
 
 

@@ -36,9 +36,9 @@ class Report(msgspec.Struct, tag=True, frozen=True):
 
 
 class Sayings(msgspec.Struct, tag=True, frozen=True):
-    """What was said of tiers: route, tier, Said. From a worker, of its own; to a worker, of the others'."""
+    """What was said of endpoints: route, tier, endpoint, Said. From a worker, of its own; to one, of the others'."""
 
-    said: list[tuple[str, str, Said]]
+    said: list[tuple[str, str, str, Said]]
 
 
 class Ask(msgspec.Struct, tag=True, frozen=True):

@@ -57,7 +57,7 @@ class Worker:
         self._post = post
         self._stop = stop
         self._registry = registry_for(sidecar)
-        self._told: dict[tuple[str, str], int] = {}
+        self._told: dict[tuple[str, str, str], int] = {}
         self._channel: Channel | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -114,25 +114,27 @@ class Worker:
 
     # --- breakers --------------------------------------------------------------------------------------------------
 
-    def _breakers(self) -> Iterator[tuple[tuple[str, str], Breaker]]:
+    def _breakers(self) -> Iterator[tuple[tuple[str, str, str], Breaker]]:
         for parts in self._sidecar.routes:
             for name, tier in parts.tiers.items():
-                if tier.breaker is not None:
-                    yield (parts.name, name), tier.breaker
+                for endpoint in tier.endpoints.values():
+                    if endpoint.breaker is not None:
+                        yield (parts.name, name, endpoint.name), endpoint.breaker
 
     async def _say(self, channel: Channel) -> None:
         while True:
             await asyncio.sleep(SAY_S)
             news = [(*key, heart.said()) for key, heart in self._breakers() if heart.epoch > self._told.get(key, 0)]
             if news:
-                self._told.update({(route, tier): said.epoch for route, tier, said in news})
+                self._told.update({(route, tier, endpoint): said.epoch for route, tier, endpoint, said in news})
                 channel.send(Sayings(news))
 
     def _hear(self, sayings: Sayings) -> None:
         now = self._sidecar.world.clock()
         hearts = dict(self._breakers())
-        for route, tier, said in sayings.said:
-            heart = hearts.get((route, tier))
+        for route, tier, endpoint, said in sayings.said:
+            key = (route, tier, endpoint)
+            heart = hearts.get(key)
             if heart is not None and heart.hear(said, now):
                 # what we have from others is no news of ours
-                self._told[route, tier] = heart.epoch
+                self._told[key] = heart.epoch

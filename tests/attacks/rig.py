@@ -206,7 +206,7 @@ class Rig:
         table = Table([(match, self.parts) for match in route.claims])
         self.listener = Listener(self.loop, 80, table.find, DIALECTS["plain"], limits or Limits())
 
-    def _make_tier(self, _route: Route, tier: Tier) -> Service:
+    def _make_tier(self, _route: Route, tier: Tier, _endpoint: str) -> Service:
         assert not isinstance(tier, LocalTier)
         return upstream_tier(tier, self._dialect, cast(Any, Lines(self)), self.loop.time)
 

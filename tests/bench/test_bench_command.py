@@ -37,7 +37,7 @@ routes:
   - name: files
     match: [{prefix: /files, strip: true}, {path: /more}]
     dialect: plain
-    tiers: [{kind: upstream, name: store, url: "http://store.example"}]
+    tiers: [{kind: upstream, name: store, endpoints: [{url: "http://a.example"}, {url: "http://b.example"}]}]
 """
 
 
@@ -85,6 +85,8 @@ def test_the_policies_stay_but_every_service_is_ours_and_no_secret_is_written_do
     assert [route["name"] for route in written["routes"]] == ["chat", "files"]
     assert [tier["url"] for tier in written["routes"][0]["tiers"]] == ["http://127.0.0.1:2222"] * 2
     assert written["routes"][0]["retry"]["attempts"] == 3
+    store = written["routes"][1]["tiers"][0]["endpoints"]
+    assert [endpoint["url"] for endpoint in store] == ["http://127.0.0.1:2222"] * 2
 
     again = tmp_path / "again"
     again.mkdir()

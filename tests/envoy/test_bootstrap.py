@@ -283,6 +283,19 @@ def test_a_tier_in_another_vector_space_is_never_asked_by_envoy(tmp_path: Path) 
     )
 
 
+def test_a_tier_of_one_endpoint_is_asked_by_envoy_and_one_of_several_is_left_to_the_sidecar(tmp_path: Path) -> None:
+    one = KEYED.replace("        url: https://api.example.com\n", "").replace(
+        '        headers: {authorization: "Bearer ${OPENAI_API_KEY}", x-key: "${OPENAI_API_KEY}"}',
+        '        endpoints: [{url: "https://api.example.com", headers: {x-key: "${OPENAI_API_KEY}"}}]',
+    )
+    environ = {"OPENAI_API_KEY": "sk-hush"}
+    assert rendered(tmp_path, one, environ=environ).count('value: "%ENVIRONMENT(OPENAI_API_KEY)%"') == 1
+    several = one.replace("endpoints: [", 'endpoints: [{url: "https://b.example"}, ')
+    assert "chat: the sidecar alone, not openai first: it has several endpoints" in rendered(
+        tmp_path, several, environ=environ
+    )
+
+
 def test_a_pass_route_is_only_sent_elsewhere_when_nobody_can_have_acted_on_it(tmp_path: Path) -> None:
     text = rendered(tmp_path, EVERYTHING)
 

@@ -220,7 +220,7 @@ class House:
             self._tick()
         return self
 
-    def _make_tier(self, _route: Route, tier: Tier) -> Service:
+    def _make_tier(self, _route: Route, tier: Tier, _endpoint: str) -> Service:
         assert not isinstance(tier, LocalTier)
         pool = make_pool(tier, self.loop, self.loop.time)
         self.pools.append(pool)
@@ -265,13 +265,14 @@ class House:
     @property
     def in_hand(self) -> int:
         """Calls in flight and places taken."""
-        places = sum(tier.bulkhead.in_flight for tier in self.parts.tiers.values() if tier.bulkhead)
+        places = sum(each.bulkhead.in_flight for tier in self.parts.tiers.values() for each in tier.endpoints.values())
         return self.parts.tally.in_flight + places
 
     @property
     def failures(self) -> int:
         """What the breakers have against the upstreams."""
-        return sum(tier.breaker.in_a_row for tier in self.parts.tiers.values() if tier.breaker)
+        endpoints = [each for tier in self.parts.tiers.values() for each in tier.endpoints.values()]
+        return sum(each.breaker.in_a_row for each in endpoints if each.breaker)
 
     async def caller(self) -> Caller:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**16)

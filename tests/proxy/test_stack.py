@@ -17,7 +17,7 @@ from understudy.policies.retry import Retry, retry
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.proxy import settings
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import LocalTier, Match, Route, Tier, UpstreamTier
+from understudy.proxy.settings import Endpoint, LocalTier, Match, Route, Secret, Tier, UpstreamTier
 from understudy.proxy.stack import ROUTE_ORDER, TIER_ORDER, RouteParts, World, assemble
 
 
@@ -42,7 +42,11 @@ async def answering(_call: Call) -> Answer:
 
 def put_together(made: dict[str, Service], *, before: RouteParts | None = None, **changed: object) -> RouteParts:
     return assemble(
-        route(**changed), DIALECTS["plain"], world(), lambda _route, tier: made.get(tier.name, answering), before=before
+        route(**changed),
+        DIALECTS["plain"],
+        world(),
+        lambda _route, _tier, name: made.get(name, answering),
+        before=before,
     )
 
 
@@ -52,7 +56,7 @@ def test_every_policy_in_the_orders_has_a_reason_and_a_heading_in_the_handbook()
     handbook = "\n".join(path.read_text() for path in knowledge_files()).lower()
     for name, reason in ROUTE_ORDER + TIER_ORDER:
         assert len(reason.split()) > 5, name
-        if name in ("deadline", "retry", "breaker", "limit"):
+        if name in ("deadline", "retry", "balance", "breaker", "limit"):
             assert any(line.startswith("#") and name in line for line in handbook.splitlines()), name
 
 
@@ -171,7 +175,7 @@ async def test_a_reload_keeps_breakers_places_and_counts_by_name_and_gives_them_
     for _ in range(3):
         await before.service(call_of("embed", "x", born=now))
     after = put_together({}, before=before, breaker=settings.Breaker(consecutive=7, open_s=9, open_s_max=9))
-    heart = after.tiers["first"].breaker
+    heart = after.tiers["first"].only.breaker
     assert heart is not None
     assert (heart.state, heart.rules.consecutive) == ("open", 7)
     answer = await after.service(call_of("embed", "x", born=now))
@@ -181,11 +185,90 @@ async def test_a_reload_keeps_breakers_places_and_counts_by_name_and_gives_them_
 
 
 async def test_a_tier_that_a_reload_takes_away_is_gone_and_one_that_is_absent_is_shown_but_not_asked():
-    after = assemble(
-        route(), DIALECTS["plain"], world(), lambda _route, _tier: answering, absent={"first": "KEY is not set"}
-    )
+    after = assemble(route(), DIALECTS["plain"], world(), lambda *_: answering, absent={"first": "KEY is not set"})
     answer = await after.service(call_of("embed", "x"))
     assert (answer.tier, answer.source, answer.reason) == ("secondary", "second", "first: KEY is not set")
+
+
+# --- endpoints -----------------------------------------------------------------------------------------------------
+
+
+def several(*names: str, **changed: object) -> dict[str, object]:
+    made = [Endpoint(name=name, url=f"http://{name}") for name in names]
+    return {"tiers": [UpstreamTier(name="many", endpoints=made), LocalTier(name="local")], **changed}
+
+
+async def test_one_endpoint_has_no_balance_layer_and_several_have_a_breaker_and_a_limit_each():
+    one = put_together({}, tiers=[UpstreamTier(name="first", url="http://a")])
+    answer = await one.service(call_of("embed", "x"))
+    assert (list(one.tiers["first"].endpoints), answer.source) == (["first"], "first")
+    call = call_of("embed", "x")
+    many = put_together({}, **several("a", "b"))
+    assert (await many.service(call)).source == "many/a"
+    assert call.tried == ["many/a"]
+    first, second = many.tiers["many"].endpoints.values()
+    assert first.breaker is not second.breaker
+    assert first.bulkhead is not second.bulkhead
+
+
+async def test_a_dead_endpoint_opens_its_own_breaker_and_its_calls_are_answered_by_the_other():
+    asked: list[str] = []
+
+    async def dead(_call: Call) -> Answer:
+        asked.append("a")
+        raise Failed("connect_refused")
+
+    parts = put_together({"a": dead}, **several("a", "b"))
+    for _ in range(20):
+        answer = await parts.service(call_of("embed", "x", born=asyncio.get_running_loop().time()))
+        assert (answer.tier, answer.source) == ("primary", "many/b")
+    first, second = parts.tiers["many"].endpoints.values()
+    assert first.breaker is not None
+    assert second.breaker is not None
+    assert (first.breaker.state, second.breaker.state, len(asked)) == ("open", "closed", 5)
+
+
+async def test_a_tier_refuses_only_when_all_of_its_endpoints_do():
+    async def dead(_call: Call) -> Answer:
+        raise Failed("connect_refused")
+
+    rules = settings.Breaker(consecutive=1)
+    parts = put_together({"a": dead, "b": dead}, **several("a", "b", breaker=rules))
+    call = call_of("embed", "x", born=asyncio.get_running_loop().time())
+    # two attempts, one at each endpoint: then both breakers are open
+    assert (await parts.service(call)).reason == "many: connect_refused"
+    assert call.tried == ["many/a", "many/b"]
+    assert (
+        await parts.service(call_of("embed", "x", born=asyncio.get_running_loop().time()))
+    ).reason == "many: breaker"
+
+
+async def test_a_reload_keeps_what_is_known_of_an_endpoint_while_its_name_and_its_place_stay():
+    async def dead(_call: Call) -> Answer:
+        raise Failed("connect_refused")
+
+    def tier(*endpoints: Endpoint) -> list[Tier]:
+        return [UpstreamTier(name="many", endpoints=list(endpoints)), LocalTier(name="local")]
+
+    rules = settings.Breaker(consecutive=1)
+    kept, moved = Endpoint(name="kept", url="http://a"), Endpoint(name="moved", url="http://b")
+    rekeyed = Endpoint(name="rekeyed", url="http://c", headers={"api-key": Secret("1")})
+    made: dict[str, Service] = {"kept": dead, "moved": dead, "rekeyed": dead}
+    again = settings.Retry(attempts=3)
+    before = put_together(made, tiers=tier(kept, moved, rekeyed), breaker=rules, retry=again)
+    await before.service(call_of("embed", "x", born=asyncio.get_running_loop().time()))
+    after = put_together(
+        made,
+        before=before,
+        breaker=rules,
+        tiers=tier(
+            Endpoint(name="kept", url="http://a", weight=5),
+            Endpoint(name="moved", url="http://elsewhere"),
+            Endpoint(name="rekeyed", url="http://c", headers={"api-key": Secret("2")}),
+        ),
+    )
+    states = {name: each.breaker.state for name, each in after.tiers["many"].endpoints.items() if each.breaker}
+    assert states == {"kept": "open", "moved": "closed", "rekeyed": "closed"}
 
 
 # --- weather -------------------------------------------------------------------------------------------------------
@@ -211,8 +294,7 @@ async def test_whatever_the_weather_someone_answers_in_time_and_nothing_leaks(se
         assert clock() <= call.born + times.total_s + 1e-6
         seen[answer.source] += 1
         for tier in parts.tiers.values():
-            assert tier.bulkhead is not None
-            assert 0 <= tier.bulkhead.in_flight <= limits.concurrent
+            assert 0 <= tier.only.bulkhead.in_flight <= limits.concurrent
 
     running: set[asyncio.Task[None]] = set()
     dice = random.Random(seed)
@@ -230,11 +312,10 @@ async def test_whatever_the_weather_someone_answers_in_time_and_nothing_leaks(se
     assert parts.tally.unanswered == {}
     assert parts.tally.in_flight == 0
     for tier in parts.tiers.values():
-        assert tier.bulkhead is not None
-        assert (tier.bulkhead.in_flight, len(tier.bulkhead.waiting)) == (0, 0)
+        assert (tier.only.bulkhead.in_flight, len(tier.only.bulkhead.waiting)) == (0, 0)
     # with the storm over and every pause elapsed, each breaker lets a call through: no permit was lost
     await asyncio.sleep(400)
     for name in ("first", "second"):
-        heart = parts.tiers[name].breaker
+        heart = parts.tiers[name].only.breaker
         assert heart is not None
         assert heart.admit(clock()) is not None, (seed, name)

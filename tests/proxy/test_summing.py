@@ -19,9 +19,9 @@ def families(calls: int, seconds: list[float], in_flight: int, state: str) -> li
     for each in seconds:
         histogram.observe(each)
     Gauge("in_flight", "now", registry=registry).set(in_flight)
-    breaker = Gauge("understudy_breaker_state", "state", ["route", "tier", "state"], registry=registry)
+    breaker = Gauge("understudy_breaker_state", "state", ["route", "tier", "endpoint", "state"], registry=registry)
     for each in ("closed", "half-open", "open"):
-        breaker.labels("chat", "model", each).set(each == state)
+        breaker.labels("chat", "model", "model", each).set(each == state)
     return families_of(registry)
 
 
@@ -84,7 +84,12 @@ def test_the_sum_is_a_sound_exposition():
 
 
 def one_status(answers: int, state: str, *, ok: bool) -> dict[str, object]:
-    tier = {"name": "model", "outcomes": {"failed": 1}, "breaker": {"state": state, "reason": state}}
+    breaker = {"state": state, "reason": state}
+    endpoints = [
+        {"name": "a", "limit": {"in_flight": answers}, "breaker": breaker},
+        {"name": "b", "limit": {"in_flight": 1}, "breaker": {"state": "closed", "reason": ""}},
+    ]
+    tier = {"name": "model", "outcomes": {"failed": 1}, "endpoints": endpoints}
     route = {"name": "chat", "in_flight": 1, "answers": {"primary 2xx": answers}, "tiers": [tier]}
     policies = {"digest": "d", "reload_ok": ok, "reloads": {"ok": 1, "bad": int(not ok)}}
     return {"policies": policies, "local": {"ready": ok, "reason": "" if ok else "warming"}, "routes": [route]}
@@ -95,7 +100,9 @@ def test_a_merged_status_adds_up_counts_and_shows_what_is_wrong_anywhere():
     route = whole["routes"][0]
     assert route["answers"] == {"primary 2xx": 5}
     assert route["in_flight"] == 2
-    assert route["tiers"][0]["breaker"]["state"] == "open"
+    first, second = route["tiers"][0]["endpoints"]
+    assert (first["breaker"]["state"], first["limit"]) == ("open", {"in_flight": 5})
+    assert (second["breaker"]["state"], second["limit"]) == ("closed", {"in_flight": 2})
     assert route["tiers"][0]["outcomes"] == {"failed": 2}
     assert not whole["policies"]["reload_ok"]
     assert whole["policies"]["reloads"] == {"ok": 2, "bad": 1}

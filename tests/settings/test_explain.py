@@ -24,8 +24,14 @@ routes:
 """
 
 
+ENDPOINTS = ROUTE.replace(
+    'url: "https://a.example/base"',
+    'endpoints: [{url: "https://a.example/base"}, {name: spare, url: "${B}", headers: {api-key: "${KEY}"}}]',
+)
+
+
 def test_it_shows_every_layer_of_the_real_stack_in_its_order(tmp_path: Path):
-    text = explain(read(tmp_path, ROUTE, {"KEY": "k3y"}), "POST", "/rag/v1/chat?x=1")
+    text = explain(read(tmp_path, ENDPOINTS, {"KEY": "k3y", "B": "http://b"}), "POST", "/rag/v1/chat?x=1")
     layers = [name for name, _ in (*ROUTE_ORDER, *TIER_ORDER)]
     found = [text.find(f" {name}: ") for name in layers]
     assert -1 not in found
@@ -38,6 +44,17 @@ def test_it_says_what_the_path_becomes_and_who_is_missing_and_keeps_secrets(tmp_
     assert "NOT THERE, B is not set" in text
     assert "***" in text
     assert "k3y" not in text
+
+
+def test_a_tier_of_several_endpoints_shows_each_and_a_tier_of_one_has_nothing_to_balance(tmp_path: Path):
+    several = explain(read(tmp_path, ENDPOINTS, {"KEY": "k3y", "B": "http://b"}), "POST", "/rag")
+    lines = [line.split() for line in several.splitlines()]
+    line = next(n for n, text in enumerate(ENDPOINTS.splitlines(), 1) if "endpoints" in text)
+    assert ["endpoints[1].url", "http://b", f"{tmp_path}/chat.yaml:{line},", "B"] in lines
+    assert ["endpoints[1].headers.api-key", "***", f"{tmp_path}/chat.yaml:{line},", "KEY"] in lines
+    assert ["endpoints[0].weight", "1.0", "built", "in"] in lines
+    assert "balance:" in several
+    assert "balance:" not in explain(read(tmp_path, ROUTE, {"KEY": "k3y", "B": "http://b"}), "POST", "/rag")
 
 
 def test_the_same_comes_as_plain_values_for_json(tmp_path: Path):
