@@ -22,7 +22,9 @@ Order = Sequence[tuple[str, str]]
 """The layers of a stack from outside in, and why each stands where it does."""
 
 BUILT_IN = "built in"
-_STACKED = ("retry", "breaker", "limit", "deadline")
+OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow"}
+"""Layers that are only there where the settings have this key."""
+_STACKED = ("retry", "breaker", "limit", "deadline", "faults")
 
 
 def explain_data(
@@ -66,12 +68,21 @@ def explain_data(
         "space": _space(settings, route, at, described),
         "body_bytes_max": described.value(f"{at}.body_bytes_max", route.body_bytes_max),
         "layers": [
-            {"name": name, "why": why, "values": described.policy(route, name, at)} for name, why in route_order
+            {"name": name, "why": why, "values": described.policy(route, name, at)}
+            for name, why in route_order
+            if _is_there(route, name)
         ],
         "tiers": [
             _tier_data(settings, route, tier, f"{at}.tiers[{m}]", tier_order, described)
             for m, tier in enumerate(route.tiers)
         ],
+        "arms": {
+            name: [
+                _tier_data(settings, route, tier, f"{at}.arms.{named(name)}.tiers[{m}]", tier_order, described)
+                for m, tier in enumerate(arm.tiers)
+            ]
+            for name, arm in route.arms.items()
+        },
     }
     return data
 
@@ -103,6 +114,7 @@ class _Described:
 
     def __init__(self, reading: Reading) -> None:
         self._origins = reading.origins
+        self._enabled = reading.settings is not None and reading.settings.server.faults
 
     def place(self, path: str) -> str:
         spot = self._origins.get(path)
@@ -115,8 +127,20 @@ class _Described:
 
     def policy(self, owner: Struct, name: str, at: str) -> dict[str, Any]:
         """The values of the policy `name` of a route or tier; nothing where it has none."""
+        name = OFF_UNLESS_WRITTEN.get(name, name)
         policy = getattr(owner, name, None)
+        if isinstance(policy, list):
+            return self._planned(cast("list[Struct]", policy), f"{at}.{name}")
         return self.fields(policy, f"{at}.{name}") if isinstance(policy, Struct) else {}
+
+    def _planned(self, faults: list[Struct], at: str) -> dict[str, Any]:
+        """What is planned to break: whether it does, and of each fault what was written."""
+        values = {"server.faults": self.value("server.faults", self._enabled)}
+        for n, each in enumerate(faults):
+            here = f"{at}[{n}]"
+            unsaid = [key for key in each.__struct_fields__ if join(here, key) not in self._origins and key != "share"]
+            values |= {f"[{n}].{key}": value for key, value in self.fields(each, here, unsaid).items()}
+        return values
 
     def fields(self, owner: Struct, at: str, skipped: Sequence[str] = ()) -> dict[str, Any]:
         """Every value in `owner`, the nested ones under `outer.inner`."""
@@ -166,15 +190,15 @@ def _tier_data(
         "layers": [
             {"name": name, "why": why, "values": values}
             for name, why in order
-            if name != "tier"
-            and (name != "balance" or _is_balanced(tier))
-            and ((values := described.policy(tier, name, at)) or not local)
+            if name != "tier" and _is_there(tier, name) and ((values := described.policy(tier, name, at)) or not local)
         ],
     }
 
 
-def _is_balanced(tier: Tier) -> bool:
-    return isinstance(tier, UpstreamTier) and len(tier.endpoints) > 1
+def _is_there(owner: Route | Tier, layer: str) -> bool:
+    if layer == "balance":
+        return isinstance(owner, UpstreamTier) and len(owner.endpoints) > 1
+    return layer not in OFF_UNLESS_WRITTEN or bool(getattr(owner, OFF_UNLESS_WRITTEN[layer], None))
 
 
 def _unsaid(tier: Tier) -> tuple[str, ...]:
@@ -238,6 +262,11 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     for n, tier in enumerate(route["tiers"], 1):
         yield ""
         yield from _tier_lines(n, tier)
+    for name, tiers in route["arms"].items():
+        yield ""
+        yield f"  arm {name}"
+        for n, tier in enumerate(tiers, 1):
+            yield from _tier_lines(n, tier)
 
 
 def _tier_lines(n: int, tier: dict[str, Any]) -> Iterator[str]:

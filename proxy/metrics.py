@@ -8,7 +8,7 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from understudy.policies.observe import Histogram
+from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.stack import EndpointParts, RouteParts
@@ -32,6 +32,7 @@ METRICS = {
     "understudy_limit_places": "Places in an endpoint's bulkhead, as written or as learnt",
     "understudy_limit_waiting": "Calls waiting for a place in an endpoint's bulkhead",
     "understudy_limit_refused_total": "Calls that found no place in an endpoint's bulkhead",
+    **ARM_METRICS,
     "understudy_upstream_connections": "Connections to an endpoint, by state",
     "understudy_upstream_connections_opened_total": "Connections opened to an endpoint",
     "understudy_upstream_connect_failures_total": "Connections to an endpoint that did not come about, by reason",
@@ -86,6 +87,7 @@ class SidecarCollector(Collector):
         yield from _route_metrics(routes)
         yield from _tier_metrics(routes)
         yield from _endpoint_metrics(routes)
+        yield from arm_metrics(routes)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _process_metrics(self._seen)
@@ -132,18 +134,9 @@ def _route_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
         left.add_metric([name], tally.left)
         broken.add_metric([name], tally.streams_broken)
         in_flight.add_metric([name], tally.in_flight)
-        _add_histogram(seconds, [name], tally.seconds)
-        _add_histogram(overhead, [name], tally.overhead)
+        add_histogram(seconds, [name], tally.seconds)
+        add_histogram(overhead, [name], tally.overhead)
     yield from (requests, unanswered, left, broken, in_flight, seconds, overhead)
-
-
-def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
-    buckets: list[tuple[str, float]] = []
-    total = 0
-    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
-        total += count
-        buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
-    family.add_metric(labels, buckets, histogram.sum)
 
 
 def _tier_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
@@ -198,7 +191,7 @@ def _connection_metrics(seen: Seen) -> Iterator[Metric]:
         for reason, count in pool.failures.items():
             failures.add_metric([*labels, reason], count)
         waiting.add_metric(labels, pool.waiting)
-        _add_histogram(waits, [*labels], pool.waits)
+        add_histogram(waits, [*labels], pool.waits)
         for result, count in pool.names.results.items():
             dns.add_metric([*labels, result], count)
     yield from (pooled, opened, failures, waiting, waits, dns)

@@ -18,9 +18,9 @@ from msgspec import Struct, inspect, structs
 from understudy.proxy import settings as types
 from understudy.proxy.checking import check_file
 from understudy.proxy.policy_files import compose, digest, digest_folder, find_files
-from understudy.proxy.rules import Place, faults_of, warnings_of
+from understudy.proxy.rules import faults_of, warnings_of
 from understudy.proxy.settings import Settings, inactive_reason
-from understudy.proxy.spots import Branch, Fault, Grown, Leaf, Row, Spot, Tree, lay
+from understudy.proxy.spots import Branch, Fault, Grown, Leaf, Pairs, Place, Row, Spot, Tree, lay
 
 __all__ = ["SHIPPED_DIALECTS", "BadPolicies", "Fault", "Reading", "Spot", "digest_folder", "load", "read_folder"]
 
@@ -33,6 +33,7 @@ SHIPPED_DIALECTS: Mapping[str, str] = {
 """The dialects that ship and the kind of call each speaks; who has others passes them to `read_folder`."""
 
 ROUTES_MAX = 1000
+FAULTS_ENV = "UNDERSTUDY_FAULTS"
 
 _POLICIES: dict[str, type[Struct]] = {
     each.name: cast("inspect.StructType", each.type).cls
@@ -100,9 +101,11 @@ def _once(faults: Iterable[Fault]) -> tuple[Fault, ...]:
 def _settled(settings: Settings, digest: str, environ: Mapping[str, str]) -> Settings:
     inactive: dict[str, dict[str, str]] = {}
     for route in settings.routes:
-        reasons = {tier.name: why for tier in route.tiers if (why := inactive_reason(tier, environ))}
+        reasons = {tier.name: why for _, tier in route.every_tier if (why := inactive_reason(tier, environ))}
         if reasons:
             inactive[route.name] = reasons
+    if environ.get(FAULTS_ENV, "").lower() in ("on", "true", "1", "yes"):
+        settings = structs.replace(settings, server=structs.replace(settings.server, faults=True))
     return structs.replace(settings, routes=tuple(settings.routes), digest=digest, inactive=inactive)
 
 
@@ -144,7 +147,18 @@ def _completed(route: Tree, defaults: Tree | None, body_bytes_max: Tree) -> Tree
     tiers = parts.get("tiers")
     if isinstance(tiers, Row):
         parts["tiers"] = Row(tiers.spot, [_completed_tier(tier, policies) for tier in tiers.items])
+    arms = parts.get("arms")
+    if isinstance(arms, Pairs):
+        parts["arms"] = Pairs(arms.spot, {name: _completed_arm(arm, policies) for name, arm in arms.items.items()})
     return replace(route, parts={**parts, **policies})
+
+
+def _completed_arm(arm: Tree, policies: dict[str, Tree]) -> Tree:
+    tiers = arm.parts.get("tiers") if isinstance(arm, Branch) else None
+    if not isinstance(arm, Branch) or not isinstance(tiers, Row):
+        return arm
+    completed = Row(tiers.spot, [_completed_tier(tier, policies) for tier in tiers.items])
+    return replace(arm, parts={**arm.parts, "tiers": completed})
 
 
 def _completed_tier(tier: Tree, policies: dict[str, Tree]) -> Tree:

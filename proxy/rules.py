@@ -7,8 +7,7 @@ where one of them was broken, the rule keeps quiet, for its fault would be the f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from understudy.proxy.addresses import (
@@ -22,6 +21,7 @@ from understudy.proxy.addresses import (
     path_fault,
     unix_path,
 )
+from understudy.proxy.arm_rules import arm_faults, arm_warnings
 from understudy.proxy.scalars import did_you_mean
 from understudy.proxy.settings import (
     Endpoint,
@@ -34,7 +34,7 @@ from understudy.proxy.settings import (
     UpstreamTier,
     endpoints_of,
 )
-from understudy.proxy.spots import Fault, Grown, Spot, join, named
+from understudy.proxy.spots import Fault, Place, named
 
 ENDPOINTS_MAX = 256
 PLAIN = "plain"
@@ -64,37 +64,6 @@ _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _PATH = re.compile(r"/[\x21\x22\x24-\x3e\x40-\x7e]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where in the settings a rule looks, and what can be said about it."""
-
-    grown: Grown
-    path: str
-    folder: Spot
-
-    def at(self, key: str) -> Place:
-        return Place(self.grown, join(self.path, key), self.folder)
-
-    def fault(self, why: str, *keys: str, reads: Iterable[str] = ()) -> Iterator[Fault]:
-        """`why`, said of the first of `keys` that somebody wrote, unless one of them or of `reads` was broken."""
-        paths = [join(self.path, key) for key in keys] or [self.path]
-        if all(self.grown.sound(path) for path in (*paths, *(join(self.path, key) for key in reads))):
-            written = next((path for path in paths if path in self.grown.spots), paths[0])
-            yield Fault.at(self.grown.spot(written) or self.folder, why)
-
-    def place(self, key: str = "") -> str:
-        """`file:line` of `key`."""
-        return (self.grown.spot(join(self.path, key)) or self.folder).place
-
-    def has(self, key: str) -> bool:
-        """Whether somebody wrote `key`."""
-        return join(self.path, key) in self.grown.spots
-
-    def written(self, key: str, built_in: object = "") -> str:
-        """`key`'s value in the file's own words: what a variable holds is never repeated."""
-        return self.grown.written.get(join(self.path, key)) or str(built_in)
-
-
 def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> Iterator[Fault]:
     """What doesn't go together. `dialects` says which kind of call each dialect speaks."""
     yield from _listen_faults(settings, top.at("server"))
@@ -109,11 +78,12 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
         yield from _policy_faults(route, at)
         yield from _tier_order_faults(route, dialects, at)
         yield from _space_faults(settings, route, dialects, at)
+        yield from arm_faults(settings, route, dialects, at)
         missing = settings.inactive.get(route.name, {})
-        for m, tier in enumerate(route.tiers):
-            yield from _gate_faults(tier, at.at(f"tiers[{m}]"))
+        for key, tier in route.every_tier:
+            yield from _gate_faults(tier, at.at(key))
             if isinstance(tier, UpstreamTier):
-                yield from _upstream_faults(settings, tier, at.at(f"tiers[{m}]"), there=tier.name not in missing)
+                yield from _upstream_faults(settings, tier, at.at(key), there=tier.name not in missing)
 
 
 def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> Iterator[Fault]:
@@ -127,9 +97,10 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
         if route.tiers and not settings.active(route):
             missing = "; ".join(settings.inactive[route.name].values())
             yield from at.fault(f"no tier is there ({missing}), so this route isn't either", "tiers")
-        for m, tier in enumerate(route.tiers):
+        yield from arm_warnings(settings, route, at)
+        for key, tier in route.every_tier:
             if isinstance(tier, UpstreamTier):
-                yield from _upstream_warnings(tier, at.at(f"tiers[{m}]"))
+                yield from _upstream_warnings(tier, at.at(key))
         for m, _ in _unspaced(settings, route, dialects, active=False):
             yield from at.fault(NO_SPACE, f"tiers[{m}].space", reads=[f"tiers[{m}].kind", "space", "dialect"])
 
@@ -199,12 +170,12 @@ def _repeated_names(routes: tuple[Route, ...], top: Place) -> Iterator[Fault]:
 
 
 def _repeated_tiers(route: Route, at: Place) -> Iterator[Fault]:
-    first: dict[str, int] = {}
-    for m, tier in enumerate(route.tiers):
-        if first.setdefault(tier.name, m) != m:
+    first: dict[str, str] = {}
+    for key, tier in route.every_tier:
+        if first.setdefault(tier.name, key) != key:
             # A tier of which nobody says what kind it is may have its name from our guess.
-            read = [f"tiers[{each}].kind" for each in (m, first[tier.name])]
-            yield from at.fault(f"tiers[{first[tier.name]}] has this name already", f"tiers[{m}].name", reads=read)
+            read = [f"{each}.kind" for each in (key, first[tier.name])]
+            yield from at.fault(f"{first[tier.name]} has this name already", f"{key}.name", reads=read)
 
 
 def _repeated_claims(routes: tuple[Route, ...], top: Place) -> Iterator[Fault]:
@@ -255,12 +226,12 @@ def _policy_faults(route: Route, at: Place) -> Iterator[Fault]:
         yield from at.fault(f"reserve_s must be less than total_s ({total_s})", *keys)
     yield from _breaker_faults(route, at)
     yield from _limit_faults(route, at)
-    for m, tier in enumerate(route.tiers):
+    for key, tier in route.every_tier:
         if tier.limit != route.limit:
-            yield from _limit_faults(tier, at.at(f"tiers[{m}]"))
+            yield from _limit_faults(tier, at.at(key))
         # What a tier has from its route was judged there.
         if isinstance(tier, UpstreamTier) and tier.breaker != route.breaker:
-            yield from _breaker_faults(tier, at.at(f"tiers[{m}]"))
+            yield from _breaker_faults(tier, at.at(key))
 
 
 def _breaker_faults(owner: Route | UpstreamTier, at: Place) -> Iterator[Fault]:

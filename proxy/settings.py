@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from msgspec import UNSET, Meta, Struct, UnsetType, structs
+from msgspec import UNSET, Meta, Struct, UnsetType, field, structs
 
 Seconds = Annotated[float, Meta(ge=0, description="seconds")]
 PositiveSeconds = Annotated[float, Meta(gt=0, description="seconds")]
@@ -25,6 +25,14 @@ Name = Annotated[
     Meta(
         pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
         description="lower-case letters, digits, '.', '_' and '-', a letter or digit first, up to 63 characters",
+    ),
+]
+SplitKey = Annotated[
+    str,
+    Meta(
+        pattern=r"^(tenant|caller|call|header:[!#$%&'*+.^_`|~0-9A-Za-z-]+|body:[A-Za-z0-9_.-]+)$",
+        description="tenant (who shows these credentials), caller (an address), call (each call for itself), "
+        "header:NAME, or body:FIELD of a JSON body, with dots between the fields of fields",
     ),
 ]
 EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="an environment variable's name")]
@@ -118,6 +126,41 @@ class Limit(Frozen, frozen=True):
     """Seconds a call waits for a place before the next tier is asked."""
 
 
+# --- rehearsals ----------------------------------------------------------------------------------------------------
+
+
+class PlannedFault(Frozen, frozen=True):
+    """Something broken on purpose. It does nothing unless `server.faults` is true, or UNDERSTUDY_FAULTS is `on`."""
+
+    do: Literal["delay", "error", "abort", "cut", "garble", "dimension"]
+    """delay: wait first. error: a status. abort: break the connection. cut: break off in the body. garble: no JSON any
+    more. dimension: vectors one number too short."""
+    name: Name | None = None
+    """What it is called in x-understudy-fault, logs and metrics; without it, by what it does."""
+    endpoint: Name | None = None
+    """Only at this endpoint of a tier that has several."""
+    share: Share = 1.0
+    """The share of the calls that it befalls."""
+    headers: dict[str, str] = {}
+    """Only calls with these headers, of exactly these values."""
+    after_s: Seconds = 0.0
+    """Seconds from the moment it was put in force (or, with every_s, from each period's beginning) to its own."""
+    lasts_s: PositiveSeconds | None = None
+    """Seconds that it lasts; without it, for good."""
+    every_s: PositiveSeconds | None = None
+    """It comes again with this period, in seconds."""
+    delay_s: Annotated[float, Meta(ge=0, le=3600, description="seconds")] = 1.0
+    """delay: how long. Longer than the tier's first_byte_s, it is an upstream that never answers."""
+    status: Annotated[int, Meta(ge=400, le=599)] = 503
+    """error: the status, in an answer of the dialect's own shape."""
+    retry_after_s: Seconds | None = None
+    """error: what Retry-After says."""
+    after_bytes: Annotated[int, Meta(ge=0, description="bytes")] = 0
+    """cut: how many bytes of the body come through."""
+    after_chunks: Annotated[int, Meta(ge=0)] | None = None
+    """cut: how many pieces of a stream come through, instead of bytes; answers that are no stream stay whole."""
+
+
 # --- tiers ---------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +231,8 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     held_bytes_max: Bytes = 8 * 1024 * 1024
     """How much of an answer is held back to see it whole before it is passed on; longer ones are streamed."""
     tls: Tls = Tls()
+    faults: list[PlannedFault] = []
+    """What is broken on purpose, as if this upstream did it."""
     retry: Retry | UnsetType = UNSET
     breaker: Breaker | UnsetType = UNSET
     limit: Limit | UnsetType = UNSET
@@ -242,6 +287,8 @@ class LocalTier(Frozen, frozen=True, tag_field="kind", tag="local"):
     """How many passages an extractive answer is drawn from."""
     sentences: Annotated[int, Meta(ge=1, le=10)] = 3
     """How many sentences an extractive answer has."""
+    faults: list[PlannedFault] = []
+    """What is broken on purpose, as if the local tier did it."""
     limit: Limit | UnsetType = UNSET
 
 
@@ -266,6 +313,55 @@ class Match(Frozen, frozen=True):
     """Take the prefix off before the request is read and forwarded."""
 
 
+MAIN_ARM = "main"
+"""What a route's own tiers are called among its arms."""
+
+
+class Arm(Frozen, frozen=True):
+    """Other tiers that a route's calls may go to: a new version beside the one that serves."""
+
+    tiers: Annotated[list[Tier], Meta(min_length=1)]
+    """Who is asked, in this order, until one answers. Vectors of all must be in the route's own space."""
+
+
+class Split(Frozen, frozen=True):
+    """A sticky share of the calls goes to another arm. Raising the share keeps everybody in who was in."""
+
+    arm: Name
+    """The arm, one of the route's `arms`."""
+    share: Annotated[float, Meta(ge=0, le=1, description="a share of one")] = 0.0
+    """The share of all keys that goes there."""
+    keys: Annotated[list[SplitKey], Meta(min_length=1)] = field(
+        default_factory=lambda: ["header:x-user-id", "body:user", "call"]
+    )
+    """What decides: the first of these that a call has. A call that has none stays with the route's own tiers."""
+    salt: str = ""
+    """Another salt draws anew, so that two experiments don't meet the same users; without it, the route's name."""
+    fall_back: bool = True
+    """Let the route's own tiers answer where the arm refuses or fails."""
+    force: bool = False
+    """Let callers choose with the header x-understudy-arm, for tests."""
+
+
+class Shadow(Frozen, frozen=True):
+    """A share of the reads is asked of another arm as well, after the caller was answered, and the two compared."""
+
+    arm: Name
+    """The arm, one of the route's `arms`."""
+    share: Annotated[float, Meta(ge=0, le=1, description="a share of one")] = 0.01
+    """The share of embeddings and retrievals that is mirrored. Writes never are."""
+    concurrent: Annotated[int, Meta(ge=1, le=256)] = 4
+    """Shadows at once."""
+    queue: Annotated[int, Meta(ge=0, le=4096)] = 64
+    """Calls that may wait to be mirrored; more are dropped, and counted."""
+    queue_bytes_max: Bytes = 8 * 1024 * 1024
+    """What the bodies of those that wait may come to together."""
+    deadline_s: PositiveSeconds = 10.0
+    """Seconds a shadow may take."""
+    generate_tokens_per_hour_max: Annotated[int, Meta(ge=0)] = 0
+    """What mirrored LLM calls may cost: four bytes of prompt or answer are a token. 0: they are never mirrored."""
+
+
 class Route(Frozen, frozen=True):
     """One leg of the application: what it claims, how it speaks, and who answers, in order.
 
@@ -282,6 +378,12 @@ class Route(Frozen, frozen=True):
     """The vector space of this route; without it, that of the first tier that is there."""
     body_bytes_max: Bytes | UnsetType = UNSET
     """The largest request body; without it, the server's."""
+    arms: dict[str, Arm] = {}
+    """Name -> other tiers that `split` and `shadow` can name. The route's own tiers are the arm `main`."""
+    split: Split | None = None
+    shadow: Shadow | None = None
+    faults: list[PlannedFault] = []
+    """What is broken on purpose for this route's callers, whoever answers."""
     deadline: Deadline = Deadline()
     retry: Retry = Retry()
     breaker: Breaker = Breaker()
@@ -291,6 +393,15 @@ class Route(Frozen, frozen=True):
     def claims(self) -> tuple[Match, ...]:
         """`match` as what it always means: one or more claims."""
         return tuple(self.match) if isinstance(self.match, list) else (self.match,)
+
+    @property
+    def every_tier(self) -> tuple[tuple[str, Tier], ...]:
+        """Each tier and the key it stands at, those of the arms behind the route's own."""
+        own = [(f"tiers[{n}]", tier) for n, tier in enumerate(self.tiers)]
+        others = [
+            (f"arms.{name}.tiers[{n}]", tier) for name, arm in self.arms.items() for n, tier in enumerate(arm.tiers)
+        ]
+        return (*own, *others)
 
 
 class Defaults(Frozen, frozen=True):
@@ -354,6 +465,8 @@ class Server(Frozen, frozen=True):
     """How often the policy files are looked at."""
     workers: Annotated[int, Meta(ge=1, le=64)] | Literal["auto"] = 1
     """Processes that answer side by side, kept alive by a parent; auto is one for each core. 1 is a single process."""
+    faults: bool = False
+    """Let the faults that routes and tiers plan befall calls. UNDERSTUDY_FAULTS=on in the environment does the same."""
     reuse_port: bool = False
     """Let the next `understudy run` on the same addresses take them over, without a refused connection, and drain us.
     More than one worker always allows it. A parent process is run for it, with one worker too."""

@@ -179,6 +179,9 @@ class Sidecar:
         self.access_log.enabled = stack.settings.server.access_log
         for listener in self.listeners:
             listener.serve(stack.table.find, stack.settings.server.limits)
+        for parts in before.routes.values():
+            if parts.arms.shadowing is not None:
+                parts.arms.shadowing.close()
         for pool in set(before.pools.values()) - set(stack.pools.values()):
             pool.close()
 
@@ -198,6 +201,7 @@ class Sidecar:
                 make_tier,
                 absent=settings.inactive.get(route.name),
                 before=before.routes.get(route.name) if before else None,
+                faults=settings.server.faults,
             )
             for route in settings.routes
         }
@@ -288,7 +292,7 @@ class Sidecar:
             await self._accepting.cover(places)
 
     def _needs_local(self) -> bool:
-        return any(isinstance(tier, LocalTier) for route in self.settings.routes for tier in route.tiers)
+        return any(isinstance(tier, LocalTier) for route in self.settings.routes for _, tier in route.every_tier)
 
     def _loaded(self, loading: asyncio.Task[None]) -> None:
         if not loading.cancelled():
@@ -337,6 +341,9 @@ class Sidecar:
             place.remove()
         if self._ticker is not None:
             self._ticker.cancel()
+        for parts in self.routes:
+            if parts.arms.shadowing is not None:
+                parts.arms.shadowing.close()
         for pool in self.pools.values():
             pool.close()
         tasks = [task for task in (self._loading, self._watching) if task is not None]

@@ -6,6 +6,7 @@ stays in the tree as a broken leaf: it still covers the default under it, and no
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -164,6 +165,37 @@ class Grown:
                 return self.spots[inner].under(path[len(inner) :].lstrip("."))
             inner = inner[: max(inner.rfind("."), inner.rfind("["), 0)]
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the settings a rule looks, and what can be said about it."""
+
+    grown: Grown
+    path: str
+    folder: Spot
+
+    def at(self, key: str) -> Place:
+        return Place(self.grown, join(self.path, key), self.folder)
+
+    def fault(self, why: str, *keys: str, reads: Iterable[str] = ()) -> Iterator[Fault]:
+        """`why`, said of the first of `keys` that somebody wrote, unless one of them or of `reads` was broken."""
+        paths = [join(self.path, key) for key in keys] or [self.path]
+        if all(self.grown.sound(path) for path in (*paths, *(join(self.path, key) for key in reads))):
+            written = next((path for path in paths if path in self.grown.spots), paths[0])
+            yield Fault.at(self.grown.spot(written) or self.folder, why)
+
+    def place(self, key: str = "") -> str:
+        """`file:line` of `key`."""
+        return (self.grown.spot(join(self.path, key)) or self.folder).place
+
+    def has(self, key: str) -> bool:
+        """Whether somebody wrote `key`."""
+        return join(self.path, key) in self.grown.spots
+
+    def written(self, key: str, built_in: object = "") -> str:
+        """`key`'s value in the file's own words: what a variable holds is never repeated."""
+        return self.grown.written.get(join(self.path, key)) or str(built_in)
 
 
 def within(path: str, outer: str) -> bool:

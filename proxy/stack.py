@@ -7,11 +7,11 @@ the order: whoever moves an entry answers them.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from msgspec import UnsetType
+from msgspec import UnsetType, structs
 
 from understudy.policies.adaptive import Signal
 from understudy.policies.balance import Peer, balance
@@ -21,7 +21,9 @@ from understudy.policies.deadline import Deadline, deadline
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
 from understudy.policies.retry import Retry, retry
-from understudy.policies.service import Service
+from understudy.policies.service import Answer, Call, Refused, Service
+from understudy.proxy import settings
+from understudy.proxy.arms import ArmParts, Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.settings import (
@@ -35,10 +37,14 @@ from understudy.proxy.settings import (
     at_endpoint,
     endpoints_of,
 )
+from understudy.proxy.tiers.judging import judged
 
 ROUTE_ORDER = (
     ("observe", "outermost, so that what is counted is what the caller saw"),
+    ("fault", "inside observe, so that what was broken for callers on purpose is counted like any other trouble"),
     ("deadline", "before anything can wait, so that everything that waits knows until when"),
+    ("split", "outside whatever remembers answers, so that one arm's are never given to the other's callers"),
+    ("shadow", "next to the chain: only what was really asked is asked again, and what was remembered is not compared"),
     ("chain", "the tiers in order; each has its own policies, since each fails by itself"),
 )
 
@@ -47,6 +53,7 @@ TIER_ORDER = (
     ("balance", "inside the retry, so that another attempt can go to another endpoint; one endpoint needs none"),
     ("breaker", "outside the limit: a tier known to be down must not cost the caller a wait for a place"),
     ("limit", "next to the tier, so that a place is held only while the tier is really being asked"),
+    ("fault", "innermost, as if the upstream did it: whatever is to be rehearsed stands round it"),
     ("tier", "an endpoint over HTTP, or the local models and indexes"),
 )
 """What stands inside `balance` stands there once for each endpoint."""
@@ -89,6 +96,7 @@ class RouteParts:
     tally: RouteTally
     links: tuple[Link, ...]
     tiers: dict[str, TierParts] = field(default_factory=dict[str, TierParts])
+    arms: ArmParts = field(default_factory=ArmParts)
 
     @property
     def name(self) -> str:
@@ -121,31 +129,114 @@ def assemble(
     *,
     absent: Mapping[str, str] | None = None,
     before: RouteParts | None = None,
+    faults: bool = False,
 ) -> RouteParts:
     """Put a route together in the orders above.
 
     `absent` names the tiers that are configured but not there, with the reason. What `before` had learnt (breakers,
-    places taken, counts) goes on under the same names.
+    places taken, counts) goes on under the same names. `faults` lets what is planned to break do so.
     """
-    absent = absent or {}
-    tiers: dict[str, TierParts] = {}
-    links: list[Link] = []
-    for position, tier in enumerate(route.tiers):
-        old = before.tiers.get(tier.name) if before else None
-        parts = tiers[tier.name] = TierParts()
-        service = None
-        if tier.name not in absent:
-            service = _tier_stack(route, tier, parts, old, world, make_tier)
-        link = parts.link = Link(tier.name, rank_of(position), service, absent.get(tier.name, ""))
-        if old and old.link:
-            link.outcomes = old.link.outcomes
-        links.append(link)
     tally = before.tally if before else RouteTally()
+    parts = RouteParts(route, dialect, _nobody, tally, ())
     clocks = Deadline(route.deadline.total_s, route.deadline.reserve_s)
-    service = chain(links, clocks, clock=world.clock)
+    build = _Build(parts, before, world, _made_once(make_tier), absent or {}, faults=faults)
+    parts.links = build.links(route.tiers, parts.tiers)
+    service = chain(parts.links, clocks, clock=world.clock)
+    service = build.elsewhere(service, clocks)
     service = deadline(service, clocks)
-    service = observe(service, tally, clock=world.clock)
-    return RouteParts(route, dialect, service, tally, tuple(links), tiers)
+    if faults and has_faults(route):
+        service = faulty_route(service, route, parts.arms, before.arms if before else None, dialect, build.tools)
+    parts.service = observe(service, tally, clock=world.clock)
+    return parts
+
+
+class _Build:
+    """What it takes to put the tiers of one route together, its own and those of its arms."""
+
+    def __init__(
+        self,
+        parts: RouteParts,
+        before: RouteParts | None,
+        world: World,
+        make_tier: MakeTier,
+        absent: Mapping[str, str],
+        *,
+        faults: bool,
+    ) -> None:
+        self.parts = parts
+        self.before = before
+        self.world = world
+        self.make_tier = make_tier
+        self.absent = absent
+        self.faults = faults
+        self.tools = Tools(world.clock, world.dice, world.sleep)
+
+    def links(self, tiers: Sequence[Tier], into: dict[str, TierParts], *, apart: bool = False) -> tuple[Link, ...]:
+        """The tiers as links of a chain; `apart` says that nothing live may learn from them, nor they from it."""
+        links: list[Link] = []
+        for position, tier in enumerate(tiers):
+            old = self.before.tiers.get(tier.name) if self.before and not apart else None
+            parts = into[tier.name] = TierParts()
+            service = None
+            if tier.name not in self.absent:
+                service = self._tier(tier, parts, old)
+            link = parts.link = Link(tier.name, rank_of(position), service, self.absent.get(tier.name, ""))
+            if old and old.link:
+                link.outcomes = old.link.outcomes
+            links.append(link)
+        return tuple(links)
+
+    def _tier(self, tier: Tier, parts: TierParts, old: TierParts | None) -> Service:
+        return _tier_stack(self.parts.route, tier, parts, old, self.world, self._made)
+
+    def _made(self, route: Route, tier: Tier, endpoint: str) -> Service:
+        """The tier itself, and what is planned to break in it."""
+        service = self.make_tier(route, tier, endpoint)
+        if not self.faults or not tier.faults:
+            return service
+        dialect, before = self.parts.dialect, self.before.arms if self.before else None
+
+        def judge(call: Call, answer: Answer) -> Answer:
+            return judged(call, answer, dialect)
+
+        return faulty_tier(service, tier, endpoint, self.parts.arms, before, dialect, judge, self.tools)
+
+    def elsewhere(self, service: Service, clocks: Deadline) -> Service:
+        """`service`, with a share of its calls sent to an arm, and a share of its reads mirrored to one."""
+        route, arms = self.parts.route, self.parts.arms
+        before = self.before.arms if self.before else None
+        if route.split is not None:
+            name = route.split.arm
+            arms.links[name] = self.links(route.arms[name].tiers, self.parts.tiers)
+        if route.shadow is not None:
+            tiers = [_asked_once(tier) for tier in route.arms[route.shadow.arm].tiers]
+            other = chain(self.links(tiers, {}, apart=True), clocks, clock=self.world.clock)
+            service = mirrored(service, other, route, arms, before, self.tools)
+        if route.split is not None:
+            other = chain(arms.links[route.split.arm], clocks, clock=self.world.clock)
+            service = divided(service, other, route, arms, before, clocks, self.tools)
+        return service
+
+
+def _asked_once(tier: Tier) -> Tier:
+    """A shadow that failed is a finding, and not worth another attempt."""
+    return structs.replace(tier, retry=settings.Retry(attempts=1)) if isinstance(tier, UpstreamTier) else tier
+
+
+async def _nobody(_call: Call) -> Answer:
+    raise Refused("starting", "this route is not put together yet")
+
+
+def _made_once(make_tier: MakeTier) -> MakeTier:
+    """A tier of a split's arm and a shadow's is one tier, with one pool of connections."""
+    made: dict[tuple[str, str], Service] = {}
+
+    def once(route: Route, tier: Tier, endpoint: str) -> Service:
+        if (tier.name, endpoint) not in made:
+            made[tier.name, endpoint] = make_tier(route, tier, endpoint)
+        return made[tier.name, endpoint]
+
+    return once
 
 
 def _tier_stack(

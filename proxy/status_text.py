@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from understudy.proxy.arm_reports import arms_text
+
 
 def status_text(status: dict[str, Any]) -> str:
     """Plain lines: the whole first, then each route and each of its tiers in the order they are asked."""
@@ -19,7 +21,7 @@ def status_text(status: dict[str, Any]) -> str:
     for route in status["routes"]:
         answers = ", ".join(f"{count} {what}" for what, count in route["answers"].items()) or "no calls yet"
         lines.append(f"\n{route['name']}  ({route['dialect']})  {answers}")
-        lines += [line for tier in route["tiers"] for line in _tier(tier)]
+        lines += [*arms_text(route), *(line for tier in route["tiers"] for line in _tier(tier))]
     return "\n".join(lines) + "\n"
 
 

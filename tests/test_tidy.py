@@ -43,6 +43,7 @@ SLEEPS = {"tests/kit/processes.py"}
 
 WITH_UNIT = re.compile(r"_(s|bytes|chars|tokens|texts|max|min|share|ratio|percent|per_s|per_token|usd|days)$")
 WITHOUT_UNIT = {
+    "after_chunks": "a count",
     "attempts": "a count, bounded by its type",
     "concurrent": "a count of calls",
     "consecutive": "a count of failures",
@@ -52,6 +53,7 @@ WITHOUT_UNIT = {
     "queue": "a count of calls",
     "ratio": "a share of one",
     "sentences": "a count",
+    "share": "a share of one",
     "status": "an HTTP status",
     "priority": "a place in an order",
     "weight": "relative to its siblings",

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
+from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.rules import parse_address
 from understudy.proxy.sidecar import CannotStart, Sidecar
@@ -142,6 +143,7 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         tiers.append(about)
     return {
         "name": name,
+        **arms_status(parts),
         "dialect": parts.dialect.name,
         "space": sidecar.settings.space_of(parts.route),
         "in_flight": parts.tally.in_flight,

@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from understudy.proxy.arm_reports import merged_arms
 from understudy.proxy.control.wire import Family, Sample
 
 STATES = ("open", "half-open", "closed")
@@ -22,7 +23,9 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "process_start_time_seconds": min,
     "process_max_fds": min,
     "python_info": max,
+    "understudy_arm_share": max,
     "understudy_breaker_state": max,
+    "understudy_fault_active": max,
     "understudy_local_info": max,
     "understudy_local_ready": min,
     "understudy_reload_ok": min,
@@ -129,6 +132,7 @@ def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
             by_name.setdefault(tier["name"], []).append(tier)
     return {
         **routes[0],
+        **merged_arms(routes),
         "in_flight": sum(route["in_flight"] for route in routes),
         "answers": _added([route["answers"] for route in routes]),
         "tiers": [_merged_tier(tiers) for tiers in by_name.values()],

@@ -14,9 +14,14 @@ routes:
   - name: chat
     match: {prefix: /rag, strip: true}
     dialect: openai-chat
+    arms: {next: {tiers: [{kind: upstream, name: c, url: "https://c.example"}]}}
+    split: {arm: next}
+    shadow: {arm: next}
+    faults: [{do: abort}]
     tiers:
       - kind: upstream
         name: a
+        faults: [{do: delay}]
         url: "https://a.example/base"
         headers: {authorization: "Bearer ${KEY}"}
       - {kind: upstream, name: b, url: "${B}", when_env: [B]}
@@ -32,10 +37,18 @@ ENDPOINTS = ROUTE.replace(
 
 def test_it_shows_every_layer_of_the_real_stack_in_its_order(tmp_path: Path):
     text = explain(read(tmp_path, ENDPOINTS, {"KEY": "k3y", "B": "http://b"}), "POST", "/rag/v1/chat?x=1")
-    layers = [name for name, _ in (*ROUTE_ORDER, *TIER_ORDER)]
-    found = [text.find(f" {name}: ") for name in layers]
-    assert -1 not in found
-    assert found == sorted(found)
+    at = 0
+    for name, _ in (*ROUTE_ORDER, *TIER_ORDER):
+        at = text.index(f" {name}: ", at + 1)
+
+
+def test_what_is_off_is_not_shown_and_what_is_on_says_where_it_was_written(tmp_path: Path):
+    off = explain(read(tmp_path / "off", LOCAL_ROUTE), "POST", "/v1/x")
+    assert not any(f" {name}: " in off for name in ("split", "shadow", "fault"))
+    on = explain(read(tmp_path / "on", ROUTE, {"KEY": "k3y"}), "POST", "/rag/v1/chat")
+    assert "  arm next\n  1. c, upstream" in on
+    for line in ("server.faults  false  built in", f"[0].do         delay  {tmp_path}/on/chat.yaml:13"):
+        assert line in on
 
 
 def test_it_says_what_the_path_becomes_and_who_is_missing_and_keeps_secrets(tmp_path: Path):
@@ -65,7 +78,7 @@ def test_the_same_comes_as_plain_values_for_json(tmp_path: Path):
     assert data["request"]["port"] == 8787
     assert [tier["inactive"] for tier in data["route"]["tiers"]] == [None, "B is not set", None]
     headers = data["route"]["tiers"][0]["values"]["headers.authorization"]
-    assert headers == {"value": "***", "from": f"{tmp_path}/chat.yaml:10, KEY"}
+    assert headers == {"value": "***", "from": f"{tmp_path}/chat.yaml:15, KEY"}
     assert explain_data(reading, "GET", "/")["route"] is None
 
 

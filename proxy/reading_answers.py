@@ -1,0 +1,95 @@
+"""Read of an answer what can be compared with another's: the ids of points, and vectors.
+
+Off the hot path: it parses whole bodies, which nobody does for a call that somebody waits for.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from base64 import b64decode
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from understudy.policies.compare import VECTORS_MAX, Results
+from understudy.policies.service import Answer, Call
+from understudy.proxy.dialects.base import is_encoded
+
+BODY_BYTES_MAX = 1024 * 1024
+"""A longer answer is not parsed for a comparison: 1 MiB takes 10 ms, and other calls wait meanwhile."""
+
+
+def results_of(_call: Call, answer: Answer) -> Results:
+    """What an answer of Qdrant's or of OpenAI's embeddings found. Raises ValueError where it can't be read."""
+    if answer.stream is not None or is_encoded(answer) or len(answer.body) > BODY_BYTES_MAX:
+        raise ValueError("the body is streamed, compressed or too long")
+    try:
+        body: Any = msgspec.json.decode(answer.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        raise ValueError("no JSON") from fault
+    if not isinstance(body, dict):
+        raise ValueError("no JSON object")
+    fields = cast("dict[str, Any]", body)
+    if "result" in fields:
+        return Results(rankings=_rankings(fields["result"]))
+    return Results(vectors=_vectors(fields.get("data")))
+
+
+def _rankings(result: Any) -> Sequence[Sequence[str]]:
+    """The ids of each list of points: a search's one, or a batch's many."""
+    if isinstance(result, dict):
+        return [_ids(cast("dict[str, Any]", result).get("points"))]
+    if isinstance(result, list):
+        lists = cast("list[Any]", result)
+        if lists and all(isinstance(each, list) or (isinstance(each, dict) and "points" in each) for each in lists):
+            return [_ids(each["points"] if isinstance(each, dict) else each) for each in lists]
+        return [_ids(lists)]
+    return []
+
+
+def _ids(points: Any) -> list[str]:
+    if not isinstance(points, list):
+        return []
+    return [str(cast("dict[str, Any]", each).get("id")) for each in cast("list[Any]", points) if isinstance(each, dict)]
+
+
+def _vectors(data: Any) -> Sequence[Sequence[float]]:
+    if not isinstance(data, list):
+        return []
+    read: list[Sequence[float]] = []
+    for number, item in enumerate(cast("list[Any]", data)):
+        vector = cast("dict[str, Any]", item).get("embedding") if isinstance(item, dict) else None
+        if number >= VECTORS_MAX:
+            # its being there is compared, its numbers are not
+            read.append(())
+        elif isinstance(vector, str):
+            read.append(array("f", b64decode(vector, validate=True)))
+        elif isinstance(vector, list):
+            read.append(cast("list[float]", vector))
+    return read
+
+
+def body_field(path: str) -> Callable[[Call], bytes]:
+    """What reads a field of a JSON body, dots between the fields of fields: text or a number, else b"".
+
+    A body without the field's name is not parsed.
+    """
+    names = path.split(".")
+    there = re.compile(rb'"%b"\s*:' % re.escape(names[-1].encode()))
+    decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+    def read(call: Call) -> bytes:
+        body: bytes | msgspec.Raw = call.request.body
+        if not there.search(call.request.body):
+            return b""
+        try:
+            for name in names:
+                body = decoder.decode(body).get(name, msgspec.Raw(b"null"))
+            value: Any = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return b""
+        return str(value).encode("utf-8", "surrogatepass") if isinstance(value, str | int | float) else b""
+
+    return read
