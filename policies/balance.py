@@ -34,6 +34,11 @@ def balance(peers: Sequence[Peer]) -> Service:
                 return await _ask(peer, call)
             except Refused as refused:
                 refusal = refused
+            except Failed as failed:
+                if failed.away and any(other.name not in call.tried for other in peers):
+                    # not this one again, and there is another
+                    failed.again = True
+                raise
         assert refusal is not None, "a tier has endpoints"
         raise refusal
 

@@ -227,6 +227,9 @@ def breaker(service: Service, heart: Breaker, *, clock: Callable[[], float], dic
         try:
             answer = await service(call)
         except Failed as failed:
+            if failed.fault != "endpoint":
+                heart.forgotten(ticket)
+                raise
             heart.failed(clock(), ticket, dice(), soft=failed.soft, retry_after_s=failed.retry_after_s)
             raise
         except BaseException:

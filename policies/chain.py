@@ -13,6 +13,8 @@ Rank = Literal["primary", "secondary", "tertiary"]
 OUTCOMES_MAX = 64
 """Distinct (outcome, reason) pairs counted for a tier; reasons are words of ours, so a real run stays far below."""
 
+_OUTCOMES = {"endpoint": "failed", "caller": "caller", "nobody": "ignored"}
+
 
 def rank_of(position: int) -> Rank:
     """What a tier at `position` (0 first) among all that are configured is called."""
@@ -65,7 +67,7 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float])
                     retry_after_s = min(retry_after_s or refused.retry_after_s, refused.retry_after_s)
             except Failed as failed:
                 call.note(link.name, "failed", failed.reason)
-                link.count("failed", failed.reason)
+                link.count(_OUTCOMES[failed.fault], failed.reason)
                 told.append(f"{link.name}: {failed.detail}")
                 worst = failed
                 if failed.answer is not None:
@@ -73,7 +75,8 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float])
                 if not failed.elsewhere:
                     break
             else:
-                link.count("answered", "")
+                # an upstream's word that the caller was wrong is an answer too, and worth knowing of
+                link.count("caller" if answer.fault else "answered", answer.fault)
                 return _signed(answer, link, call, absent)
         if given_back is not None:
             link, answer = given_back

@@ -279,10 +279,11 @@ class Answer:
 
     `tier`, `source` and `reason` say where it came from; the door writes them into `x-understudy-*` headers. An
     upstream's headers come as `block`, lines with their line ends, and are parsed only for who asks for `headers`.
-    `packed` says that the body is compressed, so that nobody can look inside.
+    `packed` says that the body is compressed, so that nobody can look inside. `fault` is what the caller did wrong, in
+    a word, where an upstream said so.
     """
 
-    __slots__ = ("_headers", "block", "body", "packed", "reason", "source", "status", "stream", "tier")
+    __slots__ = ("_headers", "block", "body", "fault", "packed", "reason", "source", "status", "stream", "tier")
 
     def __init__(
         self,
@@ -306,6 +307,7 @@ class Answer:
         self.tier = tier
         self.source = source
         self.reason = reason
+        self.fault = ""
 
     @property
     def headers(self) -> Headers:
@@ -353,7 +355,9 @@ class Failed(Exception):
     `answer` is the upstream's own error answer where there was one, given back as it is when nobody can do better.
     `again` says whether asking the same tier once more could help and can do no harm, `elsewhere` whether another
     tier may be asked (not when a write may have been carried out already). `soft` marks an upstream that answered in
-    good order that it is busy (429, 503 with Retry-After): it counts for less than one that broke.
+    good order that it is busy (429, 503 with Retry-After): it counts for less than one that broke. `fault` is whose it
+    is: what is not the endpoint's says nothing of its health. `away` says that another endpoint of the same tier may be
+    asked at once, though this one should not.
     """
 
     def __init__(
@@ -375,6 +379,8 @@ class Failed(Exception):
         self.again = again
         self.elsewhere = elsewhere
         self.soft = soft
+        self.fault: Literal["endpoint", "caller", "nobody"] = "endpoint"
+        self.away = False
 
 
 Service = Callable[[Call], Awaitable[Answer]]

@@ -12,10 +12,12 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from understudy.policies.outcomes import FOLLOWS
+from understudy.proxy.outcomes import providers_of
 from understudy.proxy.reading import Reading
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, claims_of, parse_address
-from understudy.proxy.settings import LocalTier, Match, Route, Secret, Settings, Tier, UpstreamTier
+from understudy.proxy.settings import LocalTier, Match, Outcome, Route, Secret, Settings, Tier, UpstreamTier
 from understudy.proxy.spots import join, masked, named, shown
 
 Order = Sequence[tuple[str, str]]
@@ -25,6 +27,7 @@ BUILT_IN = "built in"
 OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow"}
 """Layers that are only there where the settings have this key."""
 _STACKED = ("retry", "breaker", "limit", "deadline", "faults")
+_APART = ("name", "provider", "outcomes", *_STACKED)
 
 
 def explain_data(
@@ -72,6 +75,7 @@ def explain_data(
             for name, why in route_order
             if _is_there(route, name)
         ],
+        "outcomes": _rows(route.outcomes, f"{at}.outcomes", described),
         "tiers": [
             _tier_data(settings, route, tier, f"{at}.tiers[{m}]", tier_order, described)
             for m, tier in enumerate(route.tiers)
@@ -186,7 +190,8 @@ def _tier_data(
         "from": described.place(at),
         "inactive": settings.inactive.get(route.name, {}).get(tier.name),
         "what": dict(order).get("tier", ""),
-        "values": described.fields(tier, at, ("name", *_unsaid(tier), *_STACKED)),
+        "values": described.fields(tier, at, (*_unsaid(tier), *_APART)) | _provider(route, tier, at, described),
+        "outcomes": [] if isinstance(tier, LocalTier) else _rows(tier.outcomes, f"{at}.outcomes", described),
         "layers": [
             {"name": name, "why": why, "values": values}
             for name, why in order
@@ -204,6 +209,28 @@ def _is_there(owner: Route | Tier, layer: str) -> bool:
 def _unsaid(tier: Tier) -> tuple[str, ...]:
     """The keys that mean nothing beside those that were written: a tier has a url, or endpoints."""
     return ("url", "socket") if isinstance(tier, UpstreamTier) and tier.endpoints else ("endpoints",)
+
+
+def _provider(route: Route, tier: Tier, at: str, described: _Described) -> dict[str, Any]:
+    if isinstance(tier, LocalTier):
+        return {}
+    return {"provider": described.value(f"{at}.provider", list(providers_of(tier, route.dialect)))}
+
+
+def _rows(rows: Sequence[Outcome], at: str, described: _Described) -> list[dict[str, Any]]:
+    """The rows that a route or a tier puts before the table."""
+    return [{"row": row_text(row), "from": described.place(f"{at}[{n}]")} for n, row in enumerate(rows)]
+
+
+def row_text(row: Outcome) -> str:
+    """A row in one line: what it asks for, and what it makes of it."""
+    asked = [
+        f"{name} {_text(_plain(value))}"
+        for name in row.__struct_fields__
+        if name not in ("outcome", "follow", "reason") and (value := getattr(row, name)) is not None
+    ]
+    reason = f" ({row.reason})" if row.reason else ""
+    return f"{' and '.join(asked)}: {row.outcome}, {row.follow or FOLLOWS[row.outcome]}{reason}"
 
 
 def _orders() -> tuple[Order, Order]:
@@ -259,6 +286,7 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     yield from _table({key: route[key] for key in ("dialect", "space", "body_bytes_max")}, 2)
     yield ""
     yield from _layers(route["layers"], 2)
+    yield from _outcome_lines(route["outcomes"], "what its upstreams' errors mean, before the table's own rows", 2)
     for n, tier in enumerate(route["tiers"], 1):
         yield ""
         yield from _tier_lines(n, tier)
@@ -276,6 +304,14 @@ def _tier_lines(n: int, tier: dict[str, Any]) -> Iterator[str]:
     yield f"  {n}. {tier['name']}, {tier['kind']} ({tier['from']})"
     yield from _layers(tier["layers"], 5)
     yield from _layers([{"name": "tier", "why": tier["what"], "values": tier["values"]}], 5)
+    yield from _outcome_lines(tier["outcomes"], "what its errors mean, before the route's rows", 5)
+
+
+def _outcome_lines(rows: list[dict[str, Any]], why: str, indent: int) -> Iterator[str]:
+    if rows:
+        yield f"{' ' * indent}outcomes: {why}"
+        width = max(len(row["row"]) for row in rows)
+        yield from (f"{' ' * (indent + 2)}{row['row']:<{width}}  {row['from']}" for row in rows)
 
 
 def _layers(layers: list[dict[str, Any]], indent: int) -> Iterator[str]:

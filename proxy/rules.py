@@ -7,7 +7,7 @@ where one of them was broken, the rule keeps quiet, for its fault would be the f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from understudy.proxy.addresses import (
@@ -22,11 +22,13 @@ from understudy.proxy.addresses import (
     unix_path,
 )
 from understudy.proxy.arm_rules import arm_faults, arm_warnings
+from understudy.proxy.outcomes import providers_of, row_faults
 from understudy.proxy.scalars import did_you_mean
 from understudy.proxy.settings import (
     Endpoint,
     LocalTier,
     Match,
+    Outcome,
     Route,
     Secret,
     Settings,
@@ -69,6 +71,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
     yield from _listen_faults(settings, top.at("server"))
     yield from _repeated_names(settings.routes, top)
     yield from _repeated_claims(settings.routes, top)
+    yield from _outcome_faults(settings.outcomes, None, top.at("outcomes"))
     ports = _ports(settings) if top.grown.whole("server.listen") else set[int]()
     for n, route in enumerate(settings.routes):
         at = top.at(f"routes[{n}]")
@@ -80,9 +83,14 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
         yield from _space_faults(settings, route, dialects, at)
         yield from arm_faults(settings, route, dialects, at)
         missing = settings.inactive.get(route.name, {})
+        upstreams = [tier for _, tier in route.every_tier if isinstance(tier, UpstreamTier)]
+        asked = [provider for tier in upstreams for provider in providers_of(tier, route.dialect)]
+        yield from _outcome_faults(route.outcomes, asked, at.at("outcomes"))
         for key, tier in route.every_tier:
             yield from _gate_faults(tier, at.at(key))
             if isinstance(tier, UpstreamTier):
+                asked = providers_of(tier, route.dialect)
+                yield from _outcome_faults(tier.outcomes, asked, at.at(key).at("outcomes"))
                 yield from _upstream_faults(settings, tier, at.at(key), there=tier.name not in missing)
 
 
@@ -281,6 +289,13 @@ def _unspaced(
     for m, tier in enumerate(route.tiers):
         if isinstance(tier, UpstreamTier) and not tier.space and (tier.name not in missing) == active:
             yield m, tier
+
+
+def _outcome_faults(rows: Sequence[Outcome], asked: Sequence[str] | None, at: Place) -> Iterator[Fault]:
+    # a row that can't be read says nothing, and neither do the rows beside it of whether they are ever asked
+    if at.grown.whole(at.path):
+        for key, why in row_faults(rows, None if asked is None else frozenset(asked)):
+            yield from at.fault(why, key)
 
 
 def _gate_faults(tier: Tier, at: Place) -> Iterator[Fault]:

@@ -161,6 +161,44 @@ class PlannedFault(Frozen, frozen=True):
     """cut: how many pieces of a stream come through, instead of bytes; answers that are no stream stay whole."""
 
 
+# --- what errors mean ----------------------------------------------------------------------------------------------
+
+Provider = Literal["openai", "azure", "anthropic", "ollama", "cohere", "qdrant", "chroma", "elasticsearch", "plain"]
+"""Who is asked, as far as the words of its errors go; OpenSearch has Elasticsearch's."""
+Unconnected = Literal["connect", "connect_refused", "connect_timeout", "dns", "tls"]
+Broken = Literal["reset", "first_byte_timeout", "truncated", "stalled", "garbage", "head_too_large", "upgrade"]
+Transport = Literal[Unconnected, Broken, "deadline", "error_in_200", "error_in_stream"]
+Status = Annotated[int, Meta(ge=400, le=599)]
+Classes = Literal["4xx", "5xx"]
+Reason = Annotated[
+    str, Meta(pattern=r"^([a-z][a-z0-9_]{0,31})?$", description="up to 32 lower-case letters, digits and '_'")
+]
+
+
+class Outcome(Frozen, frozen=True):
+    """What an upstream's error means, and what may follow. The first row that fits in all it says decides."""
+
+    outcome: Literal["success", "failure", "soft", "caller", "ignored"]
+    """soft is busy in good order; a caller's fault and what is ignored never count against the endpoint."""
+    provider: Provider | list[Provider] | None = None
+    """Only of these providers."""
+    code: str | list[str] | None = None
+    """The code or the type in the error's body, in any case of letters."""
+    message: str | None = None
+    """A regular expression to be found in the error's message, in any case of letters."""
+    status: Status | Classes | list[Status | Classes] | None = None
+    transport: Transport | list[Transport] | None = None
+    """What went wrong on the way, where there is no status."""
+    retry_after: bool | None = None
+    """Whether the answer says when to come back."""
+    credentials: Literal["ours", "caller"] | None = None
+    """Whose key was sent: one that the tier sets in its headers, or the caller's own."""
+    follow: Literal["here", "elsewhere", "tier", "back"] | None = None
+    """Ask again here, another endpoint, the next tier, or give it back as it is; failure and soft ask here."""
+    reason: Reason = ""
+    """What metrics, logs and x-understudy-reason call it; without it, status_500 or the transport error's word."""
+
+
 # --- tiers ---------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +250,10 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     """Instead of `url`: several places that answer alike, over which the calls are balanced."""
     when_env: list[EnvName] = []
     """Only there when all these environment variables are set and not empty."""
+    provider: Provider | None = None
+    """Whose errors these are, where neither the URL's host nor the dialect says it."""
+    outcomes: list[Outcome] = []
+    """What this tier's errors mean: rows put before the route's."""
     space: str | None = None
     """The vector space this tier embeds into or searches in, where it differs from the route's."""
     headers: dict[str, Secret] = {}
@@ -378,6 +420,8 @@ class Route(Frozen, frozen=True):
     """The vector space of this route; without it, that of the first tier that is there."""
     body_bytes_max: Bytes | UnsetType = UNSET
     """The largest request body; without it, the server's."""
+    outcomes: list[Outcome] = []
+    """What the errors of this route's upstreams mean: rows put before the table's."""
     arms: dict[str, Arm] = {}
     """Name -> other tiers that `split` and `shadow` can name. The route's own tiers are the arm `main`."""
     split: Split | None = None
@@ -488,11 +532,13 @@ class Local(Frozen, frozen=True):
 
 
 class File(Frozen, frozen=True):
-    """One policy file. `server`, `local` and `defaults` may each stand in one file of a folder."""
+    """One policy file. `server`, `local`, `defaults` and `outcomes` may each stand in one file of a folder."""
 
     server: Server | UnsetType = UNSET
     local: Local | UnsetType = UNSET
     defaults: Defaults | UnsetType = UNSET
+    outcomes: list[Outcome] = []
+    """The table of what errors mean, instead of the one that ships."""
     routes: list[Route] = []
 
 
@@ -505,6 +551,8 @@ class Settings(Frozen, frozen=True):
 
     server: Server = Server()
     local: Local = Local()
+    outcomes: list[Outcome] = []
+    """The folder's own table of what errors mean; empty where it goes by the one that ships."""
     routes: tuple[Route, ...] = ()
     digest: str = ""
     """A hash over all the files, so that a log line can say which policies were live."""

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from understudy.policies.outcomes import Outcomes
 from understudy.policies.service import Answer, Call, Refused, Service
 from understudy.proxy.accepting import BACKLOG, Accepting
 from understudy.proxy.access_log import AccessLog
@@ -24,11 +25,13 @@ from understudy.proxy.http.forwarding import Marks, new_pseudonym
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
+from understudy.proxy.outcomes import base_table
 from understudy.proxy.reading import BadPolicies, Fault, Reading, read_folder
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, parse_address, unix_path
 from understudy.proxy.settings import LocalTier, Route, Settings, Tier, UpstreamTier
 from understudy.proxy.stack import RouteParts, World, assemble
+from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.local import Knowing, local_tier
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
@@ -191,8 +194,9 @@ class Sidecar:
 
         def make_tier(route: Route, tier: Tier, endpoint: str) -> Service:
             tiers[route.name, tier.name, endpoint] = tier
-            return self._made_tier(settings, route, tier, endpoint, pools, before)
+            return self._made_tier(settings, route, tier, endpoint, pools, before, base)
 
+        base = base_table(settings)
         routes = {
             route.name: assemble(
                 route,
@@ -216,6 +220,7 @@ class Sidecar:
         endpoint: str,
         pools: dict[tuple[str, str, str], Pool],
         before: Stack | None,
+        base: Outcomes,
     ) -> Service:
         dialect = DIALECTS[route.dialect]
         space = settings.space_of(route)
@@ -232,7 +237,7 @@ class Sidecar:
                 raise CannotStart(f"route {route.name}, tier {tier.name}: tls.ca_file: {error}") from None
         pools[key] = pool
         marks = Marks(self.pseudonym, forwarded=settings.server.forwarded, trace=settings.server.trace)
-        return upstream_tier(tier, dialect, pool, self.world.clock, marks)
+        return upstream_tier(tier, dialect, pool, self.world.clock, marks, tier_judge(route, tier, dialect, base))
 
     # --- up and down -----------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from understudy.proxy.settings import (
     at_endpoint,
     endpoints_of,
 )
-from understudy.proxy.tiers.judging import judged
+from understudy.proxy.tiers.judging import tier_judge
 
 ROUTE_ORDER = (
     ("observe", "outermost, so that what is counted is what the caller saw"),
@@ -195,6 +195,8 @@ class _Build:
         if not self.faults or not tier.faults:
             return service
         dialect, before = self.parts.dialect, self.before.arms if self.before else None
+
+        judged = tier_judge(route, tier, dialect).judged
 
         def judge(call: Call, answer: Answer) -> Answer:
             return judged(call, answer, dialect)

@@ -21,7 +21,7 @@ from understudy.proxy.http.unix import UnixPool
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection
 from understudy.proxy.http.upstream_stream import UpstreamStream
 from understudy.proxy.settings import Tls, UpstreamTier
-from understudy.proxy.tiers.judging import judged
+from understudy.proxy.tiers.judging import Judge, tier_judge
 
 BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
 
@@ -153,18 +153,24 @@ def upstream_tier(
     pool: Connections,
     clock: Callable[[], float],
     marks: Marks = NO_MARKS,
+    judge: Judge | None = None,
 ) -> Service:
-    """A Service that asks the upstream. Raises Failed; statuses in `FAILURES` are Failed with the answer attached."""
+    """A Service that asks the upstream. Raises Failed; what is one is for `judge` to say (by the table that ships,
+    unless given), and an upstream's own error answer is attached."""
     target = Target(settings, marks)
+    judge = judge or tier_judge(None, settings, dialect)
 
     async def asked(call: Call) -> Answer:
         started = clock()
         call.attempts += 1
         try:
             answer = await _exchange(call, target, settings, dialect, pool, clock)
+        except Failed as failed:
+            judge.heard(failed)
+            raise
         finally:
             call.upstream_s += clock() - started
-        answer = judged(call, answer, dialect)
+        answer = judge.judged(call, answer, dialect)
         answer.source = settings.name
         return answer
 

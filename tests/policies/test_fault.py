@@ -15,9 +15,9 @@ from tests.kit.weather import call_of
 from understudy.policies.fault import HungUp, Injection, SpoiltStream, Stage, fault, marked
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Service
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import PlannedFault
+from understudy.proxy.settings import LocalTier, PlannedFault
 from understudy.proxy.stages import RouteStage, TierStage
-from understudy.proxy.tiers.judging import judged
+from understudy.proxy.tiers.judging import tier_judge
 
 EMBEDDINGS = DIALECTS["openai-embeddings"]
 VECTORS = json.dumps({"data": [{"embedding": [1.0, 2.0, 3.0]}, {"embedding": "AACAPwAAAEA="}]}).encode()
@@ -46,7 +46,10 @@ async def answering(_call: Call) -> Answer:
 
 def at_tier() -> TierStage:
     clock = asyncio.get_running_loop().time
-    return TierStage(EMBEDDINGS, lambda call, answer: judged(call, answer, EMBEDDINGS), clock=clock, first_byte_s=5.0)
+    judge = tier_judge(None, LocalTier(), EMBEDDINGS)
+    return TierStage(
+        EMBEDDINGS, lambda call, answer: judge.judged(call, answer, EMBEDDINGS), clock=clock, first_byte_s=5.0
+    )
 
 
 def at_route() -> RouteStage:

@@ -368,7 +368,7 @@ async def test_a_status_that_blames_the_upstream_is_failed_with_its_answer(statu
         assert failed.soft == (status in (429, 529))
         assert bench.pool.idle == 1, "a proper answer leaves the connection in order"
         passed = await bench.fails(**PASS_POST)
-        assert (passed.again, passed.elsewhere) == (False, status in (429, 503))
+        assert (passed.again, passed.elsewhere) == (False, status in (425, 429, 503, 529))
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422, 501, 505])
