@@ -8,6 +8,7 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from understudy.policies.shed import Shedder
 from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
@@ -33,6 +34,12 @@ METRICS = {
     "understudy_limit_waiting": "Calls waiting for a place in an endpoint's bulkhead",
     "understudy_limit_refused_total": "Calls that found no place in an endpoint's bulkhead",
     **ARM_METRICS,
+    "understudy_quota_waited_total": "Calls that waited for an endpoint's own quota to fill up",
+    "understudy_quota_refused_total": "Calls not sent to an endpoint that has said its quota is spent",
+    "understudy_tokens_refused_total": "Calls answered 429 by a rate limit of ours, by whose it is",
+    "understudy_shed_total": "Calls answered 503 because the sidecar lagged, by priority",
+    "understudy_shed_pressure": "How hard calls are shed: 0 none, 1 all of low priority, 2 all normal ones, too",
+    "understudy_loop_lag_seconds": "How late the event loop was in the last second, at worst",
     "understudy_upstream_connections": "Connections to an endpoint, by state",
     "understudy_upstream_connections_opened_total": "Connections opened to an endpoint",
     "understudy_upstream_connect_failures_total": "Connections to an endpoint that did not come about, by reason",
@@ -74,6 +81,10 @@ class Seen(Protocol):
     def local_ready(self) -> bool: ...
     @property
     def log_lines_dropped(self) -> int: ...
+    @property
+    def loop_lag_s(self) -> float: ...
+    @property
+    def shedder(self) -> Shedder: ...
 
 
 class SidecarCollector(Collector):
@@ -90,6 +101,7 @@ class SidecarCollector(Collector):
         yield from arm_metrics(routes)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
+        yield from _overload_metrics(self._seen)
         yield from _process_metrics(self._seen)
 
 
@@ -168,6 +180,32 @@ def _endpoint_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
         waiting.add_metric(labels, len(endpoint.bulkhead.waiting))
         refused.add_metric(labels, endpoint.bulkhead.refused)
     yield from (state, transitions, in_flight, places, waiting, refused)
+    yield from _quota_metrics(routes)
+
+
+def _quota_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
+    waited = _counter("understudy_quota_waited_total", ENDPOINT)
+    refused = _counter("understudy_quota_refused_total", ENDPOINT)
+    for route, tier, endpoint in _endpoints(routes):
+        if endpoint.quota is not None:
+            waited.add_metric([route, tier, endpoint.name], endpoint.quota.waited)
+            refused.add_metric([route, tier, endpoint.name], endpoint.quota.refused)
+    yield from (waited, refused)
+
+
+def _overload_metrics(seen: Seen) -> Iterator[Metric]:
+    over = _counter("understudy_tokens_refused_total", ["route", "whose"])
+    shed = _counter("understudy_shed_total", ["route", "priority"])
+    pressure = _gauge("understudy_shed_pressure", [])
+    lag = _gauge("understudy_loop_lag_seconds", [])
+    for parts in seen.routes:
+        for whose, count in parts.buckets.refused.items() if parts.buckets else ():
+            over.add_metric([parts.name, whose], count)
+        for priority, count in parts.shed.items():
+            shed.add_metric([parts.name, priority], count)
+    pressure.add_metric([], seen.shedder.pressure)
+    lag.add_metric([], seen.loop_lag_s)
+    yield from (over, shed, pressure, lag)
 
 
 def _endpoints(routes: list[RouteParts]) -> Iterator[tuple[str, str, EndpointParts]]:

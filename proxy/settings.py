@@ -13,58 +13,24 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from msgspec import UNSET, Meta, Struct, UnsetType, field, structs
+from msgspec import UNSET, Meta, UnsetType, field, structs
 
-Seconds = Annotated[float, Meta(ge=0, description="seconds")]
-PositiveSeconds = Annotated[float, Meta(gt=0, description="seconds")]
-Count = Annotated[int, Meta(ge=1)]
-Bytes = Annotated[int, Meta(ge=1, description="bytes")]
-Share = Annotated[float, Meta(gt=0, le=1, description="a share of one")]
-Name = Annotated[
-    str,
-    Meta(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
-        description="lower-case letters, digits, '.', '_' and '-', a letter or digit first, up to 63 characters",
-    ),
-]
-SplitKey = Annotated[
-    str,
-    Meta(
-        pattern=r"^(tenant|caller|call|header:[!#$%&'*+.^_`|~0-9A-Za-z-]+|body:[A-Za-z0-9_.-]+)$",
-        description="tenant (who shows these credentials), caller (an address), call (each call for itself), "
-        "header:NAME, or body:FIELD of a JSON body, with dots between the fields of fields",
-    ),
-]
-EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="an environment variable's name")]
-FilePath = Annotated[str, Meta(extra={"file": True}, description="a file, its path seen from the policy file's folder")]
-
-
-class Secret(str):
-    """A string that does not print: logs, errors, `explain` and `/status` show `***`.
-
-    In a policy file it is written out, taken from the environment (`${NAME}`), or read from a file
-    (`file:/run/secrets/token`, relative to the policy file's folder, the line break at its end taken off).
-    """
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'***'"
-
-    def __str__(self) -> str:
-        return "***"
-
-    def __format__(self, spec: str) -> str:
-        return format("***", spec)
-
-    def reveal(self) -> str:
-        """The value itself, for the one place that sends it."""
-        return str.__str__(self)
-
-
-class Frozen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What every settings type is: immutable, keyword-only, and strict about keys."""
-
+# what stands elsewhere for its length alone is part of the settings all the same
+from understudy.proxy.overload_settings import Limit, Quota, Shed, Shedding, Tokens
+from understudy.proxy.overload_settings import Rate as Rate
+from understudy.proxy.settings_types import (
+    Bytes,
+    Count,
+    EnvName,
+    FilePath,
+    Frozen,
+    Name,
+    PositiveSeconds,
+    Seconds,
+    Secret,
+    Share,
+    SplitKey,
+)
 
 # --- policies: what a route or a tier may say about each; the defaults suit a sidecar's low traffic ----------------
 
@@ -109,21 +75,6 @@ class Breaker(Frozen, frozen=True):
     """How many calls are let through as probes; all of them must be answered to close."""
     probing_s_max: PositiveSeconds = 30.0
     """Seconds that probing may take before it counts as failed."""
-
-
-class Limit(Frozen, frozen=True):
-    """A bulkhead: how many calls at once, how many may wait, and for how long."""
-
-    concurrent: Count | Literal["adaptive"] = "adaptive"
-    """Calls at once; adaptive learns it, from times to first content or from 429s, 503s and timeouts."""
-    concurrent_min: Count = 4
-    """What an adaptive limit never falls below; at most concurrent_max."""
-    concurrent_max: Count = 256
-    """What an adaptive limit begins with, returns to, and never exceeds."""
-    queue: Annotated[int, Meta(ge=0)] = 256
-    """Calls that may wait for a place."""
-    wait_s_max: Seconds = 0.1
-    """Seconds a call waits for a place before the next tier is asked."""
 
 
 # --- rehearsals ----------------------------------------------------------------------------------------------------
@@ -277,6 +228,7 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     """What is broken on purpose, as if this upstream did it."""
     retry: Retry | UnsetType = UNSET
     breaker: Breaker | UnsetType = UNSET
+    quota: Quota | UnsetType = UNSET
     limit: Limit | UnsetType = UNSET
 
 
@@ -428,7 +380,10 @@ class Route(Frozen, frozen=True):
     shadow: Shadow | None = None
     faults: list[PlannedFault] = []
     """What is broken on purpose for this route's callers, whoever answers."""
+    shed: Shed = Shed()
     deadline: Deadline = Deadline()
+    tokens: Tokens = Tokens()
+    quota: Quota = Quota()
     retry: Retry = Retry()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
@@ -451,7 +406,10 @@ class Route(Frozen, frozen=True):
 class Defaults(Frozen, frozen=True):
     """What routes inherit key by key unless they say otherwise."""
 
+    shed: Shed = Shed()
     deadline: Deadline = Deadline()
+    tokens: Tokens = Tokens()
+    quota: Quota = Quota()
     retry: Retry = Retry()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
@@ -501,6 +459,7 @@ class Server(Frozen, frozen=True):
     trace: Literal["keep", "make"] = "make"
     """A W3C traceparent is carried on; a call that comes without one is given one, or goes without."""
     limits: Limits = Limits()
+    shed: Shedding = Shedding()
     access_log: bool = True
     """One line for every call."""
     drain_s: Seconds = 25.0

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from understudy.policies.outcomes import Outcomes
 from understudy.policies.service import Answer, Call, Refused, Service
+from understudy.policies.shed import Shedder
 from understudy.proxy.accepting import BACKLOG, Accepting
 from understudy.proxy.access_log import AccessLog
 from understudy.proxy.dialects import DIALECTS, KINDS
@@ -29,7 +30,7 @@ from understudy.proxy.outcomes import base_table
 from understudy.proxy.reading import BadPolicies, Fault, Reading, read_folder
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, parse_address, unix_path
-from understudy.proxy.settings import LocalTier, Route, Settings, Tier, UpstreamTier
+from understudy.proxy.settings import LocalTier, Route, Settings, Shedding, Tier, UpstreamTier
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.local import Knowing, local_tier
@@ -38,6 +39,8 @@ from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 log = logging.getLogger("understudy")
 
 TICK_S = 1.0
+LAG_TICK_S = 0.1
+"""How often the loop's lag is measured; a tick costs 5 µs."""
 DOORS_S = 0.05
 LAST_CALL_S = 1.0
 """How long idle connections stay open when draining: who calls once more is answered with `connection: close`, and no
@@ -74,7 +77,8 @@ class Sidecar:
         self.state = state
         self.environ = environ
         self.loop = asyncio.get_running_loop()
-        self.world = World(clock=time.monotonic, sleep=asyncio.sleep)
+        self.shedder = Shedder(Shedding())
+        self.world = World(clock=time.monotonic, sleep=asyncio.sleep, shedder=self.shedder)
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
         self.reloads = {"ok": 0, "bad": 0}
@@ -91,6 +95,8 @@ class Sidecar:
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
+        self._lag_ticker: asyncio.TimerHandle | None = None
+        self._lag_s_max = 0.0
         self._accepting: Accepting | None = None
         self.stack, self.knowing = self._first_stack(reading or read_folder(policies, environ, KINDS))
 
@@ -148,6 +154,7 @@ class Sidecar:
         self.knowing = Knowing()
         self.digest_seen = reading.settings.digest
         self.access_log.enabled = reading.settings.server.access_log
+        self.shedder.rules = reading.settings.server.shed
         return self._assembled(reading.settings, None), self.knowing
 
     def reload(self) -> bool:
@@ -180,6 +187,7 @@ class Sidecar:
         if before.settings.local != stack.settings.local:
             log.warning("`local` has changed: it takes effect at the next start")
         self.access_log.enabled = stack.settings.server.access_log
+        self.shedder.rules = stack.settings.server.shed
         for listener in self.listeners:
             listener.serve(stack.table.find, stack.settings.server.limits)
         for parts in before.routes.values():
@@ -276,7 +284,8 @@ class Sidecar:
         if self._needs_local():
             self._loading = self.loop.create_task(load_local(self.knowing, self.settings.local, self.state))
             self._loading.add_done_callback(self._loaded)
-        self._ticker = self.loop.call_later(TICK_S, self._tick, self.world.clock() + TICK_S)
+        self._ticker = self.loop.call_later(TICK_S, self._tick)
+        self._lag_ticker = self.loop.call_later(LAG_TICK_S, self._tick_of_lag, self.world.clock() + LAG_TICK_S)
 
     async def _server(self, listener: Listener, address: str) -> asyncio.Server:
         """Let callers of one address in. Raises OSError."""
@@ -305,14 +314,24 @@ class Sidecar:
             log.info("local tier %s: %s", "ready" if self.local_ready else "not ready", about or self.knowing.reason)
             self._watching = self.loop.create_task(watch_collections(self.knowing))
 
-    def _tick(self, due: float) -> None:
+    def _tick_of_lag(self, due: float) -> None:
         now = self.world.clock()
-        self.loop_lag_s = max(0.0, now - due)
+        lag_s = max(0.0, now - due)
+        self._lag_s_max = max(self._lag_s_max, lag_s)
+        if self.shedder.lagged(now, lag_s):
+            pressed = self.shedder.pressure > 0
+            for parts in self.routes:
+                parts.relieve(pressed=pressed)
+        self._lag_ticker = self.loop.call_later(LAG_TICK_S, self._tick_of_lag, now + LAG_TICK_S)
+
+    def _tick(self) -> None:
+        now = self.world.clock()
+        self.loop_lag_s, self._lag_s_max = self._lag_s_max, 0.0
         for listener in self.listeners:
             listener.sweep(now)
         for pool in self.pools.values():
             pool.sweep(now)
-        self._ticker = self.loop.call_later(TICK_S, self._tick, now + TICK_S)
+        self._ticker = self.loop.call_later(TICK_S, self._tick)
 
     async def drain_and_stop(self) -> None:
         """Unready at once; calls in hand are answered; what is still open at the drain deadline is told and cut."""
@@ -344,8 +363,9 @@ class Sidecar:
         """Let go of everything at once."""
         for place in self._unix_places:
             place.remove()
-        if self._ticker is not None:
-            self._ticker.cancel()
+        for ticker in (self._ticker, self._lag_ticker):
+            if ticker is not None:
+                ticker.cancel()
         for parts in self.routes:
             if parts.arms.shadowing is not None:
                 parts.arms.shadowing.close()

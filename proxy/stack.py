@@ -7,6 +7,7 @@ the order: whoever moves an entry answers them.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,8 +21,11 @@ from understudy.policies.chain import Link, chain, rank_of
 from understudy.policies.deadline import Deadline, deadline
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
+from understudy.policies.quota import Quota, quota
 from understudy.policies.retry import Retry, retry
-from understudy.policies.service import Answer, Call, Refused, Service
+from understudy.policies.service import CREDENTIALS, Answer, Call, Headers, Refused, Service
+from understudy.policies.shed import Priority, Shedder, shed
+from understudy.policies.tokens import Buckets, limits_anything, tokens
 from understudy.proxy import settings
 from understudy.proxy.arms import ArmParts, Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
 from understudy.proxy.dialects import KINDS
@@ -41,8 +45,10 @@ from understudy.proxy.tiers.judging import tier_judge
 
 ROUTE_ORDER = (
     ("observe", "outermost, so that what is counted is what the caller saw"),
+    ("shed", "before anything is done for a call that will not be answered; it is there only while the process lags"),
     ("fault", "inside observe, so that what was broken for callers on purpose is counted like any other trouble"),
     ("deadline", "before anything can wait, so that everything that waits knows until when"),
+    ("tokens", "outside every cache, since a caller's rate is what it asks for; there only where rates are set"),
     ("split", "outside whatever remembers answers, so that one arm's are never given to the other's callers"),
     ("shadow", "next to the chain: only what was really asked is asked again, and what was remembered is not compared"),
     ("chain", "the tiers in order; each has its own policies, since each fails by itself"),
@@ -51,7 +57,8 @@ ROUTE_ORDER = (
 TIER_ORDER = (
     ("retry", "outside the breaker, so that every attempt is counted and an open breaker ends the attempts"),
     ("balance", "inside the retry, so that another attempt can go to another endpoint; one endpoint needs none"),
-    ("breaker", "outside the limit: a tier known to be down must not cost the caller a wait for a place"),
+    ("breaker", "outside the limit, since a tier known to be down must not cost the caller a wait for a place"),
+    ("quota", "outside the limit, since who waits for the provider must hold no place; a tier that is down has none"),
     ("limit", "next to the tier, so that a place is held only while the tier is really being asked"),
     ("fault", "innermost, as if the upstream did it: whatever is to be rehearsed stands round it"),
     ("tier", "an endpoint over HTTP, or the local models and indexes"),
@@ -70,6 +77,7 @@ class EndpointParts:
     bulkhead: Bulkhead
     breaker: Breaker | None = None
     place: object = None
+    quota: Quota | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +105,14 @@ class RouteParts:
     links: tuple[Link, ...]
     tiers: dict[str, TierParts] = field(default_factory=dict[str, TierParts])
     arms: ArmParts = field(default_factory=ArmParts)
+    buckets: Buckets | None = None
+    shed: dict[Priority, int] = field(default_factory=dict[Priority, int])
+    calm: Service | None = None
+    pressed: Service | None = None
+
+    def relieve(self, *, pressed: bool) -> None:
+        """Have the next calls answered by the stack that sheds, or by the one that knows nothing of it."""
+        self.service = (self.pressed if pressed else self.calm) or self.service
 
     @property
     def name(self) -> str:
@@ -114,6 +130,8 @@ class World:
     clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[object]]
     dice: Callable[[], float] = random.random
+    wall: Callable[[], float] = time.time
+    shedder: Shedder | None = None
 
 
 T = TypeVar("T")
@@ -143,10 +161,11 @@ def assemble(
     parts.links = build.links(route.tiers, parts.tiers)
     service = chain(parts.links, clocks, clock=world.clock)
     service = build.elsewhere(service, clocks)
+    service = build.metered(service)
     service = deadline(service, clocks)
     if faults and has_faults(route):
         service = faulty_route(service, route, parts.arms, before.arms if before else None, dialect, build.tools)
-    parts.service = observe(service, tally, clock=world.clock)
+    build.watched(service)
     return parts
 
 
@@ -219,6 +238,25 @@ class _Build:
             service = divided(service, other, route, arms, before, clocks, self.tools)
         return service
 
+    def metered(self, service: Service) -> Service:
+        """`service` behind the route's own rate limits, where it has any."""
+        rules, parts = self.parts.route.tokens, self.parts
+        if not limits_anything(rules):
+            return service
+        parts.buckets = (self.before and self.before.buckets) or Buckets(rules)
+        parts.buckets.obey(rules)
+        return tokens(service, parts.buckets, clock=self.world.clock, refuse=_too_many(parts.dialect))
+
+    def watched(self, service: Service) -> None:
+        """Put the whole in place, twice: as it is while all is calm, and as it is while the process lags."""
+        parts, world = self.parts, self.world
+        parts.service = parts.calm = observe(service, parts.tally, clock=world.clock)
+        if world.shedder is not None:
+            parts.shed = self.before.shed if self.before else {}
+            service = shed(service, world.shedder, parts.route.shed.priority, parts.shed, dice=world.dice)
+            parts.pressed = observe(service, parts.tally, clock=world.clock)
+            parts.relieve(pressed=world.shedder.pressure > 0)
+
 
 def _asked_once(tier: Tier) -> Tier:
     """A shadow that failed is a finding, and not worth another attempt."""
@@ -239,6 +277,13 @@ def _made_once(make_tier: MakeTier) -> MakeTier:
         return made[tier.name, endpoint]
 
     return once
+
+
+def _too_many(dialect: Dialect) -> Callable[[str, Headers], Answer]:
+    def refusing(detail: str, headers: Headers) -> Answer:
+        return dialect.error(429, "rate_limit_exceeded", detail, headers=headers)
+
+    return refusing
 
 
 def _tier_stack(
@@ -278,6 +323,13 @@ def _endpoint_stack(
     own.breaker.rules = rules
     service = make_tier(route, at_endpoint(tier, endpoint), endpoint.name)
     service = limit(service, own.bulkhead, clock=world.clock)
+    allowed = _set(tier.quota, route.quota)
+    if allowed.enabled:
+        own.quota = own.quota or Quota(allowed)
+        own.quota.rules = allowed
+        # without credentials of ours in it, every call is on its own caller's quota
+        theirs = not any(name.lower().encode() in CREDENTIALS for name in at_endpoint(tier, endpoint).headers)
+        service = quota(service, own.quota, clock=world.clock, wall=world.wall, sleep=world.sleep, per_caller=theirs)
     return breaker(service, own.breaker, clock=world.clock, dice=world.dice)
 
 
@@ -288,7 +340,7 @@ def _carried(old: TierParts | None, name: str, place: object, route: Route, tier
     if before is None or before.place != place:
         return EndpointParts(name, Bulkhead(limits, learns_from(route, tier)), place=place)
     before.bulkhead.rules = limits
-    return EndpointParts(name, before.bulkhead, before.breaker, place)
+    return EndpointParts(name, before.bulkhead, before.breaker, place, before.quota)
 
 
 def effective_limit(route: Route, tier: UpstreamTier | LocalTier) -> Limit:

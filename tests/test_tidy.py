@@ -45,8 +45,10 @@ WITH_UNIT = re.compile(r"_(s|bytes|chars|tokens|texts|max|min|share|ratio|percen
 WITHOUT_UNIT = {
     "after_chunks": "a count",
     "attempts": "a count, bounded by its type",
+    "burst": "a count of calls",
     "concurrent": "a count of calls",
     "consecutive": "a count of failures",
+    "llm_burst": "a count of LLM tokens",
     "passages": "a count",
     "permits": "a count of calls",
     "port": "a port is a port",

@@ -28,7 +28,9 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_fault_active": max,
     "understudy_local_info": max,
     "understudy_local_ready": min,
+    "understudy_loop_lag_seconds": max,
     "understudy_reload_ok": min,
+    "understudy_shed_pressure": max,
 }
 """How gauges come together that do not add up."""
 
