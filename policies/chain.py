@@ -39,11 +39,12 @@ class Link:
         self.outcomes[key] = self.outcomes.get(key, 0) + 1
 
 
-def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float]) -> Service:
+def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float], stood_in_for: bool = False) -> Service:
     """Ask each of `links` in turn.
 
     When none answers, an upstream's own error answer is given back as it came; without one the call is Refused (nothing
-    was spent) or Failed, with every tier's own words.
+    was spent) or Failed, with every tier's own words. `stood_in_for` says that somebody else is asked then: an error is
+    only given back where that would not be safe.
     """
     present = [link for link in links if link.service is not None]
     absent = "; ".join(f"{link.name}: {link.absent}" for link in links if link.service is None)
@@ -78,13 +79,17 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float])
                 # an upstream's word that the caller was wrong is an answer too, and worth knowing of
                 link.count("caller" if answer.fault else "answered", answer.fault)
                 return _signed(answer, link, call, absent)
-        if given_back is not None:
+        # the word of a tier after which nobody may be asked is the last one
+        settled = not stood_in_for or (worst is not None and not worst.elsewhere)
+        if given_back is not None and settled:
             link, answer = given_back
             return _signed(answer, link, call, absent)
         detail = "; ".join(told) or "no tier is configured"
         if worst is not None:
             retry_after_s = worst.retry_after_s or retry_after_s
-            raise Failed(worst.reason, detail, retry_after_s=retry_after_s, again=False) from worst
+            raise Failed(
+                worst.reason, detail, retry_after_s=retry_after_s, again=False, elsewhere=worst.elsewhere
+            ) from worst
         raise Refused("exhausted", detail, retry_after_s=retry_after_s)
 
     return relayed

@@ -30,6 +30,8 @@ SPACED_KINDS = ("embed", "retrieve")
 READ_KINDS = ("embed", "retrieve", "generate")
 SPACE_UNKNOWN = "vectors of an arm must be in the route's own space: say which that is, as the route's `space`"
 
+SPACE_OTHER = "vectors of an arm must be in the route's own space, and these are in another"
+
 
 def arm_faults(settings: Settings, route: Route, dialects: Mapping[str, str], at: Place) -> Iterator[Fault]:
     """What is wrong with a route's arms, its split and its shadow, and the faults it plans."""
@@ -73,7 +75,11 @@ def arm_warnings(settings: Settings, route: Route, at: Place) -> Iterator[Fault]
         yield from at.fault("callers choose their arm with the header x-understudy-arm", "split.force")
     for key, planned, whom in every_fault(route):
         if settings.server.faults:
-            yield from at.fault(f"BROKEN ON PURPOSE: {described(planned)}, {whom}", key)
+            here = at.at(key)
+            # in the file's own words, as a variable's are never repeated
+            written = [f"{name} {here.written(name)}" for name in planned.__struct_fields__[1:] if here.has(name)]
+            words = ", ".join([here.written("do"), *(each for each in written if not each.startswith("headers"))])
+            yield from here.fault(f"BROKEN ON PURPOSE, {whom}: {words}", reads=["do"])
 
 
 def every_fault(route: Route) -> Iterator[tuple[str, PlannedFault, str]]:
@@ -82,7 +88,7 @@ def every_fault(route: Route) -> Iterator[tuple[str, PlannedFault, str]]:
         yield f"faults[{n}]", planned, "for callers"
     for key, tier in route.every_tier:
         for n, planned in enumerate(tier.faults):
-            yield f"{key}.faults[{n}]", planned, f"as if {tier.name} did it"
+            yield f"{key}.faults[{n}]", planned, "as if this tier did it"
 
 
 def described(planned: PlannedFault) -> str:
@@ -115,8 +121,7 @@ def _space_faults(settings: Settings, name: str, route: Route, at: Place) -> Ite
         if not space or not own:
             yield from at.fault(SPACE_UNKNOWN, f"tiers[{n}].space", f"tiers[{n}]")
         elif not same_space(own, space):
-            why = f"this arm's vectors are in the space {own}, the route's in {space}"
-            yield from at.fault(why, f"tiers[{n}].space", f"tiers[{n}]")
+            yield from at.fault(SPACE_OTHER, f"tiers[{n}].space", f"tiers[{n}]")
 
 
 def _space_of(settings: Settings, route: Route, tier: Tier) -> str:
@@ -134,8 +139,7 @@ def _planned_faults(planned: list[PlannedFault], endpoints: list[str], kind: str
         if each.do == "dimension" and kind and kind != "embed":
             yield from here.fault("only embeddings have a dimension that could be wrong", "do")
         if each.endpoint is not None and each.endpoint not in endpoints:
-            known = ", ".join(endpoints) or "none"
-            yield from here.fault(f"there is no endpoint of this name; known here: {known}", "endpoint")
+            yield from here.fault("this tier has no endpoint of this name", "endpoint")
         if each.every_s is not None and each.lasts_s is None:
             yield from here.fault("what comes again must also end: lasts_s is missing", "every_s", reads=["lasts_s"])
         elif each.every_s is not None and each.after_s + (each.lasts_s or 0.0) > each.every_s:

@@ -33,7 +33,8 @@ from understudy.proxy.arm_rules import described
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.reading_answers import body_field, results_of
 from understudy.proxy.settings import PlannedFault, Route, Tier, UpstreamTier
-from understudy.proxy.stages import Judge, RouteStage, TierStage
+from understudy.proxy.stages import RouteStage, TierStage
+from understudy.proxy.tiers.judging import Judge
 
 AT_ROUTE = "route"
 

@@ -214,12 +214,7 @@ class _Build:
         if not self.faults or not tier.faults:
             return service
         dialect, before = self.parts.dialect, self.before.arms if self.before else None
-
-        judged = tier_judge(route, tier, dialect).judged
-
-        def judge(call: Call, answer: Answer) -> Answer:
-            return judged(call, answer, dialect)
-
+        judge = tier_judge(route, tier, dialect)
         return faulty_tier(service, tier, endpoint, self.parts.arms, before, dialect, judge, self.tools)
 
     def elsewhere(self, service: Service, clocks: Deadline) -> Service:
@@ -234,7 +229,8 @@ class _Build:
             other = chain(self.links(tiers, {}, apart=True), clocks, clock=self.world.clock)
             service = mirrored(service, other, route, arms, before, self.tools)
         if route.split is not None:
-            other = chain(arms.links[route.split.arm], clocks, clock=self.world.clock)
+            links, stood_in_for = arms.links[route.split.arm], route.split.fall_back
+            other = chain(links, clocks, clock=self.world.clock, stood_in_for=stood_in_for)
             service = divided(service, other, route, arms, before, clocks, self.tools)
         return service
 

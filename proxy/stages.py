@@ -16,15 +16,14 @@ from understudy.policies.fault import HungUp
 from understudy.policies.service import Answer, Call, Failed, Headers
 from understudy.proxy.dialects.base import Dialect, is_encoded
 from understudy.proxy.http.heads import IDEMPOTENT
+from understudy.proxy.tiers.judging import Judge
 
 DETAIL = "broken on purpose, by a fault of this sidecar's own policies"
 FLOAT_BYTES = 4
 
-Judge = Callable[[Call, Answer], Answer]
-
 
 class TierStage:
-    """As if the upstream did it. `judge` tells failures from answers, and raises Failed, as it would for its own."""
+    """As if the upstream did it: judged by whoever judges the upstream's own."""
 
     def __init__(
         self, dialect: Dialect, judge: Judge, *, clock: Callable[[], float], first_byte_s: float = float("inf")
@@ -42,9 +41,11 @@ class TierStage:
         repeatable = call.kind != "pass" or call.request.method in IDEMPOTENT
         if answer is None:
             call.attempts += 1
-            raise Failed("reset", "the connection was broken on purpose", again=repeatable, elsewhere=repeatable)
+            raise self._heard(
+                Failed("reset", "the connection was broken on purpose", again=repeatable, elsewhere=repeatable)
+            )
         detail = f"the answer was cut off on purpose after {len(sent)} bytes"
-        raise Failed("truncated", detail, again=repeatable, elsewhere=repeatable)
+        raise self._heard(Failed("truncated", detail, again=repeatable, elsewhere=repeatable))
 
     def patience_s(self, call: Call) -> float:
         return min(self._first_byte_s, call.until - self._clock())
@@ -53,13 +54,20 @@ class TierStage:
         call.attempts += 1
         if self._clock() >= call.until:
             raise Failed("deadline", "no answer in time (on purpose)", soft=True, again=False)
-        raise Failed("first_byte_timeout", "no answer in time (on purpose)")
+        repeatable = call.kind != "pass" or call.request.method in IDEMPOTENT
+        raise self._heard(
+            Failed("first_byte_timeout", "no answer in time (on purpose)", again=repeatable, elsewhere=repeatable)
+        )
 
     def shortened(self, answer: Answer) -> bytes:
         return shortened(answer)
 
     def judged(self, call: Call, answer: Answer) -> Answer:
-        return self._judge(call, answer)
+        return self._judge.judged(call, answer, self._dialect)
+
+    def _heard(self, failed: Failed) -> Failed:
+        self._judge.heard(failed)
+        return failed
 
 
 class RouteStage:

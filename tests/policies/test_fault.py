@@ -46,10 +46,7 @@ async def answering(_call: Call) -> Answer:
 
 def at_tier() -> TierStage:
     clock = asyncio.get_running_loop().time
-    judge = tier_judge(None, LocalTier(), EMBEDDINGS)
-    return TierStage(
-        EMBEDDINGS, lambda call, answer: judge.judged(call, answer, EMBEDDINGS), clock=clock, first_byte_s=5.0
-    )
+    return TierStage(EMBEDDINGS, tier_judge(None, LocalTier(), EMBEDDINGS), clock=clock, first_byte_s=5.0)
 
 
 def at_route() -> RouteStage:
