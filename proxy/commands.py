@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EXPLAIN_EXAMPLES = """\
 examples:
   understudy explain POST /v1/chat/completions
+  understudy explain POST /v1/chat/completions --outcome 429 insufficient_quota
   understudy explain --json --host api.internal GET /collections
 """
 Groups = Any  # argparse names the type of add_subparsers() only privately
@@ -57,6 +58,9 @@ def add_to(groups: Groups) -> None:
     explain.add_argument("path", metavar="PATH")
     explain.add_argument("--host", help="the request's Host")
     explain.add_argument("--port", type=int, help="the listener's port")
+    explain.add_argument(
+        "--outcome", nargs="+", metavar=("STATUS", "CODE"), help="which row judges an error of this status and code"
+    )
     explain.add_argument("--json", action="store_true", help="as JSON")
     _add_policies(explain)
     explain.set_defaults(run=explain_request)
@@ -137,9 +141,31 @@ def explain_request(arguments: argparse.Namespace) -> int:
     reading = read(arguments)
     asked = (arguments.method.upper(), arguments.path, arguments.host, arguments.port)
     data = explain_data(reading, *asked)
+    if arguments.outcome:
+        return _explain_outcome(arguments, reading, data)
     text = json.dumps(data, indent=2) if arguments.json else explain(reading, *asked)
     sys.stdout.write(text.rstrip("\n") + "\n")
     return WELL if settings.routes and data.get("route") else NOT_WELL
+
+
+def _explain_outcome(arguments: argparse.Namespace, reading: Reading, data: dict[str, Any]) -> int:
+    from understudy.proxy.outcomes import deciding
+
+    status, *codes = arguments.outcome
+    if not (status.isdecimal() and 400 <= int(status) <= 599):
+        raise Complaint("explain: --outcome takes a status from 400 to 599, and then the error's code if it has one")
+    route = data.get("route")
+    if reading.settings is None or not route:
+        sys.stdout.write("nobody claims this: it is answered 404\n")
+        return NOT_WELL
+    decided = deciding(reading.settings, reading.origins, route["name"], int(status), codes)
+    sys.stdout.write(json.dumps(decided, indent=2) + "\n" if arguments.json else "".join(map(_decided_line, decided)))
+    return WELL
+
+
+def _decided_line(each: dict[str, Any]) -> str:
+    verdict = f"{each['outcome']}, {each['follow']}, called {each['reason']}"
+    return f"{each['tier']} ({each['provider']}): {verdict}; decided by {each['from']}\n"
 
 
 def print_schema(_arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import cast, get_args
 from urllib.parse import urlsplit
 
 from understudy import policies
-from understudy.policies.outcomes import Outcomes, pattern_fault, row_fault, shadowed
+from understudy.policies.outcomes import Outcomes, Said, pattern_fault, row_fault, shadowed
 from understudy.proxy.checking import check_file
 from understudy.proxy.policy_files import FILE_BYTES_MAX, PolicyFile, compose, read_bounded
 from understudy.proxy.settings import File, Outcome, Provider, Route, Settings, UpstreamTier, at_endpoint, endpoints_of
@@ -107,7 +107,37 @@ def providers_of(tier: UpstreamTier, dialect: str) -> tuple[Provider, ...]:
 
 def sets_key(tier: UpstreamTier) -> bool:
     """Whether the key that an upstream is sent is ours and not the caller's."""
-    return any(name.lower() in KEY_HEADERS for name in tier.headers)
+    names = [*tier.headers, *(name for endpoint in tier.endpoints for name in endpoint.headers)]
+    return any(name.lower() in KEY_HEADERS for name in names)
+
+
+def deciding(
+    settings: Settings, origins: Mapping[str, Spot], name: str, status: int, codes: Sequence[str]
+) -> list[dict[str, str]]:
+    """For each upstream tier of the route `name`, and each provider it asks: the verdict on such an error, without a
+    message, and the place of the row that decides."""
+    n, route = next((n, route) for n, route in enumerate(settings.routes) if route.name == name)
+    base = base_table(settings)
+    found: list[dict[str, str]] = []
+    for _, tier in route.every_tier:
+        if not isinstance(tier, UpstreamTier):
+            continue
+        table = table_of(base, route, tier, f"routes[{n}]")
+        for provider in providers_of(tier, route.dialect):
+            lowered = tuple(code.lower() for code in codes)
+            verdict = table.of(Said(provider, status, lowered, own_key=sets_key(tier)))
+            spot = origins.get(verdict.at) or shipped().spots.get(verdict.at)
+            found.append(
+                {
+                    "tier": tier.name,
+                    "provider": provider,
+                    "outcome": verdict.outcome,
+                    "follow": verdict.follow,
+                    "reason": verdict.reason or f"status_{status}",
+                    "from": spot.place if spot else "no row",
+                }
+            )
+    return found
 
 
 def row_faults(rows: Sequence[Outcome], providers: frozenset[str] | None = None) -> Iterator[tuple[str, str]]:

@@ -131,3 +131,20 @@ def test_every_dialect_and_policy_is_in_the_readme():
 
     for name in [*DIALECTS, "deadline", *(name for name, _ in TIER_ORDER if name != "tier")]:
         assert f"| `{name}` |" in README, name
+
+
+def test_explain_says_which_row_judges_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "chat.yaml").write_text(
+        "routes:\n  - name: chat\n    match: {prefix: /v1}\n    dialect: openai-chat\n"
+        "    outcomes: [{status: 418, outcome: soft, follow: tier, reason: tea}]\n"
+        '    tiers: [{kind: upstream, name: a, url: "http://localhost:1"}]\n'
+    )
+    asked = ["explain", "POST", "/v1/x", "--policies", str(tmp_path), "--outcome"]
+    assert cli.main([*asked, "418"]) == 0
+    assert re.search(r"a \(openai\): soft, tier, called tea; decided by \S*chat.yaml:5\n", capsys.readouterr().out)
+    assert cli.main([*asked, "429", "Insufficient_Quota"]) == 0
+    assert re.search(r"failure, tier, called quota; decided by \S*outcomes.yaml:\d+", capsys.readouterr().out)
+    assert cli.main([*asked, "200"]) == 2
+    assert cli.main(["explain", "GET", "/x", "--policies", str(tmp_path), "--outcome", "500"]) == 1

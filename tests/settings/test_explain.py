@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tests.settings.folders import LOCAL_ROUTE, read
@@ -94,3 +95,26 @@ def test_a_request_that_is_no_text_is_explained_all_the_same(tmp_path: Path):
         text = explain(reading, "GET", path, host="h\udce4\n", port=0)
         assert text.encode()
         assert "goes to route chat" in text
+
+
+def test_rows_put_before_the_table_of_outcomes_are_shown_with_their_lines_and_whose_errors_they_are(tmp_path: Path):
+    reading = read(
+        tmp_path,
+        """
+routes:
+  - name: a
+    match: {prefix: /v1}
+    dialect: openai-chat
+    outcomes:
+      - {code: context_length_exceeded, outcome: caller, follow: tier}
+    tiers:
+      - kind: upstream
+        name: a
+        endpoints: [{url: "https://x.openai.azure.com"}, {url: "https://api.openai.com"}]
+        outcomes: [{status: [500, 4xx], message: tea, outcome: soft, reason: tea}]
+""",
+    )
+    text = explain(reading, "POST", "/v1/x")
+    assert re.search(r"code context_length_exceeded: caller, tier +\S*chat.yaml:7\n", text)
+    assert re.search(r"message tea and status 500, 4xx: soft, here \(tea\) +\S*chat.yaml:12\n", text)
+    assert re.search(r"provider +azure, openai +built in\n", text)
