@@ -285,6 +285,27 @@ async def test_a_shadow_asks_the_arm_apart_from_everything_live():
     assert parts.arms.agreement.pairs == {"failed": 30}
 
 
+async def test_a_call_that_the_arm_answers_is_not_asked_of_it_again():
+    heard: list[Call] = []
+
+    async def listening(call: Call) -> Answer:
+        heard.append(call)
+        return await MADE["new"](call)
+
+    # were the shadow outside the split, the arm would be asked twice and compared with itself
+    parts = put_together(
+        {"new": listening}, arms=ARM, split=Split(arm="next", share=0.5), shadow=Shadow(arm="next", share=1.0)
+    )
+    for number in range(40):
+        await parts.service(call_of("embed", "x", id=str(number)))
+        await asyncio.sleep(0.1)
+    split, agreement = parts.arms.split, parts.arms.agreement
+    assert split is not None
+    assert agreement is not None
+    assert agreement.pairs == {"same": split.tallies["main"].answers[2]}
+    assert len(heard) == 40
+
+
 async def test_a_shadows_vectors_are_compared_with_the_callers():
     parts = put_together(arms=ARM, shadow=Shadow(arm="next", share=1.0))
     await parts.service(call_of("embed", "x"))
