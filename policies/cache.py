@@ -22,6 +22,7 @@ PROTECTED_SHARE = 0.8
 """Of the bytes, at most this share is for what was asked for twice; the rest is for finding out who will be."""
 ENTRY_OVERHEAD_BYTES = 512
 """What an entry takes beside its value and its key; measured with tracemalloc, rounded up."""
+EVERYONE = "*"
 HOMES_MAX = 4096
 """Collections told apart; all beyond them share one epoch, which forgets too much and never too little."""
 NEGATIVE = frozenset((404, 410))
@@ -112,12 +113,13 @@ def is_settled(homes: Homes, now: float) -> bool:
 
 
 class Town:
-    """All collections, by name; bounded."""
+    """All collections, by name; bounded. `everyone` stands for a write that may concern any of them."""
 
-    __slots__ = ("_homes", "_others")
+    __slots__ = ("_homes", "_others", "everyone")
 
     def __init__(self) -> None:
-        self._homes: dict[str, Home] = {}
+        self.everyone = Home(EVERYONE)
+        self._homes: dict[str, Home] = {EVERYONE: self.everyone}
         self._others = Home("")
 
     def home(self, name: str) -> Home:
@@ -215,6 +217,10 @@ class Store(Generic[V]):
             self.drop(key)
             return None
         return kept
+
+    def peek(self, key: bytes) -> Kept[V] | None:
+        """The entry of `key`, whatever its age, without its being used."""
+        return self._protected.get(key) or self._probation.get(key)
 
     def put(self, kept: Kept[V], now: float) -> bool:
         """Keep an entry, in place of another of its key. False where it is too large, over, or no longer true."""

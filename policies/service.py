@@ -118,7 +118,9 @@ class Call:
     being asked must have answered, so that a later tier still can. Whoever waits, waits no longer than `until`.
     `asked` is where a dialect keeps what it has parsed, so that a body is parsed once. `trace` is the traceparent made
     for a call that came without one. `faults` names what was done to it on purpose. `tried` names the
-    endpoints that have been asked, so that the next attempt goes to another.
+    endpoints that have been asked, so that the next attempt goes to another. `key` is the same for calls that ask the
+    same and may share an answer, and b"" for one that may not; `kept` says that a stale answer is there, which goes
+    before a local one.
     """
 
     __slots__ = (
@@ -129,6 +131,8 @@ class Call:
         "dialect",
         "faults",
         "id",
+        "kept",
+        "key",
         "kind",
         "request",
         "route",
@@ -158,6 +162,8 @@ class Call:
         self.trail: list[Step] = []
         self.tried: list[str] = []
         self.asked: object = None
+        self.key = b""
+        self.kept = False
         self.faults: tuple[str, ...] = ()
 
     @property
@@ -174,6 +180,7 @@ class Call:
         other.wants_stream = self.wants_stream
         other.asked = self.asked
         other.tried = self.tried.copy()
+        other.kept = self.kept
         return other
 
     def note(self, tier: str, outcome: Literal["refused", "failed", "answered"], reason: str) -> None:
@@ -328,6 +335,19 @@ class Answer:
             self.block = b"%b%b: %b\r\n" % (self.block, name, value)
         else:
             self._headers = [*self._headers, (name, value)]
+
+    def copy(self) -> Answer:
+        """The same answer for another caller, to be added to by itself. Not for streams, which are read once."""
+        return Answer(
+            self.status,
+            self._headers,
+            self.body,
+            block=self.block,
+            packed=self.packed,
+            tier=self.tier,
+            source=self.source,
+            reason=self.reason,
+        )
 
     def lines(self) -> bytes:
         """The headers as they go on the wire, each with its line end."""

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from understudy.policies.shed import Shedder
 from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
+from understudy.proxy.caching.caches import Caches
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.stack import EndpointParts, RouteParts
@@ -40,6 +41,14 @@ METRICS = {
     "understudy_shed_total": "Calls answered 503 because the sidecar lagged, by priority",
     "understudy_shed_pressure": "How hard calls are shed: 0 none, 1 all of low priority, 2 all normal ones, too",
     "understudy_loop_lag_seconds": "How late the event loop was in the last second, at worst",
+    "understudy_cache_lookups_total": "Answers looked for in a route's cache, by what was found",
+    "understudy_cache_stored_total": "Answers that a route's cache has kept",
+    "understudy_cache_dropped_total": "Answers that a route's cache has let go before their time, by reason",
+    "understudy_cache_bytes": "Bytes of what a route's cache keeps in memory",
+    "understudy_cache_entries": "Answers that a route's cache keeps in memory",
+    "understudy_cache_second_total": "What came of asking the cache's second level, or writing to it",
+    "understudy_cache_second_left_alone": "1 while the cache's second level fails and is left alone",
+    "understudy_coalesced_total": "Calls that waited for another's answer to the same question, by what came of it",
     "understudy_upstream_connections": "Connections to an endpoint, by state",
     "understudy_upstream_connections_opened_total": "Connections opened to an endpoint",
     "understudy_upstream_connect_failures_total": "Connections to an endpoint that did not come about, by reason",
@@ -85,6 +94,8 @@ class Seen(Protocol):
     def loop_lag_s(self) -> float: ...
     @property
     def shedder(self) -> Shedder: ...
+    @property
+    def caches(self) -> Caches | None: ...
 
 
 class SidecarCollector(Collector):
@@ -99,6 +110,7 @@ class SidecarCollector(Collector):
         yield from _tier_metrics(routes)
         yield from _endpoint_metrics(routes)
         yield from arm_metrics(routes)
+        yield from _cache_metrics(routes, self._seen.caches)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _overload_metrics(self._seen)
@@ -213,6 +225,35 @@ def _endpoints(routes: list[RouteParts]) -> Iterator[tuple[str, str, EndpointPar
         for name, tier in parts.tiers.items():
             for endpoint in tier.endpoints.values():
                 yield parts.name, name, endpoint
+
+
+def _cache_metrics(routes: list[RouteParts], caches: Caches | None) -> Iterator[Metric]:
+    lookups = _counter("understudy_cache_lookups_total", ["route", "found"])
+    stored = _counter("understudy_cache_stored_total", ["route"])
+    dropped = _counter("understudy_cache_dropped_total", ["route", "reason"])
+    kept_bytes = _gauge("understudy_cache_bytes", ["route"])
+    entries = _gauge("understudy_cache_entries", ["route"])
+    second = _counter("understudy_cache_second_total", ["result"])
+    left_alone = _gauge("understudy_cache_second_left_alone", [])
+    coalesced = _counter("understudy_coalesced_total", ["route", "result"])
+    for parts in routes:
+        cache = parts.cache
+        if cache is None:
+            continue
+        for found, count in cache.found.items():
+            lookups.add_metric([cache.name, found], count)
+        stored.add_metric([cache.name], cache.store.stored)
+        dropped.add_metric([cache.name, "evicted"], cache.store.evicted)
+        dropped.add_metric([cache.name, "written"], cache.store.moved)
+        kept_bytes.add_metric([cache.name], cache.store.bytes)
+        entries.add_metric([cache.name], len(cache.store))
+        for result in ("shared", "took_over", "alone"):
+            coalesced.add_metric([cache.name, result], getattr(cache.flights, result))
+    if caches is not None and caches.second is not None:
+        for result, count in caches.second.results.items():
+            second.add_metric([result], count)
+        left_alone.add_metric([], float(caches.second.patience.is_open))
+    yield from (lookups, stored, dropped, kept_bytes, entries, second, left_alone, coalesced)
 
 
 def _connection_metrics(seen: Seen) -> Iterator[Metric]:

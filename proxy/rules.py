@@ -63,12 +63,16 @@ OWN_HEADERS = frozenset(
 NO_SPACE = "which vector space does this tier answer in? Say so here, or as the route's space"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
+_SECOND_LEVEL = re.compile(
+    r"(rediss?://([^@/\s]*@)?|memcached://)(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[0-9]{0,3})?"
+)
 _PATH = re.compile(r"/[\x21\x22\x24-\x3e\x40-\x7e]*")
 
 
 def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> Iterator[Fault]:
     """What doesn't go together. `dialects` says which kind of call each dialect speaks."""
     yield from _listen_faults(settings, top.at("server"))
+    yield from _shared_cache_faults(settings, top.at("server"))
     yield from _repeated_names(settings.routes, top)
     yield from _repeated_claims(settings.routes, top)
     yield from _outcome_faults(settings.outcomes, None, top.at("outcomes"))
@@ -79,6 +83,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
         for key, match in claims_of(route):
             yield from _match_faults(match, ports, at.at(key))
         yield from _policy_faults(route, at)
+        yield from _cache_faults(route, at)
         yield from _tier_order_faults(route, dialects, at)
         yield from _space_faults(settings, route, dialects, at)
         yield from arm_faults(settings, route, dialects, at)
@@ -106,6 +111,8 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
             missing = "; ".join(settings.inactive[route.name].values())
             yield from at.fault(f"no tier is there ({missing}), so this route isn't either", "tiers")
         yield from arm_warnings(settings, route, at)
+        if route.cache.enabled and dialects.get(route.dialect) == "pass":
+            yield from at.fault("nothing is kept of what this dialect speaks", "cache.enabled", reads=["dialect"])
         for key, tier in route.every_tier:
             if isinstance(tier, UpstreamTier):
                 yield from _upstream_warnings(tier, at.at(key))
@@ -240,6 +247,23 @@ def _policy_faults(route: Route, at: Place) -> Iterator[Fault]:
         # What a tier has from its route was judged there.
         if isinstance(tier, UpstreamTier) and tier.breaker != route.breaker:
             yield from _breaker_faults(tier, at.at(key))
+
+
+def _cache_faults(route: Route, at: Place) -> Iterator[Fault]:
+    cache = route.cache
+    if not cache.enabled:
+        return
+    if cache.entry_bytes_max > cache.bytes_max:
+        keys = "cache.entry_bytes_max", "cache.bytes_max"
+        bytes_max = at.written("cache.bytes_max", cache.bytes_max)
+        yield from at.fault(f"entry_bytes_max must be at most bytes_max ({bytes_max})", *keys)
+
+
+def _shared_cache_faults(settings: Settings, at: Place) -> Iterator[Fault]:
+    url = settings.server.cache.url
+    if url is not None and not _SECOND_LEVEL.fullmatch(url.reveal()):
+        # what it is stays unsaid: there may be a password in it
+        yield from at.fault("expected redis://[:password@]host[:port][/db] or memcached://host[:port]", "cache.url")
 
 
 def _breaker_faults(owner: Route | UpstreamTier, at: Place) -> Iterator[Fault]:

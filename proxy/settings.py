@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from msgspec import UNSET, Meta, UnsetType, field, structs
 
 # what stands elsewhere for its length alone is part of the settings all the same
+from understudy.proxy.cache_settings import Cache, Coalesce, SharedCache
 from understudy.proxy.overload_settings import Limit, Quota, Shed, Shedding, Tokens
 from understudy.proxy.overload_settings import Rate as Rate
 from understudy.proxy.settings_types import (
@@ -387,6 +388,8 @@ class Route(Frozen, frozen=True):
     retry: Retry = Retry()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
+    cache: Cache = Cache()
+    coalesce: Coalesce = Coalesce()
 
     @property
     def claims(self) -> tuple[Match, ...]:
@@ -413,6 +416,8 @@ class Defaults(Frozen, frozen=True):
     retry: Retry = Retry()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
+    cache: Cache = Cache()
+    coalesce: Coalesce = Coalesce()
 
 
 # --- the sidecar itself --------------------------------------------------------------------------------------------
@@ -460,6 +465,7 @@ class Server(Frozen, frozen=True):
     """A W3C traceparent is carried on; a call that comes without one is given one, or goes without."""
     limits: Limits = Limits()
     shed: Shedding = Shedding()
+    cache: SharedCache = SharedCache()
     access_log: bool = True
     """One line for every call."""
     drain_s: Seconds = 25.0

@@ -11,7 +11,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from understudy.policies.service import Answer, Call, Refused, Service
 from understudy.policies.shed import Shedder
 from understudy.proxy.accepting import BACKLOG, Accepting
 from understudy.proxy.access_log import AccessLog
+from understudy.proxy.caching.caches import Caches, second_level
+from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import Marks, new_pseudonym
@@ -98,6 +100,10 @@ class Sidecar:
         self._lag_ticker: asyncio.TimerHandle | None = None
         self._lag_s_max = 0.0
         self._accepting: Accepting | None = None
+        self.caches: Caches | None = None
+        # a worker tells the others by it that a write has passed
+        self.written: Callable[[list[str]], None] | None = None
+        self.place = 0
         self.stack, self.knowing = self._first_stack(reading or read_folder(policies, environ, KINDS))
 
     # --- what others read ------------------------------------------------------------------------------------------
@@ -205,6 +211,7 @@ class Sidecar:
             return self._made_tier(settings, route, tier, endpoint, pools, before, base)
 
         base = base_table(settings)
+        caches = self._caches_for(settings, before)
         routes = {
             route.name: assemble(
                 route,
@@ -214,6 +221,8 @@ class Sidecar:
                 absent=settings.inactive.get(route.name),
                 before=before.routes.get(route.name) if before else None,
                 faults=settings.server.faults,
+                caches=caches,
+                space=settings.space_of(route),
             )
             for route in settings.routes
         }
@@ -246,6 +255,48 @@ class Sidecar:
         pools[key] = pool
         marks = Marks(self.pseudonym, forwarded=settings.server.forwarded, trace=settings.server.trace)
         return upstream_tier(tier, dialect, pool, self.world.clock, marks, tier_judge(route, tier, dialect, base))
+
+    # --- caches ----------------------------------------------------------------------------------------------------
+
+    def _caches_for(self, settings: Settings, before: Stack | None) -> Caches | None:
+        """What the caches of these settings share; nothing where no route has one."""
+        if not any(route.cache.enabled for route in settings.routes):
+            return None
+        if self.caches is None:
+            self.caches = Caches(clock=self.world.clock, wall=self.world.wall, dice=self.world.dice)
+            self.caches.published = self._publish
+        self.caches.settle_s = max(route.cache.settle_s for route in settings.routes)
+        shared = settings.server.cache
+        known = before.settings.server.cache if before and self.caches.second else None
+        if shared.url is None:
+            self.caches.use(None)
+        elif known is None or (known.url, known.wait_s, known.namespace) != (
+            shared.url,
+            shared.wait_s,
+            shared.namespace,
+        ):
+            try:
+                self.caches.use(second_level(shared, self.caches))
+            except ImportError as error:
+                raise CannotStart(f"server.cache.url: {error}; pip install 'understudy[cache]' brings it") from None
+        return self.caches
+
+    def _publish(self, names: list[str]) -> None:
+        if self.written is not None:
+            self.written(names)
+
+    @property
+    def _route_caches(self) -> list[RouteCache]:
+        return [parts.cache for parts in self.routes if parts.cache is not None]
+
+    @property
+    def _snapshot(self) -> Path:
+        return self.state / "cache" / f"{self.place}.snapshot"
+
+    async def _load_caches(self, caches: Caches) -> None:
+        taken = await caches.load(self._snapshot, self._route_caches)
+        if taken:
+            log.info("%d answers taken over from the cache's snapshot", taken)
 
     # --- up and down -----------------------------------------------------------------------------------------------
 
@@ -281,6 +332,9 @@ class Sidecar:
             self._servers.append(server)
             self.listeners.append(listener)
         await self.cover([place])
+        self.place = place
+        if self.caches is not None:
+            self.caches.spawn(self._load_caches(self.caches))
         if self._needs_local():
             self._loading = self.loop.create_task(load_local(self.knowing, self.settings.local, self.state))
             self._loading.add_done_callback(self._loaded)
@@ -331,6 +385,9 @@ class Sidecar:
             listener.sweep(now)
         for pool in self.pools.values():
             pool.sweep(now)
+        if self.caches is not None:
+            self.caches.tick()
+            self.caches.save_soon(self._snapshot, self._route_caches, self.settings.server.cache.snapshot_s)
         self._ticker = self.loop.call_later(TICK_S, self._tick)
 
     async def drain_and_stop(self) -> None:
@@ -366,6 +423,10 @@ class Sidecar:
         for ticker in (self._ticker, self._lag_ticker):
             if ticker is not None:
                 ticker.cancel()
+        if self.caches is not None:
+            if self.listeners:
+                await self.caches.save(self._snapshot, self._route_caches)
+            await self.caches.close()
         for parts in self.routes:
             if parts.arms.shadowing is not None:
                 parts.arms.shadowing.close()

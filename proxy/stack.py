@@ -18,16 +18,19 @@ from understudy.policies.adaptive import Signal
 from understudy.policies.balance import Peer, balance
 from understudy.policies.breaker import Breaker, breaker
 from understudy.policies.chain import Link, chain, rank_of
+from understudy.policies.coalesce import coalesce
 from understudy.policies.deadline import Deadline, deadline
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
 from understudy.policies.quota import Quota, quota
 from understudy.policies.retry import Retry, retry
-from understudy.policies.service import CREDENTIALS, Answer, Call, Headers, Refused, Service
+from understudy.policies.service import CREDENTIALS, Answer, Call, Headers, Refused, Request, Service
 from understudy.policies.shed import Priority, Shedder, shed
 from understudy.policies.tokens import Buckets, limits_anything, tokens
 from understudy.proxy import settings
 from understudy.proxy.arms import ArmParts, Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
+from understudy.proxy.caching.caches import Caches
+from understudy.proxy.caching.route_cache import RouteCache, behind_what_is_kept
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.settings import (
@@ -50,6 +53,8 @@ ROUTE_ORDER = (
     ("deadline", "before anything can wait, so that everything that waits knows until when"),
     ("tokens", "outside every cache, since a caller's rate is what it asks for; there only where rates are set"),
     ("split", "outside whatever remembers answers, so that one arm's are never given to the other's callers"),
+    ("cache", "outside whatever asks: what was answered before costs no attempt, no place and no wait"),
+    ("coalesce", "inside the cache, so that only calls that find nothing wait, and their one answer is kept once"),
     ("shadow", "next to the chain: only what was really asked is asked again, and what was remembered is not compared"),
     ("chain", "the tiers in order; each has its own policies, since each fails by itself"),
 )
@@ -109,6 +114,10 @@ class RouteParts:
     shed: dict[Priority, int] = field(default_factory=dict[Priority, int])
     calm: Service | None = None
     pressed: Service | None = None
+    cache: RouteCache | None = None
+    hit: Callable[[Request], Answer | None] | None = None
+    """The cache's answer to a request that is not yet a call, or None; the door asks before it makes one. Not there
+    where something stands before the cache that has to see every call."""
 
     def relieve(self, *, pressed: bool) -> None:
         """Have the next calls answered by the stack that sheds, or by the one that knows nothing of it."""
@@ -148,23 +157,33 @@ def assemble(
     absent: Mapping[str, str] | None = None,
     before: RouteParts | None = None,
     faults: bool = False,
+    caches: Caches | None = None,
+    space: str = "",
 ) -> RouteParts:
     """Put a route together in the orders above.
 
     `absent` names the tiers that are configured but not there, with the reason. What `before` had learnt (breakers,
     places taken, counts) goes on under the same names. `faults` lets what is planned to break do so.
+    `caches` is there when any route has a cache; `space` is the route's vector space.
     """
     tally = before.tally if before else RouteTally()
     parts = RouteParts(route, dialect, _nobody, tally, ())
     clocks = Deadline(route.deadline.total_s, route.deadline.reserve_s)
     build = _Build(parts, before, world, _made_once(make_tier), absent or {}, faults=faults)
+    if caches is not None and route.cache.enabled and route.dialect != "plain":
+        keeps = _kept_rank(route, build.absent)
+        parts.cache = caches.of_route(route, dialect, space, tally, keeps, before.cache if before else None)
     parts.links = build.links(route.tiers, parts.tiers)
     service = chain(parts.links, clocks, clock=world.clock)
     service = build.elsewhere(service, clocks)
+    if caches is not None:
+        service = caches.watching(service, dialect)
     service = build.metered(service)
     service = deadline(service, clocks)
     if faults and has_faults(route):
         service = faulty_route(service, route, parts.arms, before.arms if before else None, dialect, build.tools)
+    elif parts.cache is not None and route.split is None and parts.buckets is None:
+        parts.hit = parts.cache.hit
     build.watched(service)
     return parts
 
@@ -206,7 +225,10 @@ class _Build:
         return tuple(links)
 
     def _tier(self, tier: Tier, parts: TierParts, old: TierParts | None) -> Service:
-        return _tier_stack(self.parts.route, tier, parts, old, self.world, self._made)
+        service = _tier_stack(self.parts.route, tier, parts, old, self.world, self._made)
+        if self.parts.cache is not None and isinstance(tier, LocalTier):
+            return behind_what_is_kept(service)
+        return service
 
     def _made(self, route: Route, tier: Tier, endpoint: str) -> Service:
         """The tier itself, and what is planned to break in it."""
@@ -228,6 +250,12 @@ class _Build:
             tiers = [_asked_once(tier) for tier in route.arms[route.shadow.arm].tiers]
             other = chain(self.links(tiers, {}, apart=True), clocks, clock=self.world.clock)
             service = mirrored(service, other, route, arms, before, self.tools)
+        cache = self.parts.cache
+        if cache is not None:
+            # of the route's own tiers only: another arm's answers are what somebody wants to look at
+            if route.coalesce.enabled:
+                service = coalesce(service, cache.flights, clocks, clock=self.world.clock)
+            service = cache.remembering(service)
         if route.split is not None:
             links, stood_in_for = arms.links[route.split.arm], route.split.fall_back
             other = chain(links, clocks, clock=self.world.clock, stood_in_for=stood_in_for)
@@ -252,6 +280,14 @@ class _Build:
             service = shed(service, world.shedder, parts.route.shed.priority, parts.shed, dice=world.dice)
             parts.pressed = observe(service, parts.tally, clock=world.clock)
             parts.relieve(pressed=world.shedder.pressure > 0)
+
+
+def _kept_rank(route: Route, absent: Mapping[str, str]) -> str:
+    """The rank of the tier whose answers are kept: the first that is there, if it is an upstream, or ''."""
+    for position, tier in enumerate(route.tiers):
+        if tier.name not in absent:
+            return rank_of(position) if isinstance(tier, UpstreamTier) else ""
+    return ""
 
 
 def _asked_once(tier: Tier) -> Tier:

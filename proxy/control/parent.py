@@ -27,7 +27,7 @@ from understudy.policies.agreement import Said, newer
 from understudy.policies.respawn import Respawn
 from understudy.proxy.control.listening import Places
 from understudy.proxy.control.summing import Summed, kept, merged_status, summed
-from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Report, Sayings
+from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Report, Sayings, Written
 from understudy.proxy.control.worker import Post
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.metrics import METRICS
@@ -168,6 +168,10 @@ class Parent:
                     self._take(place, message)
                 case Sayings():
                     self.hear(message.said, place)
+                case Written():
+                    for other in self.places:
+                        if other is not place and other.channel is not None:
+                            other.channel.send(message)
                 case Ask() | Cover():
                     pass
 

@@ -53,7 +53,13 @@ class Cover(msgspec.Struct, tag=True, frozen=True):
     places: list[int]
 
 
-Message = Report | Sayings | Ask | Cover
+class Written(msgspec.Struct, tag=True, frozen=True):
+    """Collections that a write has passed to: from the worker that saw it, and on to all the others."""
+
+    names: list[str]
+
+
+Message = Written | Report | Sayings | Ask | Cover
 
 
 class Channel:

@@ -2,6 +2,7 @@
 
     parent --Ask-----> worker --Report--> parent      for a scrape, and unasked now and then
     worker --Sayings-> parent --Sayings-> the others  what became of a breaker, within SAY_S
+    worker --Written-> parent --Written-> the others  a write has passed: what was read from there is not told again
     parent --Cover---> worker                         accept for a neighbour that is not there
     parent gone  ====> worker drains and ends
 
@@ -20,7 +21,7 @@ from understudy.policies.breaker import Breaker
 from understudy.proxy.control.admin import status_of
 from understudy.proxy.control.listening import Places
 from understudy.proxy.control.summing import families_of
-from understudy.proxy.control.wire import Ask, Channel, Cover, Report, Sayings
+from understudy.proxy.control.wire import Ask, Channel, Cover, Report, Sayings, Written
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.sidecar import Sidecar
 
@@ -65,6 +66,7 @@ class Worker:
         """Report for the first time, which says that we accept connections, and go on reporting."""
         channel = self._channel = await Channel.on(socket.socket(fileno=self._post.control))
         channel.send(self._report(0))
+        self._sidecar.written = lambda names: channel.send(Written(names))
         loop = asyncio.get_running_loop()
         listening = loop.create_task(self._listen(channel))
         self._tasks = [listening, loop.create_task(self._say(channel)), loop.create_task(self._keep_reporting(channel))]
@@ -87,6 +89,9 @@ class Worker:
                     await self._sidecar.cover(message.places)
                 case Sayings():
                     self._hear(message)
+                case Written():
+                    if self._sidecar.caches is not None:
+                        self._sidecar.caches.heard(message.names)
                 case Report():
                     pass
         # nobody would replace us, add us up or tell us to end

@@ -37,6 +37,16 @@ class Dialect(Protocol):
     """How an API's requests are read and its answers written. Stateless: one instance serves every route."""
 
     name: str
+    idle_fields: frozenset[str]
+    """Top-level fields of a request's JSON body that change nothing in its answer."""
+
+    def collection_of(self, request: Request) -> str:
+        """The collection of a knowledge base that a request of kind `retrieve` reads, or ''."""
+        ...
+
+    def written(self, request: Request) -> str | None:
+        """The collection that a request of kind `pass` may change: '' for any of them, None for none."""
+        ...
 
     def read(self, request: Request) -> Call:
         """What the caller means, as cheaply as can be told (kind, wants_stream). Raises BadRequest."""

@@ -81,6 +81,7 @@ class OpenAIChat(OpenAI):
     """`openai-chat`: a POST is of kind generate, everything else is passed through."""
 
     name = "openai-chat"
+    idle_fields = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 
     def read(self, request: Request) -> Call:
         """Looks for `stream` only. A body that is no JSON is the upstream's business while there is one."""

@@ -41,6 +41,7 @@ class OpenAIEmbeddings(OpenAI):
     """`openai-embeddings`: a POST is of kind embed, everything else (a list of models, say) is passed through."""
 
     name = "openai-embeddings"
+    idle_fields = frozenset({"user"})
 
     def read(self, request: Request) -> Call:
         """The body stays unread: policies on embeddings need nothing from it."""

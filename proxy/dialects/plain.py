@@ -22,6 +22,13 @@ class Plain:
     """Calls of kind `pass`: forwarded and guarded, but never answered locally."""
 
     name = "plain"
+    idle_fields: frozenset[str] = frozenset()
+
+    def collection_of(self, request: Request) -> str:
+        return ""
+
+    def written(self, request: Request) -> str | None:
+        return None
 
     def read(self, request: Request) -> Call:
         return Call("pass", request, dialect=self.name)

@@ -39,6 +39,8 @@ SEARCHES_MAX = 128
 """The most searches of one batch."""
 
 _PATH = re.compile(rb"(?:^|/)collections(?:/([^/]+)(?:/([a-z/]+?))?)?/?$")
+# As _PATH, for anything that stands behind a collection's name.
+_UNDER = re.compile(rb"(?:^|/)collections(?:/([^/]+)(?:/(.+?))?)?/?$")
 _VERSION = re.compile(rb"/(\d+\.\d+\.\d+)")
 _POINT_READS = {
     b"points/query": "query",
@@ -144,6 +146,24 @@ class Qdrant(Plain):
         """By method and path alone: the body stays unread."""
         is_read = _shape_of(request) is not None
         return Call("retrieve" if is_read else "pass", request, dialect=self.name)
+
+    def collection_of(self, request: Request) -> str:
+        shape = _shape_of(request)
+        return shape[1] if shape else ""
+
+    def written(self, request: Request) -> str | None:
+        """Everything under a collection that is no read we know of; what concerns several, or none we know, is all."""
+        if request.method in (b"GET", b"HEAD", b"OPTIONS"):
+            return None
+        match = _UNDER.search(request.path)
+        if match is None:
+            return None
+        rest: bytes = match[2] or b""
+        if _OTHER_READS.fullmatch(rest) or (rest in _POINT_READS and request.method == b"POST"):
+            return None
+        collection = unquote_to_bytes(match[1] or b"").decode("utf-8", "replace")
+        # an alias that changes hands changes what another name means
+        return "" if collection == "aliases" and request.method == b"POST" else collection
 
     def ask(self, call: Call) -> RetrieveAsk:
         """Raises BadRequest where Qdrant would, Refused for what an index of single vectors cannot answer."""

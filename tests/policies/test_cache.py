@@ -10,6 +10,7 @@ import pytest
 
 from understudy.policies.cache import (
     ENTRY_OVERHEAD_BYTES,
+    EVERYONE,
     FAILURES_MAX,
     HOMES_MAX,
     NO_HOMES,
@@ -159,6 +160,7 @@ def test_collections_beyond_the_bound_share_an_epoch_and_forget_together():
     one, other = town.home("one too many"), town.home("another")
     assert one is other
     assert town.home("c7") is not one
+    assert town.home(EVERYONE) is town.everyone
     assert sum(1 for _ in town) == HOMES_MAX + 1
 
 

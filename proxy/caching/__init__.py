@@ -1,0 +1,1 @@
+"""Caches over the pure heart in `policies.cache`: keys, values, replay, the second level, and snapshots."""
