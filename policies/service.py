@@ -52,10 +52,12 @@ class Request:
         headers: Headers,
         body: bytes = b"",
         remembered: dict[object, object] | None = None,
+        path: bytes | None = None,
     ) -> None:
         self.method = method
         self.target = target
-        self.path, _, self.query = target.partition(b"?")
+        own_path, _, self.query = target.partition(b"?")
+        self.path = own_path if path is None else path
         self.headers = headers
         self.body = body
         self.remembered = remembered

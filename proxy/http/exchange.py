@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import lru_cache
 from typing import Protocol
 
@@ -10,6 +9,8 @@ from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, End, Headers, Request, Service, Stream, find_header
 from understudy.proxy.dialects.base import Dialect, is_encoded
 from understudy.proxy.http.heads import header_safe, status_line
+from understudy.proxy.http.request_head import RequestHead
+from understudy.proxy.http.stepping import Stepped, Steps
 
 
 class Entry(Protocol):
@@ -30,13 +31,15 @@ class Entry(Protocol):
 class Doorstep(Protocol):
     """What an exchange needs of its door."""
 
+    @property
+    def steps(self) -> Steps: ...
     def now(self) -> float: ...
     def send(self, data: bytes) -> None: ...
     def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None: ...
 
 
-class Exchange:
-    """One request and its answer on a door; the sink of the answer's stream."""
+class Exchange(Stepped):
+    """One request and its answer on a door; the sink of the answer's stream, and what steps the call's coroutine."""
 
     __slots__ = (
         "answer",
@@ -46,13 +49,13 @@ class Exchange:
         "door",
         "entry",
         "id",
+        "is_plain",
         "keep_alive",
         "overdue",
         "prepared",
         "request",
         "started",
         "stream",
-        "task",
         "version",
     )
 
@@ -62,26 +65,26 @@ class Exchange:
         id: str,
         request: Request,
         entry: Entry | None,
-        version: str,
-        *,
-        keep_alive: bool,
-        started: float | None = None,
+        head: RequestHead | None,
+        started: float,
     ) -> None:
+        """Without a head the connection is closed behind the answer."""
+        super().__init__(door.steps)
         self.door = door
         self.id = id
         self.request = request
         self.entry = entry
-        self.version = version
-        self.keep_alive = keep_alive
+        self.version = head.version if head else "1.1"
+        self.keep_alive = head is not None and head.keep_alive
+        self.is_plain = head is not None and head.is_plain
         self.call: Call | None = None
         self.prepared: Answer | None = None
-        self.task: asyncio.Task[None] | None = None
         self.stream: Stream | None = None
         self.answer: Answer | None = None
         self.chunked = False
         self.overdue = False
         self.body_bytes = 0
-        self.started = door.now() if started is None else started
+        self.started = started
 
     def write(self, chunk: bytes) -> None:
         if not chunk:
@@ -120,6 +123,17 @@ class Exchange:
             return False
         content_type = find_header(answer.headers, b"content-type") or b""
         return content_type.lower().startswith(b"text/event-stream")
+
+    def plain(self, answer: Answer, body: bytes) -> bytes:
+        """The whole of the usual answer: a 200 with a body, to a caller who may ask again. `head` says the same."""
+        return b"HTTP/1.1 200 OK\r\n%b%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
+            answer.lines(),
+            _signature(answer.tier, answer.source),
+            self.id.encode(),
+            len(body),
+            b"" if self.keep_alive else b"connection: close\r\n",
+            body,
+        )
 
     def head(self, answer: Answer, length: int | None) -> bytes:
         """The answer's head, with who answered and how the body is framed. `length` is the body's, where known."""

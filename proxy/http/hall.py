@@ -13,6 +13,7 @@ from understudy.proxy.http.behind import Behind
 from understudy.proxy.http.exchange import Entry, Exchange
 from understudy.proxy.http.forwarding import IN_CIRCLES, goes_in_circles
 from understudy.proxy.http.request_head import HeadMemory, RequestHead
+from understudy.proxy.http.stepping import Steps
 from understudy.proxy.settings import Limits
 
 Find = Callable[[bytes | None, int, bytes], tuple[Entry, bytes] | None]
@@ -62,6 +63,7 @@ class Hall:
         scheme: bytes = b"http",
     ) -> None:
         self.loop = loop
+        self.steps = Steps(loop)
         self.pseudonym = pseudonym
         self.scheme = scheme
         self.clock = clock or loop.time

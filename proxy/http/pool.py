@@ -133,7 +133,7 @@ class Pool:
         """An exchange is over and the connection can serve another."""
         if connection.uses == 1 and isinstance(self._tls, ResumingContext):
             self._tls.remember(connection.tls_object)
-        if self.closed or self.clock() > connection.retire_at:
+        if self.closed or connection.heard_at > connection.retire_at:
             connection.abort()
             return
         while self._waiting:
@@ -144,7 +144,7 @@ class Pool:
         if len(self._idle) >= IDLE_CONNECTIONS_MAX:
             connection.abort()
             return
-        connection.idle_since = self.clock()
+        connection.idle_since = connection.heard_at
         self._idle.append(connection)
 
     def lost(self, connection: Connection) -> None:
@@ -234,6 +234,8 @@ class Pool:
     async def _opened(self, wait_s: float) -> Connection:
         """A connection, ready to speak on. Raises Failed."""
         named = False
+        # on in a task, which a clock of asyncio's asks for; who has a connection to open can afford one
+        await asyncio.sleep(0)
         try:
             async with asyncio.timeout(wait_s):
                 addresses = await self.names.addresses()

@@ -35,17 +35,22 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 class RequestHead:
     """What a head says. Shared between requests: nobody changes it.
 
-    `headers` are the caller's, less those that frame the body. `claim` is who claims it, once that was
-    looked up; `remembered` is for everything else that follows from the head alone.
+    `headers` are the caller's, less those that frame the body. `claim` is who claims it, once that was looked up;
+    `remembered` is for everything else that follows from the head alone. `is_plain` says that a 200 to it has a body
+    and needs no word on staying. `before` and `behind` are the bytes round the digits of its Content-Length, by which a
+    connection knows it again; empty where they were not cut out.
     """
 
     __slots__ = (
+        "before",
+        "behind",
         "chunked",
         "claim",
         "expects",
         "headers",
         "host",
         "id",
+        "is_plain",
         "keep_alive",
         "length",
         "method",
@@ -74,6 +79,8 @@ class RequestHead:
         self.target = origin_form(self.method, reader.target, host)
         self.path = self.target.partition(b"?")[0]
         self.host = host
+        self.before = self.behind = b""
+        self.is_plain = self.version == "1.1" and self.method != b"HEAD"
         self.claim: object = None
         self.remembered: dict[object, object] = {}
 
@@ -94,6 +101,8 @@ class RequestHead:
                     raise BadRequest("HTTP/1.0 has no Transfer-Encoding")
                 if value.strip().lower() != b"chunked":
                     raise BadRequest("no Transfer-Encoding but chunked is read here", status=501)
+                if self.chunked:
+                    raise BadRequest("chunked twice over")
                 self.chunked = True
                 continue
             elif name == b"expect":
@@ -198,6 +207,8 @@ class HeadMemory:
         if head is None:
             head = read_head(raw, self.limits)
             if len(key) <= REMEMBERED_BYTES_MAX:
+                if length is not None:
+                    _, head.before, head.behind = key.split(b"\0", 2)
                 if len(self._heads) >= REMEMBERED_MAX:
                     self._heads.clear()
                 self._heads[key] = head
@@ -206,7 +217,7 @@ class HeadMemory:
 
 def _without_length(raw: bytes) -> tuple[bytes, int | None]:
     """The head with the digits of its Content-Length cut out, and their number; as it is, and None, where there are
-    none to cut. What was cut is marked by a byte that no head begins with: a length left empty is another head."""
+    none to cut. The pieces stand behind bytes that no head has: a length left empty is another head."""
     for spelling in _SPELLINGS:
         at = raw.find(spelling)
         if at >= 0:
@@ -214,6 +225,6 @@ def _without_length(raw: bytes) -> tuple[bytes, int | None]:
             end = raw.find(b"\r", begin)
             digits = raw[begin:end]
             if digits.isdigit() and len(digits) <= LENGTH_DIGITS_MAX:
-                return b"\0%b%b" % (raw[:begin], raw[end:]), int(digits)
+                return b"\0%b\0%b" % (raw[:begin], raw[end:]), int(digits)
             break
     return raw, None

@@ -12,11 +12,18 @@ from understudy.policies.service import Failed
 from understudy.proxy.http.heads import HOP_BY_HOP, OURS
 
 LINES_REMEMBERED_MAX = 4096
+PLAIN_BYTES_MAX = 16 * 1024
+"""What a plain head is at most; a longer one is left to the parser, and to its bound."""
 LINE_REMEMBERED_BYTES_MAX = 128
 STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
 STATUS_LINES_REMEMBERED_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PLAIN = re.compile(
+    rb"HTTP/1\.1 (?!204)2[0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n"
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
+)
+_LENGTH = re.compile(rb"[ \t]*[0-9]{1,20}[ \t]*")
 
 
 class Means(Enum):
@@ -29,6 +36,7 @@ class Means(Enum):
     LENGTH = "says where the body ends"
     CODING = "says that the body is chunked"
     OPTIONS = "names other lines that are not passed on"
+    CLOSE = "says that the connection ends with this answer"
     DROPPED = "speaks of one hop only, or claims what only we may say"
 
 
@@ -37,9 +45,12 @@ _PASSED, _DROPPED = Means.PASSED, Means.DROPPED
 
 
 class ResponseHead:
-    """What an answer's head says. `block` is the header lines that go on, each with its line end."""
+    """What an answer's head says. `block` is the header lines that go on, each with its line end.
 
-    __slots__ = ("block", "events", "framed", "length", "packed")
+    `raw` is the whole of a plain head (see `plain_head`), to be known again by.
+    """
+
+    __slots__ = ("block", "events", "framed", "is_last", "length", "packed", "raw", "status")
 
     def __init__(self, raw: bytes) -> None:
         """Read a whole head, status line and empty line included. Raises Failed for what is none."""
@@ -47,6 +58,9 @@ class ResponseHead:
         self.framed = False
         self.events = False
         self.packed = False
+        self.is_last = False
+        self.raw = b""
+        self.status = 0
         passed: list[bytes] = []
         options: set[bytes] = set()
         first, *lines = raw[:-4].split(b"\r\n")
@@ -71,11 +85,16 @@ class ResponseHead:
         if self.framed and means in (Means.LENGTH, Means.CODING):
             raise Failed("garbage", "the answer says twice where it ends")
         if means is Means.LENGTH:
+            if not _LENGTH.fullmatch(value):
+                raise Failed("garbage", "the answer's length is no number")
             self.length = int(value)
             self.framed = True
         elif means is Means.CODING:
             self.framed = True
+        elif means is Means.CLOSE:
+            self.is_last = True
         elif means is Means.OPTIONS:
+            self.is_last = True
             options.update(option.strip().lower() for option in value.split(b","))
         elif means is Means.ID:
             passed.append(b"x-upstream-" + name[2:] + b":" + value)
@@ -83,6 +102,24 @@ class ResponseHead:
             self.events = self.events or means is Means.EVENTS
             self.packed = self.packed or means is Means.PACKED
             passed.append(line)
+
+
+def plain_head(data: bytes) -> ResponseHead | None:
+    """The head that `data` begins with, if it is a plain one: a 2xx that says how long its body is and that the
+    connection stays. Everything else, what is broken included, is for the parser to read."""
+    end = data.find(b"\r\n\r\n", 0, PLAIN_BYTES_MAX) + 4
+    raw = data[:end]
+    if not _PLAIN.fullmatch(raw):
+        return None
+    try:
+        head = ResponseHead(raw)
+    except Failed:
+        return None
+    if head.length is None or head.is_last or head.events:
+        return None
+    head.raw = raw
+    head.status = int(raw[9:12])
+    return head
 
 
 _SOUND: set[bytes] = set()
@@ -99,11 +136,22 @@ def check_status_line(line: bytes) -> None:
 _REMEMBERED: dict[bytes, Means] = {}
 
 
+_NAMES_PASSED: set[bytes] = set()
+_VALUE_MATTERS = frozenset((b"content-type", b"content-encoding"))
+
+
 def _meaning(line: bytes) -> Means:
+    name, colon, _ = line.partition(b":")
+    if colon and name in _NAMES_PASSED:
+        # a date or an id: the next one will be another
+        return _PASSED
     means = _read(line)
     if len(line) <= LINE_REMEMBERED_BYTES_MAX:
         if len(_REMEMBERED) >= LINES_REMEMBERED_MAX:
             _REMEMBERED.clear()
+            _NAMES_PASSED.clear()
+        elif means is _PASSED and name.lower() not in _VALUE_MATTERS:
+            _NAMES_PASSED.add(name)
         _REMEMBERED[line] = means
     return means
 
@@ -121,8 +169,8 @@ def _read(line: bytes) -> Means:
             raise Failed("garbage", "the answer is in a transfer coding that is not read here")
         return Means.CODING
     if name == b"connection":
-        named = {option.strip() for option in value.split(b",")} - {b"close", b"keep-alive", b""}
-        return Means.OPTIONS if named else Means.DROPPED
+        named = {option.strip() for option in value.split(b",")} - {b"keep-alive", b""}
+        return Means.DROPPED if not named else Means.CLOSE if named == {b"close"} else Means.OPTIONS
     if name == b"content-type" and value.startswith(STREAM_TYPES):
         return Means.EVENTS
     if name == b"content-encoding" and value != b"identity":

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
-from understudy.policies.service import Answer, Call, Failed, Headers, Request, Service
+from understudy.policies.service import Answer, Call, Failed, Headers, Request, Service, Stream
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.http.forwarding import FORWARDED_FOR, TRACE, Marks, forwarded_for, trace_of
 from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept
@@ -18,7 +18,7 @@ from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.resuming import resuming_context
 from understudy.proxy.http.tunnel import UPGRADE_LINES
 from understudy.proxy.http.unix import UnixPool
-from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection
+from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection, Terms
 from understudy.proxy.http.upstream_stream import UpstreamStream
 from understudy.proxy.settings import Tls, UpstreamTier
 from understudy.proxy.tiers.judging import Judge, tier_judge
@@ -159,12 +159,33 @@ def upstream_tier(
     unless given), and an upstream's own error answer is attached."""
     target = Target(settings, marks)
     judge = judge or tier_judge(None, settings, dialect)
+    usual = Terms(dialect, settings.held_bytes_max)
+    # what is only passed through nobody here reads: it is handed over as it comes
+    passing = Terms(None, PASSED_WHOLE_BYTES_MAX, stream_at_head=True)
+    offering = passing._replace(offers=True)
+    first_byte_s = settings.first_byte_s
 
     async def asked(call: Call) -> Answer:
         started = clock()
         call.attempts += 1
+        terms = usual if call.kind != "pass" else offering if call.request.offers else passing
+        connection = pool.take()
         try:
-            answer = await _exchange(call, target, settings, dialect, pool, clock)
+            if connection is None or call.until <= started:
+                connection = await connected(connection, call)
+            is_new = connection.uses == 0
+            try:
+                answer = await exchanged(connection, call, terms)
+            except DeadConnection:
+                if is_new or not _is_repeatable(call):
+                    raise
+                # the upstream had given the connection up before we used it: once more, on a new one
+                answer = await exchanged(await connected(None, call), call, terms)
+        except DeadConnection:
+            again = _is_repeatable(call)
+            failed = Failed("reset", "the upstream closed the connection", again=again, elsewhere=again)
+            judge.heard(failed)
+            raise failed from None
         except Failed as failed:
             judge.heard(failed)
             raise
@@ -174,74 +195,56 @@ def upstream_tier(
         answer.source = settings.name
         return answer
 
-    return asked
-
-
-async def _exchange(
-    call: Call,
-    target: Target,
-    settings: UpstreamTier,
-    dialect: Dialect,
-    pool: Connections,
-    clock: Callable[[], float],
-) -> Answer:
-    head = target.head(call)
-    request = call.request
-    passed = call.kind == "pass"
-    repeatable = not passed or request.method in IDEMPOTENT
-    connection = pool.take()
-    repeated = False
-    while True:
-        connection = connection or await pool.connect(_wait_s(settings.connect_s, call, clock))
-        used_before = connection.uses > 0
-        try:
-            wait_s = _wait_s(settings.first_byte_s, call, clock)
-        except Failed:
+    async def connected(connection: Connection | None, call: Call) -> Connection:
+        """A connection to send on, and time left to be answered. Raises Failed."""
+        if connection is None:
+            connection = await pool.connect(_wait_s(settings.connect_s, call, clock))
+        if call.until <= clock():
             pool.give_back(connection)
-            raise
-        # the caller's own impatience says less of the upstream than our clock does: it counts as soft
-        cut_short = wait_s < settings.first_byte_s
-        waiter = connection.send(
-            request.method,
-            head,
-            request.body,
-            reading=None if passed else dialect,
-            hold_bytes_max=PASSED_WHOLE_BYTES_MAX if passed else settings.held_bytes_max,
-            stream_at_head=passed,
-            offers=passed and request.offers,
-            wait_s=wait_s,
-            late="deadline" if cut_short else "first_byte_timeout",
-            late_is_soft=cut_short,
-        )
+            raise _too_late()
+        return connection
+
+    async def exchanged(connection: Connection, call: Call, terms: Terms) -> Answer:
+        """The answer to `call` on this connection. Raises Failed or DeadConnection."""
+        request = call.request
+        due = clock() + first_byte_s
+        # the caller's own impatience says less of the upstream than our clock does
+        is_callers = call.until < due
+        if is_callers:
+            due = call.until
+        waiter = connection.send(request.method, target.head(call), request.body, terms, due, due_is_callers=is_callers)
         try:
-            return _still_sound(await waiter)
-        except DeadConnection:
-            if used_before and repeatable and not repeated:
-                # the upstream had given the connection up before we used it: once more, on a new one
-                repeated, connection = True, None
-                continue
-            raise Failed(
-                "reset", "the upstream closed the connection", again=repeatable, elsewhere=repeatable
-            ) from None
+            answer = await waiter
+            if answer.stream is not None:
+                _check_stream(answer.stream)
+            return answer
         except Failed as failed:
-            failed.again = failed.again and repeatable and failed.reason != "deadline"
-            failed.elsewhere = repeatable
+            failed.elsewhere = _is_repeatable(call)
+            failed.again = failed.again and failed.elsewhere and failed.reason != "deadline"
             raise
         except asyncio.CancelledError:
             connection.let_go(waiter)
             raise
 
+    return asked
 
-def _still_sound(answer: Answer) -> Answer:
-    """The answer, or Failed when its stream broke before anybody was given any of it."""
-    stream = answer.stream
+
+def _check_stream(stream: Stream) -> None:
+    """Raises Failed for a stream that broke before anybody was given any of it."""
     if isinstance(stream, UpstreamStream) and stream.broken:
         raise Failed(stream.broken, "the upstream broke off in the middle of its answer")
-    return answer
+
+
+def _is_repeatable(call: Call) -> bool:
+    return call.kind != "pass" or call.request.method in IDEMPOTENT
+
+
+def _too_late() -> Failed:
+    return Failed("deadline", "no time is left to ask the upstream", soft=True, again=False)
 
 
 def _wait_s(wait_s: float, call: Call, clock: Callable[[], float]) -> float:
     wait_s = min(wait_s, call.until - clock())
     if wait_s <= 0:
-        raise Failed("deadline", "no time is left to ask the upstream", soft=True, again=False)
+        raise _too_late()
     return wait_s

@@ -25,7 +25,7 @@ from tests.attacks import answers, oracle, smuggling_heads
 from tests.attacks.rig import UPSTREAM, Echo, Lines, Rig
 from tests.kit import virtual_clock
 from understudy.policies.service import Answer
-from understudy.proxy.http.upstream import Connection
+from understudy.proxy.http.upstream import Connection, Terms
 from understudy.proxy.settings import Limits
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -184,17 +184,17 @@ class Fuzzer:
         pipe = Echo(lines.loop, self.rigs[0])
         pipe.plug(connection)
         asked = b"%b / HTTP/1.1\r\n\r\n" % method
-        waiter = connection.send(method, asked, b"", reading=None, hold_bytes_max=1 << 20)
+        waiter = connection.send(method, asked, b"", Terms(None, 1 << 20))
         for packet in packets:
             pipe.deliver(packet)
         await asyncio.sleep(0)
         kept = lines.take() is connection and connection.usable
-        closed = not waiter.done()
+        closed = not waiter.done
         pipe.hang_up()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         self.tally.answers += 1
-        heard = waiter.result() if waiter.done() and waiter.exception() is None else None
+        heard = waiter.answered
         self._note("answer", [method, *packets], self._wrong(data, method, heard, closed=closed, kept=kept))
 
     def _wrong(self, data: bytes, method: bytes, heard: Answer | None, *, closed: bool, kept: bool) -> list[str]:

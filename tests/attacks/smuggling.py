@@ -67,6 +67,7 @@ for name, line in {
     "TE.TE, the second identity": TE + b"\r\nTransfer-Encoding: identity",
     "TE.TE, the first identity": b"Transfer-Encoding: identity\r\n" + TE,
     "TE.TE, the second empty": TE + b"\r\nTransfer-Encoding:",
+    "TE.TE, a tab behind the first": TE + b"\t\r\n" + TE,
     "TE.TE, another case": TE + b"\r\ntransfer-encoding: CHUNKED",
     "chunked is not last": b"Transfer-Encoding: chunked, gzip",
     "chunked is not last but identity": b"Transfer-Encoding: chunked, identity",

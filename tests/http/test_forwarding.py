@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -15,6 +16,7 @@ from understudy.policies.service import Answer, Call, Request
 from understudy.proxy.access_log import line_of
 from understudy.proxy.http.exchange import Exchange
 from understudy.proxy.http.forwarding import Marks, goes_in_circles, trace_of
+from understudy.proxy.http.stepping import Steps
 from understudy.proxy.settings import Secret, UpstreamTier
 from understudy.proxy.tiers.upstream import Target
 
@@ -172,6 +174,8 @@ def test_dice_that_show_nothing_make_no_trace_of_zeros():
 
 def test_the_access_log_says_which_trace_a_call_belongs_to():
     class AtTheDoor:
+        steps = Steps(asyncio.new_event_loop())
+
         def now(self) -> float:
             return 1.0
 
@@ -180,7 +184,7 @@ def test_the_access_log_says_which_trace_a_call_belongs_to():
 
     target = Target(UpstreamTier(name="up", url="http://up.test"), Marks(trace="make"))
     for headers, expected in (([(b"traceparent", TRACE)], TRACE[3:35].decode()), ([], None)):
-        made = Exchange(AtTheDoor(), "id", Request(b"GET", b"/", headers, b"", {}), None, "1.1", keep_alive=True)
+        made = Exchange(AtTheDoor(), "id", Request(b"GET", b"/", headers, b"", {}), None, None, 1.0)
         made.call = Call("pass", made.request, id="id")
         made.answer = Answer(200, [])
         head = target.head(made.call)

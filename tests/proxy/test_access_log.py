@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import select
@@ -10,9 +11,12 @@ from understudy.policies.service import Answer, Call, Request
 from understudy.proxy import access_log
 from understudy.proxy.access_log import AccessLog, line_of
 from understudy.proxy.http.exchange import Exchange
+from understudy.proxy.http.stepping import Steps
 
 
 class AtTheDoor:
+    steps = Steps(asyncio.new_event_loop())
+
     def now(self) -> float:
         return 5.25
 
@@ -23,7 +27,7 @@ class AtTheDoor:
 
 def exchange(target: bytes, method: bytes = b"GET", reason: str = "", remembered: dict[object, object] | None = None):
     request = Request(method, target, [], b"body", remembered)
-    made = Exchange(AtTheDoor(), "id-1", request, None, "1.1", keep_alive=True)
+    made = Exchange(AtTheDoor(), "id-1", request, None, None, 1.0)
     made.started = 5.0
     made.call = Call("embed", request, born=5.0)
     made.call.upstream_s = 0.125

@@ -11,6 +11,7 @@ from tests.kit.acts import answer, broken, drip, early, hang_up, interim, raw, r
 from tests.kit.fake_upstream import Act, Heard, Wire, deaf_port
 from tests.tiers.upstream_bench import Bench, taken
 from understudy.policies.service import Failed, Refused
+from understudy.proxy.http.upstream import Terms
 
 OK = answer(200, body={"choices": []})
 PASS_POST = {"kind": "pass"}
@@ -455,12 +456,13 @@ async def test_a_call_cancelled_as_its_answer_came_does_not_disturb_the_next_on_
 
 
 async def test_a_clock_left_over_from_one_exchange_does_not_disturb_the_next_on_that_connection():
+    clock = asyncio.get_running_loop().time
     async with Bench(answer(200, body={"n": 1}, delay_s=1.0)) as bench:
         connection = await bench.pool.connect(1.0)
-        get = (b"GET", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"")
-        await connection.send(*get, reading=None, hold_bytes_max=1000, wait_s=1.2)
+        get = (b"GET", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"", Terms(None, 1000))
+        await connection.send(*get, clock() + 1.2)
         # the first one's time would be up while the second is waited for
-        assert (await connection.send(*get, reading=None, hold_bytes_max=1000, wait_s=5.0)).status == 200
+        assert (await connection.send(*get, clock() + 5.0)).status == 200
         assert bench.up.connections_ever == 1
 
 
@@ -468,12 +470,12 @@ async def test_a_shorter_patience_than_the_last_ones_is_kept_on_the_same_connect
     clock = asyncio.get_running_loop().time
     async with Bench(answer(200, body={"n": 1})) as bench:
         connection = await bench.pool.connect(1.0)
-        get = (b"GET", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"")
-        await connection.send(*get, reading=None, hold_bytes_max=1000, wait_s=60.0)
+        get = (b"GET", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"", Terms(None, 1000))
+        await connection.send(*get, clock() + 60.0)
         bench.up.always(silence())
         began = clock()
         with pytest.raises(Failed) as failed:
-            await connection.send(*get, reading=None, hold_bytes_max=1000, wait_s=0.5, late="deadline")
+            await connection.send(*get, clock() + 0.5, due_is_callers=True)
         assert failed.value.reason == "deadline"
         assert clock() - began == pytest.approx(0.5, abs=0.01)
 
