@@ -157,62 +157,84 @@ def upstream_tier(
 ) -> Service:
     """A Service that asks the upstream. Raises Failed; what is one is for `judge` to say (by the table that ships,
     unless given), and an upstream's own error answer is attached."""
-    target = Target(settings, marks)
-    judge = judge or tier_judge(None, settings, dialect)
-    usual = Terms(dialect, settings.held_bytes_max)
-    # what is only passed through nobody here reads: it is handed over as it comes
-    passing = Terms(None, PASSED_WHOLE_BYTES_MAX, stream_at_head=True)
-    offering = passing._replace(offers=True)
-    first_byte_s = settings.first_byte_s
+    return _Upstream(settings, dialect, pool, clock, marks, judge or tier_judge(None, settings, dialect)).answer
 
-    async def asked(call: Call) -> Answer:
-        started = clock()
+
+class _Upstream:
+    """One endpoint of an upstream, and what is the same for all calls to it."""
+
+    def __init__(
+        self,
+        settings: UpstreamTier,
+        dialect: Dialect,
+        pool: Connections,
+        clock: Callable[[], float],
+        marks: Marks,
+        judge: Judge,
+    ) -> None:
+        self.dialect = dialect
+        self.pool = pool
+        self.clock = clock
+        self.judge = judge
+        self.target = Target(settings, marks)
+        self.name = settings.name
+        self.connect_s = settings.connect_s
+        self.first_byte_s = settings.first_byte_s
+        self.usual = Terms(dialect, settings.held_bytes_max)
+        # what is only passed through nobody here reads: it is handed over as it comes
+        self.passing = Terms(None, PASSED_WHOLE_BYTES_MAX, stream_at_head=True)
+        self.offering = self.passing._replace(offers=True)
+
+    async def answer(self, call: Call) -> Answer:
+        """What the upstream answers to `call`. Raises Failed, or Refused for want of a connection."""
+        started = self.clock()
         call.attempts += 1
-        terms = usual if call.kind != "pass" else offering if call.request.offers else passing
-        connection = pool.take()
+        connection = self.pool.take()
         try:
             if connection is None or call.until <= started:
-                connection = await connected(connection, call)
+                connection = await self._connected(connection, call)
             is_new = connection.uses == 0
             try:
-                answer = await exchanged(connection, call, terms)
+                answer = await self._exchanged(connection, call)
             except DeadConnection:
                 if is_new or not _is_repeatable(call):
                     raise
                 # the upstream had given the connection up before we used it: once more, on a new one
-                answer = await exchanged(await connected(None, call), call, terms)
+                answer = await self._exchanged(await self._connected(None, call), call)
         except DeadConnection:
             again = _is_repeatable(call)
             failed = Failed("reset", "the upstream closed the connection", again=again, elsewhere=again)
-            judge.heard(failed)
+            self.judge.heard(failed)
             raise failed from None
         except Failed as failed:
-            judge.heard(failed)
+            self.judge.heard(failed)
             raise
         finally:
-            call.upstream_s += clock() - started
-        answer = judge.judged(call, answer, dialect)
-        answer.source = settings.name
+            call.upstream_s += self.clock() - started
+        answer = self.judge.judged(call, answer, self.dialect)
+        answer.source = self.name
         return answer
 
-    async def connected(connection: Connection | None, call: Call) -> Connection:
+    async def _connected(self, connection: Connection | None, call: Call) -> Connection:
         """A connection to send on, and time left to be answered. Raises Failed."""
         if connection is None:
-            connection = await pool.connect(_wait_s(settings.connect_s, call, clock))
-        if call.until <= clock():
-            pool.give_back(connection)
+            connection = await self.pool.connect(_wait_s(self.connect_s, call, self.clock))
+        if call.until <= self.clock():
+            self.pool.give_back(connection)
             raise _too_late()
         return connection
 
-    async def exchanged(connection: Connection, call: Call, terms: Terms) -> Answer:
+    async def _exchanged(self, connection: Connection, call: Call) -> Answer:
         """The answer to `call` on this connection. Raises Failed or DeadConnection."""
         request = call.request
-        due = clock() + first_byte_s
+        terms = self.usual if call.kind != "pass" else self.offering if request.offers else self.passing
+        due = self.clock() + self.first_byte_s
         # the caller's own impatience says less of the upstream than our clock does
         is_callers = call.until < due
         if is_callers:
             due = call.until
-        waiter = connection.send(request.method, target.head(call), request.body, terms, due, due_is_callers=is_callers)
+        head = self.target.head(call)
+        waiter = connection.send(request.method, head, request.body, terms, due, due_is_callers=is_callers)
         try:
             answer = await waiter
             if answer.stream is not None:
@@ -225,8 +247,6 @@ def upstream_tier(
         except asyncio.CancelledError:
             connection.let_go(waiter)
             raise
-
-    return asked
 
 
 def _check_stream(stream: Stream) -> None:
