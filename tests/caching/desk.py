@@ -77,7 +77,7 @@ class Desk:
             made,
             self.dialect,
             world,
-            lambda _route, tier, _endpoint: services[tier.name],
+            lambda _route, tier, _endpoint: services.get(tier.name, upstream),
             caches=self.caches,
             before=before,
         )
