@@ -59,6 +59,7 @@ class Shedder:
         if lag_s < self._least_s:
             self._least_s = lag_s
         self._looks += 1
+        self._until = self._until or now + self.rules.interval_s
         # twice at least, so that no single pause is taken for a queue
         if now < self._until or self._looks < 2:
             return False
