@@ -7,12 +7,15 @@
       |                          |     probing took too long     |
       +--------------------------+------ all probes answered ----+
 
-Two detectors run side by side: failures in a row (fast on a hard outage) and an exact failure ratio over ten fixed
-buckets (catches "half of them fail"). Exact counts and not a decaying average: an average that weighs by time can sleep
-through an outage that comes as a burst (resilience4j's and linkerd2-proxy's lesson).
+Three detectors run side by side: failures in a row (fast on a hard outage), an exact failure ratio over ten fixed
+buckets (catches "half of them fail"), and, where `slow_s` is set, the share of calls whose first byte was late. Exact
+counts and not a decaying average: an average that weighs by time can sleep through an outage that comes as a burst
+(resilience4j's and linkerd2-proxy's lesson).
 
 Every result carries the generation in which it was admitted, so that a straggler from before a change of state changes
-nothing after it. `said` and `hear` let the breakers of several processes agree (`understudy.policies.agreement`).
+nothing after it, save that a longer Retry-After is still heeded. By hand it can be forced open, disabled, or made to
+count without refusing (`force`); back from forced open it goes by way of probes. `said` and `hear` let the breakers of
+several processes agree (`understudy.policies.agreement`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,12 @@ from understudy.policies.agreement import Said, newer
 from understudy.policies.service import Answer, Call, End, Failed, Refused, Service
 
 State = Literal["closed", "open", "half-open"]
+Mode = Literal["auto", "forced-open", "disabled", "metrics-only"]
+MODES: tuple[Mode, ...] = ("auto", "forced-open", "disabled", "metrics-only")
+UNCOUNTED = -1
+"""A ticket by which nothing is counted."""
+HINT_S = (1.0, 300.0)
+"""The bounds, in seconds, within which an upstream's own word on when to come back is believed."""
 BUCKETS = 10
 JITTER = 0.25
 """Open times vary by this share either way, so that sidecars do not probe a struggling upstream in step."""
@@ -38,6 +47,10 @@ class BreakerRules(Protocol):
     def consecutive(self) -> int: ...
     @property
     def ratio(self) -> float: ...
+    @property
+    def slow_s(self) -> float | None: ...
+    @property
+    def slow_ratio(self) -> float: ...
     @property
     def window_s(self) -> float: ...
     @property
@@ -62,20 +75,25 @@ class Breaker:
         "_failures",
         "_opened_until",
         "_permits_left",
+        "_slow",
         "_until",
         "epoch",
         "generation",
         "in_a_row",
+        "mode",
         "opened_in_a_row",
         "reason",
         "rules",
         "state",
         "transitions",
+        "would_refuse",
     )
 
     def __init__(self, rules: BreakerRules) -> None:
         self.rules = rules
         self.state: State = "closed"
+        self.mode: Mode = "auto"
+        self.would_refuse = 0
         self.generation = 0
         self.epoch = 0
         self.in_a_row = 0
@@ -89,11 +107,57 @@ class Breaker:
         self._bucket = 0
         self._calls = [0] * BUCKETS
         self._failures = [0] * BUCKETS
+        self._slow = [0] * BUCKETS
+
+    @property
+    def shown(self) -> State:
+        """The state as callers meet it; while it only counts, the state it would be in."""
+        if self.mode in ("auto", "metrics-only"):
+            return self.state
+        return "open" if self.mode == "forced-open" else "closed"
+
+    @property
+    def why(self) -> str:
+        """Why it is not closed."""
+        return self.reason if self.mode == "auto" else f"{self.mode} by hand"
+
+    @property
+    def _heeds(self) -> bool:
+        return self.rules.enabled or self.mode == "metrics-only"
+
+    def force(self, mode: Mode, now: float) -> None:
+        """Do as an operator says until told `auto`. What is in flight was admitted under other rules and counts for
+        nothing; who was forced open is probed before it is trusted."""
+        if mode == self.mode:
+            return
+        before, self.mode = self.mode, mode
+        self.generation += 1
+        if before == "disabled":
+            self._forget()
+            self.opened_in_a_row = 0
+            self.state = "closed"
+        elif before == "forced-open" or self.state == "half-open":
+            self.reason = f"it was {before}" if before != "auto" else self.reason
+            self._until = self._opened_until = now
+            self.state = "open"
 
     def admit(self, now: float) -> int | None:
         """A ticket to be handed back with the result, or None: do not ask."""
-        if self.state == "closed" or not self.rules.enabled:
-            return self.generation
+        if self.mode == "auto":
+            if self.state == "closed" or not self.rules.enabled:
+                return self.generation
+            return self._admit(now)
+        if self.mode == "forced-open":
+            return None
+        if self.mode == "disabled":
+            return UNCOUNTED
+        ticket = self.generation if self.state == "closed" else self._admit(now)
+        if ticket is None:
+            self.would_refuse += 1
+            return UNCOUNTED
+        return ticket
+
+    def _admit(self, now: float) -> int | None:
         if self.state == "open":
             if now < self._until:
                 return None
@@ -116,7 +180,7 @@ class Breaker:
             return
         if self.state == "closed":
             self.in_a_row = 0
-            self._count(now, failed=False)
+            self._count(now)
         elif self.state == "half-open":
             self._answered += 1
             if self._answered >= self.rules.permits:
@@ -125,19 +189,38 @@ class Breaker:
                 self.epoch += 1
                 self._become("closed", now)
 
+    def slow(self, now: float, ticket: int, luck: float) -> None:
+        """The call was answered, but its first byte took longer than `rules.slow_s`; `luck` is uniform in [0, 1)."""
+        if ticket != self.generation or not self._heeds:
+            return
+        if self.state == "half-open":
+            self._open(now, luck, None, "a probe was slow")
+        elif self.state == "closed":
+            self.in_a_row = 0
+            at = self._count(now)
+            self._slow[at] += 1
+            calls, slow = sum(self._calls), sum(self._slow)
+            if calls >= self.rules.calls_min and slow >= self.rules.slow_ratio * calls:
+                self._open(now, luck, None, f"{slow} of {calls} calls were slow")
+
     def failed(
         self, now: float, ticket: int, luck: float, *, soft: bool = False, retry_after_s: float | None = None
     ) -> None:
         """The call failed; `luck` is uniform in [0, 1). A soft failure (busy, in good order) counts in the ratio and
         ends probing, but not in the row."""
-        if ticket != self.generation or not self.rules.enabled:
+        if ticket != self.generation:
+            if ticket == self.generation - 1 and self.state == "open" and retry_after_s is not None:
+                # a straggler from before it opened changes nothing, but the longer of two hints is the safer
+                self._until = self._opened_until = max(self._until, now + _believed(retry_after_s))
+            return
+        if not self._heeds:
             return
         if self.state == "half-open":
             self._open(now, luck, retry_after_s, "a probe failed")
             return
         if self.state != "closed":
             return
-        self._count(now, failed=True)
+        self._failures[self._count(now)] += 1
         if not soft:
             self.in_a_row += 1
             if self.in_a_row >= self.rules.consecutive:
@@ -178,16 +261,19 @@ class Breaker:
             self._become("closed", now)
         return True
 
-    def _count(self, now: float, *, failed: bool) -> None:
+    def _count(self, now: float) -> int:
+        """Count a call; the bucket it went into."""
         bucket = int(now * BUCKETS / self.rules.window_s)
-        stale = min(bucket - self._bucket, BUCKETS)
-        if stale > 0:
-            for step in range(stale):
+        if bucket != self._bucket:
+            # backwards only where the window has become another: then nothing of the old one holds
+            stale = bucket - self._bucket if bucket > self._bucket else BUCKETS
+            for step in range(min(stale, BUCKETS)):
                 at = (bucket - step) % BUCKETS
-                self._calls[at] = self._failures[at] = 0
+                self._calls[at] = self._failures[at] = self._slow[at] = 0
             self._bucket = bucket
-        self._calls[bucket % BUCKETS] += 1
-        self._failures[bucket % BUCKETS] += failed
+        at = bucket % BUCKETS
+        self._calls[at] += 1
+        return at
 
     def _open(self, now: float, luck: float, retry_after_s: float | None, reason: str) -> None:
         rules = self.rules
@@ -195,7 +281,7 @@ class Breaker:
         pause_s *= 1 - JITTER + 2 * JITTER * luck
         if retry_after_s is not None:
             # the upstream's own word beats our guess, within reason
-            pause_s = min(max(retry_after_s, 1.0), 300.0)
+            pause_s = _believed(retry_after_s)
         self.opened_in_a_row = min(self.opened_in_a_row + 1, 16)
         self.reason = reason
         self._until = self._opened_until = now + pause_s
@@ -207,6 +293,7 @@ class Breaker:
         self.in_a_row = 0
         self._calls = [0] * BUCKETS
         self._failures = [0] * BUCKETS
+        self._slow = [0] * BUCKETS
 
     def _become(self, state: State, now: float) -> None:
         self.generation += 1
@@ -215,15 +302,18 @@ class Breaker:
         self.transitions[state] += 1
 
 
+def _believed(retry_after_s: float) -> float:
+    return min(max(retry_after_s, HINT_S[0]), HINT_S[1])
+
+
 def breaker(service: Service, heart: Breaker, *, clock: Callable[[], float], dice: Callable[[], float]) -> Service:
     """Ask `service` only while `heart` admits it, and tell it what came of every call."""
 
     async def guarded(call: Call) -> Answer:
         ticket = heart.admit(clock())
         if ticket is None:
-            raise Refused(
-                "breaker", f"breaker {heart.state}: {heart.reason}", retry_after_s=heart.retry_after_s(clock())
-            )
+            raise Refused("breaker", f"breaker {heart.shown}: {heart.why}", retry_after_s=_back_in_s())
+        before_s = call.upstream_s
         try:
             answer = await service(call)
         except Failed as failed:
@@ -237,10 +327,18 @@ def breaker(service: Service, heart: Breaker, *, clock: Callable[[], float], dic
             heart.forgotten(ticket)
             raise
         # the first content counts, and gives the permit back: a stream may last for minutes
-        heart.succeeded(clock(), ticket)
+        slow_s = heart.rules.slow_s
+        if slow_s is not None and call.upstream_s - before_s > slow_s:
+            heart.slow(clock(), ticket, dice())
+        else:
+            heart.succeeded(clock(), ticket)
         if answer.stream is not None:
             answer.stream.watch(lambda end: _stream_ended(end, ticket))
         return answer
+
+    def _back_in_s() -> float | None:
+        # who was forced open stays so until somebody says otherwise
+        return None if heart.mode == "forced-open" else heart.retry_after_s(clock())
 
     def _stream_ended(end: End, ticket: int) -> None:
         if end == "cut":

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from understudy.policies.deadline import Deadline
-from understudy.policies.service import Answer, Call, Failed, Refused, Service
+from understudy.policies.service import Answer, Call, Failed, Header, Refused, Service
+from understudy.policies.usual import Usual
 
 Rank = Literal["primary", "secondary", "tertiary"]
 OUTCOMES_MAX = 64
 """Distinct (outcome, reason) pairs counted for a tier; reasons are words of ours, so a real run stays far below."""
 
 _OUTCOMES = {"endpoint": "failed", "caller": "caller", "nobody": "ignored"}
+NO_RETRY: Header = (b"x-should-retry", b"false")
+"""Heeded by the OpenAI and Anthropic SDKs. Whatever could be asked has been, as often as the budget allowed: they would
+only multiply it. Calls that are passed through untouched are not ours to repeat, and so not ours to forbid."""
 
 
 def rank_of(position: int) -> Rank:
@@ -30,6 +34,8 @@ class Link:
     service: Service | None
     absent: str = ""
     outcomes: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    seconds: Usual = field(default_factory=Usual)
+    """How long it took to answer where those before it had not: what must be kept back for it."""
 
     def count(self, outcome: str, reason: str) -> None:
         """Add one to what came of asking this tier."""
@@ -48,6 +54,7 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float],
     """
     present = [link for link in links if link.service is not None]
     absent = "; ".join(f"{link.name}: {link.absent}" for link in links if link.service is None)
+    final = present[-1].seconds if present else Usual()
 
     async def relayed(call: Call) -> Answer:
         worst: Failed | None = None
@@ -56,7 +63,8 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float],
         told = [absent] if absent else []
         for link in present:
             last = link is present[-1]
-            call.until = heart.for_tier(clock(), call.deadline, last=last)
+            began = clock()
+            call.until = heart.for_tier(began, call.deadline, last=last, fallback_s=final.p95)
             assert link.service is not None
             try:
                 answer = await link.service(call)
@@ -76,14 +84,16 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float],
                 if not failed.elsewhere:
                     break
             else:
-                # an upstream's word that the caller was wrong is an answer too, and worth knowing of
-                link.count("caller" if answer.fault else "answered", answer.fault)
-                return _signed(answer, link, call, absent)
+                if last and link is not present[0]:
+                    final.add(clock() - began)
+                return _taken(answer, link, call, absent)
         # the word of a tier after which nobody may be asked is the last one
         settled = not stood_in_for or (worst is not None and not worst.elsewhere)
         if given_back is not None and settled:
             link, answer = given_back
-            return _signed(answer, link, call, absent)
+            if call.kind != "pass":
+                _forbid_retries(answer)
+            return signed(answer, link, call, absent)
         detail = "; ".join(told) or "no tier is configured"
         if worst is not None:
             retry_after_s = worst.retry_after_s or retry_after_s
@@ -95,13 +105,37 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float],
     return relayed
 
 
-def _signed(answer: Answer, link: Link, call: Call, absent: str) -> Answer:
+def _taken(answer: Answer, link: Link, call: Call, absent: str) -> Answer:
+    if call.trail and call.trail[-1].tier == link.name:
+        # the tier was too slow: a hedge has asked the next, whose answer this is, signed and counted
+        return answer
+    # an upstream's word that the caller was wrong is an answer too, and worth knowing of
+    link.count("caller" if answer.fault else "answered", answer.fault)
+    return signed(answer, link, call, absent)
+
+
+def signed(answer: Answer, link: Link, call: Call, absent: str = "") -> Answer:
+    """The answer, with the tier that gave it, and why it was not another."""
     answer.tier = link.rank
     if not answer.source:
         answer.source = link.name
     if call.trail or (absent and link.rank != "primary"):
         answer.reason = explain_trail(call, absent)
     return answer
+
+
+def overtaken(slow: Link, quick: Link, call: Call, answer: Answer) -> None:
+    """A hedge of the tier `slow` was answered by the tier `quick`: have the answer say so, and count both."""
+    call.note(slow.name, "refused", "slow")
+    slow.count("refused", "slow")
+    quick.count("answered", "hedge")
+    signed(answer, quick, call)
+
+
+def _forbid_retries(answer: Answer) -> None:
+    if NO_RETRY[0] in answer.lines().lower():
+        answer.headers = [header for header in answer.headers if header[0].lower() != NO_RETRY[0]]
+    answer.add(*NO_RETRY)
 
 
 def explain_trail(call: Call, absent: str) -> str:

@@ -6,17 +6,53 @@ than `until`. So a call costs one timer, set where it really waits, and not one 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 from understudy.policies.service import Answer, Call, Headers, Request, Service
 
-CALLER_PATIENCE_HEADERS = frozenset((b"x-understudy-deadline", b"x-stainless-read-timeout", b"x-request-timeout"))
-"""Where callers say how long they will wait, in seconds: ours, the OpenAI and Anthropic SDKs', and a common one."""
-
-_LENGTHS = frozenset(map(len, CALLER_PATIENCE_HEADERS))
 HEADROOM = 0.9
 """We answer before the caller's own clock runs out, so that our answer wins the race."""
+
+_SECONDS = re.compile(rb"(?:\d{1,12}(?:\.\d{1,9})?|\.\d{1,9})(?:e[+-]?\d{1,2})?|inf", re.IGNORECASE)
+_DURATION = re.compile(rb"(\d{1,12}(?:\.\d{1,9})?) ?(ms|s|m|h)?", re.IGNORECASE)
+_DURATION_UNITS_S = {b"": 1.0, b"ms": 0.001, b"s": 1.0, b"m": 60.0, b"h": 3600.0}
+_GRPC = re.compile(rb"(\d{1,8})([HMSmun])")
+_GRPC_UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+
+def _duration(value: bytes) -> float | None:
+    """`2.5`, `2.5s`, `1500ms`, `1m`: seconds where no unit is given."""
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    found = _DURATION.fullmatch(value)
+    return float(found[1]) * _DURATION_UNITS_S[(found[2] or b"").lower()] if found else None
+
+
+def _milliseconds(value: bytes) -> float | None:
+    return float(value) / 1000.0 if _SECONDS.fullmatch(value) else None
+
+
+def _grpc(value: bytes) -> float | None:
+    """At most eight digits and a unit, as gRPC over HTTP/2 writes `Timeout`."""
+    found = _GRPC.fullmatch(value)
+    return int(found[1]) * _GRPC_UNITS_S[found[2]] if found else None
+
+
+CALLER_PATIENCE_HEADERS: dict[bytes, Callable[[bytes], float | None]] = {
+    b"x-understudy-deadline": _duration,
+    b"x-stainless-read-timeout": _duration,
+    b"x-stainless-timeout": _duration,
+    b"x-request-timeout": _duration,
+    b"grpc-timeout": _grpc,
+    b"x-envoy-expected-rq-timeout-ms": _milliseconds,
+}
+"""Where callers say how long they will wait, and how it is read: ours, the OpenAI and Anthropic SDKs' (spelt
+differently in different languages), a common one, gRPC's, and what an Envoy before us tells."""
+
+_LENGTHS = frozenset(map(len, CALLER_PATIENCE_HEADERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +68,26 @@ class Deadline:
             return born + self.total_s
         return born + min(self.total_s, patience_s * HEADROOM)
 
-    def for_tier(self, now: float, deadline: float, *, last: bool) -> float:
-        """The moment by which a tier must answer. Never more than half of what is left is kept back: with little
-        time, trying the better tier is still worth as much as being sure of the other."""
+    def for_tier(self, now: float, deadline: float, *, last: bool, fallback_s: float = 0.0) -> float:
+        """The moment by which a tier must answer.
+
+        `fallback_s` is what the last tier needs in 95 of 100 cases, as far as that is known: where it is more than
+        `reserve_s`, so much is kept back. Never more than half of what is left is: with little time, trying the better
+        tier is still worth as much as being sure of the other.
+        """
         if last:
             return deadline
-        return deadline - min(self.reserve_s, (deadline - now) / 2)
+        return deadline - min(max(self.reserve_s, fallback_s), (deadline - now) / 2)
 
 
 def caller_patience_s(headers: Headers) -> float | None:
     """How long the caller says it will wait, in seconds, or None. What can't be read is not believed."""
     found: float | None = None
     for key, value in headers:
-        if len(key) in _LENGTHS and key.lower() in CALLER_PATIENCE_HEADERS:
-            try:
-                patience_s = float(value)
-            except ValueError:
-                continue
-            if patience_s > 0 and (found is None or patience_s < found):
+        if len(key) in _LENGTHS:
+            read = CALLER_PATIENCE_HEADERS.get(key.lower())
+            patience_s = read(value.strip()) if read is not None else None
+            if patience_s is not None and patience_s > 0 and (found is None or patience_s < found):
                 found = patience_s
     return found
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from understudy.policies.breaker import MODES
 from understudy.policies.shed import Shedder
 from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
 from understudy.proxy.caching.caches import Caches
@@ -28,6 +29,10 @@ METRICS = {
     "understudy_overhead_seconds": "Seconds we added ourselves: total less time spent waiting for upstreams",
     "understudy_streams_broken_total": "Streamed answers that broke after their first content",
     "understudy_tier_outcomes_total": "What came of asking each tier, by outcome and reason",
+    "understudy_retries_total": "Attempts at a tier after one that failed",
+    "understudy_hedges_total": "Second attempts beside one that took long, by what came of them",
+    "understudy_attempts_over_budget_total": "Retries and hedges that did not take place for want of budget",
+    "understudy_breaker_mode": "1 for what an operator has a breaker do: auto, forced-open, disabled or metrics-only",
     "understudy_breaker_state": "1 for the state an endpoint's breaker is in",
     "understudy_breaker_transitions_total": "Changes of a breaker's state, by the state it changed to",
     "understudy_limit_in_flight": "Places taken in an endpoint's bulkhead",
@@ -171,9 +176,26 @@ def _tier_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
                 for (outcome, reason), count in tier.link.outcomes.items():
                     outcomes.add_metric([parts.route.name, name, outcome, reason], count)
     yield outcomes
+    yield from _attempt_metrics(routes)
+
+
+def _attempt_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
+    retries = _counter("understudy_retries_total", ["route", "tier"])
+    hedges = _counter("understudy_hedges_total", ["route", "tier", "result"])
+    over_budget = _counter("understudy_attempts_over_budget_total", ["route", "tier"])
+    for parts in routes:
+        for name, tier in parts.tiers.items():
+            if tier.budget is not None:
+                retries.add_metric([parts.route.name, name], tier.budget.retries)
+                over_budget.add_metric([parts.route.name, name], tier.budget.refused)
+            if tier.hedge is not None:
+                for result, count in tier.hedge.results.items():
+                    hedges.add_metric([parts.route.name, name, result], count)
+    yield from (retries, hedges, over_budget)
 
 
 def _endpoint_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
+    mode = _gauge("understudy_breaker_mode", [*ENDPOINT, "mode"])
     state = _gauge("understudy_breaker_state", [*ENDPOINT, "state"])
     transitions = _counter("understudy_breaker_transitions_total", [*ENDPOINT, "to"])
     in_flight = _gauge("understudy_limit_in_flight", ENDPOINT)
@@ -184,14 +206,16 @@ def _endpoint_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
         labels = [route, tier, endpoint.name]
         if endpoint.breaker is not None:
             for each in BREAKER_STATES:
-                state.add_metric([*labels, each], float(endpoint.breaker.state == each))
+                state.add_metric([*labels, each], float(endpoint.breaker.shown == each))
+            for each in MODES:
+                mode.add_metric([*labels, each], float(endpoint.breaker.mode == each))
             for to, count in endpoint.breaker.transitions.items():
                 transitions.add_metric([*labels, to], count)
         in_flight.add_metric(labels, endpoint.bulkhead.in_flight)
         places.add_metric(labels, endpoint.bulkhead.places)
         waiting.add_metric(labels, len(endpoint.bulkhead.waiting))
         refused.add_metric(labels, endpoint.bulkhead.refused)
-    yield from (state, transitions, in_flight, places, waiting, refused)
+    yield from (mode, state, transitions, in_flight, places, waiting, refused)
     yield from _quota_metrics(routes)
 
 

@@ -3,8 +3,9 @@
     YAML files -> trees in which every value knows its spot -> defaults laid under -> these types
 
 `proxy.reading` does the reading and finds every fault; the rest of the program sees only what is defined here. The
-JSON Schema that editors use is made from this file as well: a type's docstring, the string under a field and a Meta's
-description are what an editor shows.
+JSON Schema that editors use is made from this file as well, and from those it builds on (`settings_types`,
+`attempt_settings`, `overload_settings`): a type's docstring, the string under a field and a Meta's description are what
+an editor shows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from msgspec import UNSET, Meta, UnsetType, field, structs
+
+from understudy.proxy.attempt_settings import Breaker, Budget, Deadline, Hedge, Retry
 
 # what stands elsewhere for its length alone is part of the settings all the same
 from understudy.proxy.cache_settings import Cache, Coalesce, SharedCache
@@ -32,51 +35,6 @@ from understudy.proxy.settings_types import (
     Share,
     SplitKey,
 )
-
-# --- policies: what a route or a tier may say about each; the defaults suit a sidecar's low traffic ----------------
-
-
-class Deadline(Frozen, frozen=True):
-    """How long a call may take, and how much of that is kept back for the tiers after the one being asked."""
-
-    total_s: PositiveSeconds = 30.0
-    """Seconds from the call's beginning to the moment the caller is told, whatever came of it."""
-    reserve_s: Seconds = 1.0
-    """Seconds kept back for the tiers after the one being asked; less than total_s."""
-
-
-class Retry(Frozen, frozen=True):
-    """Ask the same tier again: attempts in all (1: never again), full jitter between 0 and base * 2**n, capped."""
-
-    attempts: Annotated[int, Meta(ge=1, le=5)] = 2
-    """Attempts in all; 1 never asks again."""
-    base_s: Seconds = 0.05
-    """Seconds, at most, before the second attempt; twice that before the third."""
-    wait_s_max: Seconds = 1.0
-    """The longest wait between two attempts, in seconds."""
-
-
-class Breaker(Frozen, frozen=True):
-    """When to stop asking a tier that keeps failing, and how to come back."""
-
-    enabled: bool = True
-    consecutive: Count = 5
-    """Open after this many failures in a row."""
-    ratio: Share = 0.5
-    """Open when this share of the calls in the window has failed."""
-    window_s: PositiveSeconds = 30.0
-    """Seconds that calls are remembered for the ratio."""
-    calls_min: Count = 10
-    """The ratio is not looked at before the window holds this many calls."""
-    open_s: PositiveSeconds = 5.0
-    """Seconds of pause after opening; twice as long each time that probing fails."""
-    open_s_max: PositiveSeconds = 60.0
-    """The longest pause, in seconds."""
-    permits: Count = 3
-    """How many calls are let through as probes; all of them must be answered to close."""
-    probing_s_max: PositiveSeconds = 30.0
-    """Seconds that probing may take before it counts as failed."""
-
 
 # --- rehearsals ----------------------------------------------------------------------------------------------------
 
@@ -228,6 +186,8 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     faults: list[PlannedFault] = []
     """What is broken on purpose, as if this upstream did it."""
     retry: Retry | UnsetType = UNSET
+    budget: Budget | UnsetType = UNSET
+    hedge: Hedge | UnsetType = UNSET
     breaker: Breaker | UnsetType = UNSET
     quota: Quota | UnsetType = UNSET
     limit: Limit | UnsetType = UNSET
@@ -386,6 +346,8 @@ class Route(Frozen, frozen=True):
     tokens: Tokens = Tokens()
     quota: Quota = Quota()
     retry: Retry = Retry()
+    budget: Budget = Budget()
+    hedge: Hedge = Hedge()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
     cache: Cache = Cache()
@@ -414,6 +376,8 @@ class Defaults(Frozen, frozen=True):
     tokens: Tokens = Tokens()
     quota: Quota = Quota()
     retry: Retry = Retry()
+    budget: Budget = Budget()
+    hedge: Hedge = Hedge()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
     cache: Cache = Cache()

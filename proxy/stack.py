@@ -17,9 +17,12 @@ from msgspec import UnsetType, structs
 from understudy.policies.adaptive import Signal
 from understudy.policies.balance import Peer, balance
 from understudy.policies.breaker import Breaker, breaker
-from understudy.policies.chain import Link, chain, rank_of
+from understudy.policies.budget import Budget
+from understudy.policies.chain import Link, chain, overtaken, rank_of
 from understudy.policies.coalesce import coalesce
 from understudy.policies.deadline import Deadline, deadline
+from understudy.policies.hedge import KINDS as HEDGED
+from understudy.policies.hedge import Hedge, hedge
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
 from understudy.policies.quota import Quota, quota
@@ -27,6 +30,7 @@ from understudy.policies.retry import Retry, retry
 from understudy.policies.service import CREDENTIALS, Answer, Call, Headers, Refused, Request, Service
 from understudy.policies.shed import Priority, Shedder, shed
 from understudy.policies.tokens import Buckets, limits_anything, tokens
+from understudy.policies.usual import Usual
 from understudy.proxy import settings
 from understudy.proxy.arms import ArmParts, Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
 from understudy.proxy.caching.caches import Caches
@@ -61,6 +65,12 @@ ROUTE_ORDER = (
 
 TIER_ORDER = (
     ("retry", "outside the breaker, so that every attempt is counted and an open breaker ends the attempts"),
+    ("budget", "shared by retry and hedge: what either spends the other has not"),
+    (
+        "hedge",
+        "inside the retry: who fails is asked again, who is slow is asked beside; the attempt that is called off "
+        "is to the breaker and the limit further in a caller who has left",
+    ),
     ("balance", "inside the retry, so that another attempt can go to another endpoint; one endpoint needs none"),
     ("breaker", "outside the limit, since a tier known to be down must not cost the caller a wait for a place"),
     ("quota", "outside the limit, since who waits for the provider must hold no place; a tier that is down has none"),
@@ -91,6 +101,9 @@ class TierParts:
 
     endpoints: dict[str, EndpointParts] = field(default_factory=dict[str, EndpointParts])
     link: Link | None = None
+    budget: Budget | None = None
+    hedge: Hedge | None = None
+    usual: Usual = field(default_factory=Usual)
 
     @property
     def only(self) -> EndpointParts:
@@ -217,15 +230,15 @@ class _Build:
             parts = into[tier.name] = TierParts()
             service = None
             if tier.name not in self.absent:
-                service = self._tier(tier, parts, old)
+                service = self._tier(tier, parts, old, _AfterThis(links, position, len(tiers)))
             link = parts.link = Link(tier.name, rank_of(position), service, self.absent.get(tier.name, ""))
             if old and old.link:
-                link.outcomes = old.link.outcomes
+                link.outcomes, link.seconds = old.link.outcomes, old.link.seconds
             links.append(link)
         return tuple(links)
 
-    def _tier(self, tier: Tier, parts: TierParts, old: TierParts | None) -> Service:
-        service = _tier_stack(self.parts.route, tier, parts, old, self.world, self._made)
+    def _tier(self, tier: Tier, parts: TierParts, old: TierParts | None, after: _AfterThis) -> Service:
+        service = _tier_stack(self.parts.route, tier, parts, old, self.world, self._made, after)
         if self.parts.cache is not None and isinstance(tier, LocalTier):
             return behind_what_is_kept(service)
         return service
@@ -292,7 +305,9 @@ def _kept_rank(route: Route, absent: Mapping[str, str]) -> str:
 
 def _asked_once(tier: Tier) -> Tier:
     """A shadow that failed is a finding, and not worth another attempt."""
-    return structs.replace(tier, retry=settings.Retry(attempts=1)) if isinstance(tier, UpstreamTier) else tier
+    if isinstance(tier, LocalTier):
+        return tier
+    return structs.replace(tier, retry=settings.Retry(attempts=1), hedge=settings.Hedge(enabled=False))
 
 
 async def _nobody(_call: Call) -> Answer:
@@ -319,7 +334,13 @@ def _too_many(dialect: Dialect) -> Callable[[str, Headers], Answer]:
 
 
 def _tier_stack(
-    route: Route, tier: Tier, parts: TierParts, old: TierParts | None, world: World, make_tier: MakeTier
+    route: Route,
+    tier: Tier,
+    parts: TierParts,
+    old: TierParts | None,
+    world: World,
+    make_tier: MakeTier,
+    after: _AfterThis,
 ) -> Service:
     if isinstance(tier, LocalTier):
         # what is ours is not worth asking twice, and has no endpoint to spare
@@ -335,9 +356,78 @@ def _tier_stack(
     ]
     # with one endpoint there is nothing to choose, and the layer is not there
     service = balance(peers) if len(peers) > 1 else peers[0].service
-    again = _set(tier.retry, route.retry)
-    heart = Retry(again.attempts, again.base_s, again.wait_s_max)
-    return retry(service, heart, clock=world.clock, dice=world.dice, sleep=world.sleep)
+    return _with_attempts(service, route, tier, parts, old, world, after)
+
+
+def _with_attempts(
+    service: Service,
+    route: Route,
+    tier: UpstreamTier,
+    parts: TierParts,
+    old: TierParts | None,
+    world: World,
+    after: _AfterThis,
+) -> Service:
+    """The tier's endpoints with what asks them more than once; nothing where nothing does."""
+    endpoints = len(endpoints_of(tier))
+    again, twice, rules = (
+        _set(tier.retry, route.retry),
+        _set(tier.hedge, route.hedge),
+        _set(tier.budget, route.budget),
+    )
+    to_next = endpoints == 1 and twice.next_tier and after.position + 1 < after.count
+    hedged = twice.enabled and KINDS[route.dialect] in HEDGED and (endpoints > 1 or to_next)
+    if not hedged and again.attempts == 1:
+        return service
+    budget = parts.budget = (old and old.budget) or Budget(rules)
+    budget.adopt(rules)
+    parts.usual = old.usual if old else parts.usual
+    if hedged:
+        heart = parts.hedge = (old and old.hedge) or Hedge(twice)
+        heart.rules = twice
+        service = hedge(
+            service,
+            heart,
+            clock=world.clock,
+            budget=budget,
+            second=after.ask if to_next else None,
+            won=after.won if to_next else None,
+        )
+    return retry(
+        service,
+        Retry(again.attempts, again.base_s, again.wait_s_max),
+        clock=world.clock,
+        dice=world.dice,
+        sleep=world.sleep,
+        budget=budget,
+        usual=parts.usual,
+        endpoints=endpoints,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _AfterThis:
+    """The first tier after the one at `position` that is there; known once all of them are put together."""
+
+    links: list[Link]
+    position: int
+    count: int
+
+    @property
+    def link(self) -> Link | None:
+        return next((link for link in self.links[self.position + 1 :] if link.service is not None), None)
+
+    async def ask(self, call: Call) -> Answer:
+        """Ask it in a hedge's name. In another vector space it refuses, as it would in a chain."""
+        link = self.link
+        if link is None or link.service is None:
+            raise Refused("hedge", "no tier after this one is there")
+        return await link.service(call)
+
+    def won(self, call: Call, answer: Answer) -> None:
+        """Mark its answer as its own."""
+        if self.link is not None:
+            overtaken(self.links[self.position], self.link, call, answer)
 
 
 def _endpoint_stack(

@@ -51,6 +51,12 @@ def _endpoint(endpoint: dict[str, Any]) -> Iterator[str]:
     if breaker:
         yield f"breaker {breaker['state']}"
         if breaker["state"] != "closed":
-            yield f"({breaker['reason']}; asked again in {breaker['retry_after_s']} s)"
+            yield (
+                f"({breaker['reason']}; asked again in {breaker['retry_after_s']} s)"
+                if breaker["mode"] == "auto"
+                else f"({breaker['reason']})"
+            )
+        elif breaker["mode"] != "auto":
+            yield f"({breaker['mode']} by hand)"
     if limit["in_flight"] or limit["waiting"]:
         yield f"{limit['in_flight']} of {limit['places']} in flight, {limit['waiting']} waiting"

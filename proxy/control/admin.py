@@ -139,6 +139,8 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         if link.absent:
             about["inactive_because"] = link.absent
         about["outcomes"] = {" ".join(filter(None, key)): count for key, count in link.outcomes.items()}
+        if link.seconds.count:
+            about["fallback_p95_s"] = round(link.seconds.p95, 3)
         about["endpoints"] = [_endpoint_status(endpoint, now) for endpoint in tier.endpoints.values()]
         tiers.append(about)
     return {
@@ -157,8 +159,9 @@ def _endpoint_status(endpoint: EndpointParts, now: float) -> dict[str, Any]:
     breaker, bulkhead = endpoint.breaker, endpoint.bulkhead
     if breaker is not None:
         about["breaker"] = {
-            "state": breaker.state,
-            "reason": breaker.reason,
+            "state": breaker.shown,
+            "mode": breaker.mode,
+            "reason": breaker.why,
             "retry_after_s": round(breaker.retry_after_s(now), 2),
             "generation": breaker.generation,
         }

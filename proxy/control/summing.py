@@ -24,6 +24,7 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "process_max_fds": min,
     "python_info": max,
     "understudy_arm_share": max,
+    "understudy_breaker_mode": max,
     "understudy_breaker_state": max,
     "understudy_fault_active": max,
     "understudy_local_info": max,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kit.weather import call_of
-from understudy.policies.breaker import Breaker, breaker
+from understudy.policies.breaker import MODES, Breaker, breaker
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Stream
 from understudy.proxy.settings import Breaker as Rules
 
@@ -199,6 +199,193 @@ def test_no_permit_is_ever_lost_or_made_whatever_happens_in_whatever_order(story
     assert any(heart.admit(now + later) is not None for later in (0.0, 100.0, 200.0, 400.0))
 
 
+# --- the ratios ----------------------------------------------------------------------------------------------------
+
+
+def burst(heart: Breaker, failures: int, now: float, within_s: float) -> None:
+    for number in range(failures):
+        at = now + within_s * number / failures
+        ticket = heart.admit(at)
+        if ticket is not None:
+            heart.failed(at, ticket, EVEN)
+
+
+def test_ten_failures_open_it_as_a_burst_after_a_silence_and_spread_over_the_window_and_nine_do_not():
+    """A1: exact counts; an average that weighs by time would sleep through the burst."""
+    for failures, within_s, state in ((10, 0.05, "open"), (9, 0.05, "closed"), (10, 25.0, "open"), (9, 25.0, "closed")):
+        heart = Breaker(Rules(consecutive=1000, calls_min=10, ratio=0.5, window_s=30.0))
+        heart.succeeded(970.0, 0)
+        burst(heart, failures, 1000.1, within_s)
+        assert heart.state == state, (failures, within_s)
+
+
+def test_when_most_first_bytes_are_late_it_opens_and_when_few_are_it_does_not():
+    for slow, state in ((8, "open"), (7, "closed")):
+        heart = Breaker(Rules(slow_s=2.0, slow_ratio=0.8, calls_min=10))
+        for number in range(10):
+            if number < 10 - slow:
+                heart.succeeded(1.0, 0)
+            else:
+                heart.slow(1.0, 0, EVEN)
+        assert heart.state == state
+    assert heart.reason == ""
+
+
+def test_a_slow_probe_fails_the_probing():
+    heart = opened(Rules(consecutive=1, slow_s=2.0))
+    ticket = heart.admit(5.0)
+    assert ticket is not None
+    heart.slow(8.0, ticket, EVEN)
+    assert (heart.state, heart.reason) == ("open", "a probe was slow")
+
+
+def test_a_window_that_becomes_longer_by_a_reload_does_not_remember_for_ever():
+    heart = Breaker(Rules(consecutive=1000, window_s=1.0))
+    burst(heart, 5, 1000.0, 0.1)
+    heart.rules = Rules(consecutive=1000, window_s=100.0)
+    burst(heart, 9, 1001.0, 0.1)
+    assert heart.state == "closed"
+    burst(heart, 1, 1002.0, 0.0)
+    assert heart.state == "open"
+
+
+def test_a_storm_of_503s_with_retry_after_pauses_for_as_long_as_they_say_and_not_longer():
+    """T24: busy, in good order, is no breakdown: nothing in a row, and back as soon as the upstream said."""
+    heart = Breaker(Rules(consecutive=5))
+    for _ in range(9):
+        heart.failed(0.0, 0, EVEN, soft=True, retry_after_s=2.0)
+    assert heart.state == "closed"
+    heart.failed(0.0, 0, EVEN, soft=True, retry_after_s=2.0)
+    assert (heart.state, heart.retry_after_s(0.0)) == ("open", 2.0)
+    tickets = [heart.admit(2.0) for _ in range(3)]
+    for ticket in tickets:
+        assert ticket is not None
+        heart.succeeded(2.1, ticket)
+    assert heart.state == "closed"
+
+
+def test_a_straggler_with_a_longer_retry_after_prolongs_the_pause_and_one_with_a_shorter_does_not():
+    """T26: of two cooldowns the longer wins, also when it is heard of second."""
+    heart = Breaker(Rules(consecutive=1))
+    early = [heart.admit(0.0) for _ in range(3)]
+    assert None not in early
+    heart.failed(0.0, 0, EVEN)
+    heart.failed(1.0, 0, EVEN, retry_after_s=2.0)
+    assert heart.retry_after_s(0.0) == 5.0
+    heart.failed(1.0, 0, EVEN, retry_after_s=20.0)
+    assert (heart.retry_after_s(0.0), heart.transitions["open"]) == (21.0, 1)
+
+
+def test_half_open_lets_exactly_its_probes_through_however_many_come_at_once_and_closes_in_the_end():
+    """T25."""
+    heart = opened(Rules(consecutive=1, permits=2))
+    tickets = [each for each in (heart.admit(6.0) for _ in range(50)) if each is not None]
+    assert len(tickets) == 2
+    heart.forgotten(tickets[0])
+    again = [each for each in (heart.admit(6.0) for _ in range(50)) if each is not None]
+    assert len(again) == 1
+    for ticket in (tickets[1], again[0]):
+        heart.succeeded(6.5, ticket)
+    assert heart.state == "closed"
+
+
+# --- by hand -------------------------------------------------------------------------------------------------------
+
+
+def test_forced_open_nobody_passes_and_afterwards_it_is_probed_before_it_is_trusted():
+    heart = Breaker(Rules(permits=2))
+    early = heart.admit(0.0)
+    assert early is not None
+    heart.force("forced-open", 0.0)
+    assert [heart.admit(now) for now in (0.0, 1e6)] == [None, None]
+    assert (heart.shown, heart.why) == ("open", "forced-open by hand")
+    heart.succeeded(1.0, early)
+    heart.force("auto", 1e6)
+    tickets = [heart.admit(1e6) for _ in range(3)]
+    assert [ticket is not None for ticket in tickets] == [True, True, False]
+    for ticket in tickets[:2]:
+        assert ticket is not None
+        heart.succeeded(1e6, ticket)
+    assert heart.shown == "closed"
+
+
+def test_disabled_everybody_passes_and_nothing_is_counted_and_afterwards_it_starts_afresh():
+    heart = opened(Rules(consecutive=1))
+    heart.force("disabled", 0.0)
+    for _ in range(100):
+        ticket = heart.admit(0.0)
+        assert ticket is not None
+        heart.failed(0.0, ticket, EVEN)
+    assert heart.shown == "closed"
+    heart.force("auto", 0.0)
+    assert (heart.shown, heart.admit(0.0) is not None) == ("closed", True)
+
+
+def test_metrics_only_it_counts_and_changes_state_and_refuses_nobody():
+    heart = Breaker(Rules(consecutive=3, permits=1))
+    heart.force("metrics-only", 0.0)
+    for _ in range(10):
+        ticket = heart.admit(0.0)
+        assert ticket is not None
+        heart.failed(0.0, ticket, EVEN)
+    assert (heart.shown, heart.would_refuse) == ("open", 7)
+    ticket = heart.admit(5.0)
+    assert ticket is not None
+    heart.succeeded(5.0, ticket)
+    assert (heart.shown, heart.transitions["closed"]) == ("closed", 1)
+
+
+def test_metrics_only_makes_also_a_breaker_count_that_the_policies_switch_off():
+    heart = Breaker(Rules(enabled=False, consecutive=1))
+    heart.force("metrics-only", 0.0)
+    heart.failed(0.0, heart.generation, EVEN)
+    assert heart.shown == "open"
+
+
+@settings(derandomize=True, max_examples=300)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["admit", "admit", "ok", "slow", "fail", "soft", "forget", *MODES]),
+            st.floats(0, 20),
+            st.floats(0, 1, exclude_max=True),
+        ),
+        max_size=80,
+    )
+)
+def test_whatever_an_operator_does_meanwhile_it_obeys_leaks_no_permit_and_is_never_wedged(
+    story: list[tuple[str, float, float]],
+):
+    rules = Rules(consecutive=2, calls_min=4, permits=2, slow_s=1.0)
+    heart, now = Breaker(rules), 0.0
+    held: list[int] = []
+    for what, passed_s, luck in story:
+        now += passed_s
+        if what in MODES:
+            heart.force(what, now)
+        elif what == "admit":
+            ticket = heart.admit(now)
+            assert (ticket is None) <= (heart.mode in ("auto", "forced-open"))
+            assert (ticket is not None) <= (heart.mode != "forced-open")
+            held += [] if ticket is None else [ticket]
+        elif held:
+            ticket = held.pop(int(luck * len(held)))
+            if what == "ok":
+                heart.succeeded(now, ticket)
+            elif what == "slow":
+                heart.slow(now, ticket, luck)
+            elif what == "forget":
+                heart.forgotten(ticket)
+            else:
+                heart.failed(now, ticket, luck, soft=what == "soft")
+        if heart.state == "half-open":
+            assert sum(ticket == heart.generation for ticket in held) <= rules.permits
+    heart.force("auto", now)
+    for ticket in held:
+        heart.forgotten(ticket)
+    assert any(heart.admit(now + later) is not None for later in (0.0, 100.0, 200.0, 400.0))
+
+
 # --- the shell -----------------------------------------------------------------------------------------------------
 
 
@@ -253,3 +440,32 @@ async def test_a_hundred_callers_who_hang_up_open_nothing_and_leak_no_permit():
             await task
     assert heart.state == "half-open"
     assert [heart.admit(6.0) is not None for _ in range(3)] == [True, True, False]
+
+
+async def test_an_answer_whose_first_byte_was_late_counts_as_slow_however_long_the_whole_took():
+    heart, taken = Breaker(Rules(slow_s=2.0, calls_min=5)), [2.0, 2.1, 2.1, 2.1, 2.1]
+
+    async def answering(call: Call) -> Answer:
+        call.upstream_s += taken.pop(0)
+        return Answer(200, [])
+
+    guarded = breaker(answering, heart, clock=lambda: 0.0, dice=lambda: EVEN)
+    call = call_of("generate", "x")
+    # what other tiers have taken of this call's time is not this one's doing
+    call.upstream_s = 9.0
+    while taken:
+        assert heart.state == "closed"
+        await guarded(call)
+    assert (heart.state, heart.reason) == ("open", "4 of 5 calls were slow")
+
+
+async def test_a_forced_open_breaker_says_so_and_promises_no_return():
+    heart = Breaker(Rules())
+    heart.force("forced-open", 0.0)
+
+    async def answering(_call: Call) -> Answer:
+        return Answer(200, [])
+
+    with pytest.raises(Refused, match="forced-open by hand") as refused:
+        await breaker(answering, heart, clock=lambda: 0.0, dice=lambda: EVEN)(call_of("embed", "x"))
+    assert (refused.value.reason, refused.value.retry_after_s) == ("breaker", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
@@ -106,12 +107,29 @@ async def test_with_little_time_half_of_it_is_still_the_first_tiers():
         ([(b"x-stainless-read-timeout", b"-1")], None),
         ([(b"x-stainless-read-timeout", b"0")], None),
         ([(b"x-stainless-read-timeout", b"inf")], float("inf")),
+        ([(b"x-stainless-timeout", b"60")], 60.0),
+        ([(b"x-request-timeout", b"1500ms")], 1.5),
+        ([(b"x-request-timeout", b" 2s ")], 2.0),
+        ([(b"x-request-timeout", b"1m")], 60.0),
+        ([(b"x-request-timeout", b"2 fortnights")], None),
+        ([(b"grpc-timeout", b"100m")], 0.1),
+        ([(b"grpc-timeout", b"2S")], 2.0),
+        ([(b"grpc-timeout", b"1H")], 3600.0),
+        ([(b"grpc-timeout", b"3M")], 180.0),
+        ([(b"grpc-timeout", b"250000u")], 0.25),
+        ([(b"grpc-timeout", b"99999999n")], 0.099999999),
+        ([(b"grpc-timeout", b"123456789S")], None),
+        ([(b"grpc-timeout", b"2")], None),
+        ([(b"grpc-timeout", b"-2S")], None),
+        ([(b"x-envoy-expected-rq-timeout-ms", b"2500")], 2.5),
+        ([(b"x-envoy-expected-rq-timeout-ms", b"0")], None),
+        ([(b"x-understudy-deadline", "٣".encode())], None),
     ],
 )
 def test_the_callers_own_patience_is_read_and_what_makes_no_sense_is_not_believed(
     headers: list[tuple[bytes, bytes]], patience_s: float | None
 ):
-    assert caller_patience_s(headers) == patience_s
+    assert caller_patience_s(headers) == (None if patience_s is None else pytest.approx(patience_s))
 
 
 def test_a_tiers_outcomes_are_counted_and_their_number_is_bounded():
@@ -120,3 +138,77 @@ def test_a_tiers_outcomes_are_counted_and_their_number_is_bounded():
         link.count("failed", f"reason {number}")
     assert len(link.outcomes) <= 65
     assert sum(link.outcomes.values()) == 1000
+
+
+async def test_what_the_last_tier_needs_is_learnt_and_kept_back_for_it():
+    clock = asyncio.get_running_loop().time
+    asked: list[float] = []
+
+    async def local(_call: Call) -> Answer:
+        await asyncio.sleep(2.5)
+        return Answer(200, [])
+
+    last = Link("local", "secondary", local)
+    service = chained(Link("a", "primary", telling(Failed("reset"), asked)), last)
+    for _ in range(33):
+        await service(call_of("embed", "x", born=clock()))
+    left_s = [round(last.seconds.p95, 3), round(asked[0] - 1000.0, 3), round(asked[-1] - 32 * 2.5 - 1000.0, 3)]
+    assert left_s == [2.5, 9.0, 7.5]
+
+
+async def test_a_tier_that_answers_alone_teaches_nothing_of_fallbacks():
+    last = Link("local", "primary", telling(Answer(200, [])))
+    for _ in range(40):
+        await chained(last)(call_of("embed", "x"))
+    assert last.seconds.count == 0
+
+
+@pytest.mark.parametrize("headers", [[], [(b"X-Should-Retry", b"true")]])
+async def test_an_error_given_back_tells_sdks_not_to_multiply_what_has_been_tried(headers: list[tuple[bytes, bytes]]):
+    busy = Answer(429, [*headers, (b"retry-after", b"7")], b"busy")
+    answer = await chained(Link("openai", "primary", telling(Failed("status_429", answer=busy))))(call_of("embed", "x"))
+    assert answer.headers == [(b"retry-after", b"7"), (b"x-should-retry", b"false")]
+    # what was passed through untouched was not ours to repeat, and is not ours to forbid
+    passed = Answer(503, [*headers], b"")
+    answer = await chained(Link("a", "primary", telling(Failed("status_503", answer=passed))))(call_of("pass", "x"))
+    assert answer.headers == headers
+
+
+@pytest.mark.virtual_clock(io_grace_s=0)
+async def test_a_fallback_comes_within_the_callers_two_seconds_in_a_thousand_of_a_thousand_calls_to_a_black_hole():
+    clock, dice = asyncio.get_running_loop().time, random.Random(7)
+
+    async def black_hole(call: Call) -> Answer:
+        await asyncio.sleep(call.until - clock())
+        raise Failed("first_byte_timeout")
+
+    async def local(_call: Call) -> Answer:
+        # a busy machine: 0.45 s on average, one in a hundred above 0.6
+        await asyncio.sleep(min(0.8, max(0.05, dice.gauss(0.45, 0.07))))
+        return Answer(200, [])
+
+    heart = Deadline(total_s=30.0, reserve_s=0.1)
+    service = chained(Link("a", "primary", black_hole), Link("local", "secondary", local), heart=heart)
+
+    async def one() -> float:
+        call = call_of("embed", "x", born=clock())
+        call.request.headers.append((b"X-Stainless-Read-Timeout", b"2"))
+        answer = await service(call)
+        assert answer.source == "local"
+        return clock() - call.born
+
+    # the first 32 teach it, within the time that the reserve of a tenth and the headroom leave
+    taken = [await one() for _ in range(1032)]
+    assert max(taken[32:]) < 2.0
+
+
+async def test_the_last_resort_when_every_upstream_is_open_is_the_local_tier_and_without_one_the_soonest_return():
+    """T28: never a wedge."""
+    shut = [
+        Link(name, "primary", telling(Refused("breaker", retry_after_s=at))) for name, at in (("a", 9.0), ("b", 4.0))
+    ]
+    answer = await chained(*shut, Link("local", "tertiary", telling(Answer(200, []))))(call_of("embed", "x"))
+    assert (answer.tier, answer.reason) == ("tertiary", "a: breaker; b: breaker")
+    with pytest.raises(Refused) as refused:
+        await chained(*shut)(call_of("embed", "x"))
+    assert refused.value.retry_after_s == 4.0

@@ -10,6 +10,7 @@ import pytest
 
 from tests.kit.weather import Weather, call_of, calls, weathered
 from understudy.policies.breaker import Breaker, breaker
+from understudy.policies.budget import Budget
 from understudy.policies.deadline import Deadline
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
@@ -75,10 +76,14 @@ async def test_retry_outside_the_breaker_counts_every_attempt_and_stops_when_it_
         heart, clock = Breaker(settings.Breaker(consecutive=3)), asyncio.get_running_loop().time
         again = Retry(5, 0.01, 0.1)
         if swapped:
-            inner = retry(broken, again, clock=clock, dice=random.random, sleep=asyncio.sleep)
+            inner = retry(
+                broken, again, clock=clock, dice=random.random, sleep=asyncio.sleep, budget=Budget(settings.Budget())
+            )
             return breaker(inner, heart, clock=clock, dice=random.random), heart
         inner = breaker(broken, heart, clock=clock, dice=random.random)
-        return retry(inner, again, clock=clock, dice=random.random, sleep=asyncio.sleep), heart
+        return retry(
+            inner, again, clock=clock, dice=random.random, sleep=asyncio.sleep, budget=Budget(settings.Budget())
+        ), heart
 
     service, heart = stacked(swapped=False)
     with pytest.raises(Failed):
@@ -133,7 +138,9 @@ async def test_limit_next_to_the_tier_keeps_no_place_while_a_retry_waits():
         asked, places = 0, Bulkhead(settings.Limit(concurrent=1))
         again = Retry(2, 10.0, 10.0)
         service = limit(flaky, places, clock=clock) if not swapped else flaky
-        service = retry(service, again, clock=clock, dice=lambda: 0.9, sleep=asyncio.sleep)
+        service = retry(
+            service, again, clock=clock, dice=lambda: 0.9, sleep=asyncio.sleep, budget=Budget(settings.Budget())
+        )
         service = limit(service, places, clock=clock) if swapped else service
         task = asyncio.ensure_future(service(call_of("embed", "x")))
         await asyncio.sleep(1.0)
