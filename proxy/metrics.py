@@ -264,6 +264,7 @@ def _cache_metrics(routes: list[RouteParts], caches: Caches | None) -> Iterator[
         cache = parts.cache
         if cache is None:
             continue
+        lookups.add_metric([cache.name, "hit"], cache.hits)
         for found, count in cache.found.items():
             lookups.add_metric([cache.name, found], count)
         stored.add_metric([cache.name], cache.store.stored)

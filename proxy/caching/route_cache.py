@@ -129,7 +129,9 @@ class RouteCache:
         self.store: Store[Value] = before.store if before else Store(route.cache)
         self.store.rules = route.cache
         self.store.fit()
+        self.hits = before.hits if before else 0
         self.found: dict[Found, int] = before.found if before else {}
+        """What else came of looking, besides a hit."""
         self._aliases: dict[bytes, bytes] = before._aliases if before else {}
         self._clock = caches.clock
         self._refreshing: set[bytes] = set()
@@ -142,26 +144,37 @@ class RouteCache:
     # --- the door's look-up ----------------------------------------------------------------------------------------
 
     def hit(self, request: Request) -> Answer | None:
-        """The answer that is kept for `request`, if it can be given at once. Counted here: nobody else sees it."""
-        front = self._front(request)
+        """The answer that is kept for `request`, if it can be given at once. Counted here: nobody else sees it.
+
+        The answer is to be sent and not to be changed: the next caller gets the same object.
+        """
+        remembered = request.remembered
+        front = None if remembered is None else cast("Front | None", remembered.get(self))
+        if front is None:
+            front = self._front(request)
         if not front.reads:
             return None
         raw = sha256(front.prefix + request.body).digest()
         key = self._aliases.get(raw)
-        kept = None if key is None else self.store.find(key, self._clock())
+        now = self._clock()
+        kept = None if key is None else self.store.find(key, now)
         if kept is None:
             self._looked = (request, raw)
             return None
-        answer = self._told(kept, request)
-        if answer is not None:
-            self.tally.hit(answer.status)
+        if now < kept.fresh_until:
+            self.hits += 1
+            answer = kept.value.ready(now - kept.at)
+        else:
+            answer = self._told(kept, request, now)
+            if answer is None:
+                return None
+        self.tally.hit(answer.status)
         return answer
 
-    def _told(self, kept: Kept[Value], request: Request) -> Answer | None:
+    def _told(self, kept: Kept[Value], request: Request, now: float) -> Answer | None:
         """The entry as an answer, if it is fresh, or stale and asked anew at once."""
-        now = self._clock()
         if now < kept.fresh_until:
-            self.found["hit"] = self.found.get("hit", 0) + 1
+            self.hits += 1
             return kept.value.answer(now - kept.at)
         if now >= kept.revalidate_until or not self._refresh_soon(kept, request):
             return None
@@ -244,7 +257,7 @@ class RouteCache:
             kept = self.store.find(plan.key, self._clock())
             if kept is not None:
                 self._alias(plan)
-                answer = self._told(kept, call.request)
+                answer = self._told(kept, call.request, self._clock())
                 if answer is not None:
                     return answer
             else:
@@ -402,6 +415,8 @@ class RouteCache:
             return {}
         began = Began(plan.homes, self._clock())
         values, plan.epoch = await second.read(keys[:SECOND_ITEMS_MAX], plan.homes)
+        if plan.epoch is None:
+            return {}
         found: dict[bytes, Kept[Value]] = {}
         now, wall = self._clock(), self.caches.wall()
         for key, data in zip(keys, values, strict=False):
@@ -438,7 +453,7 @@ class RouteCache:
         places = {key: place for place, key in reversed(list(enumerate(batch.keys))) if key not in have}
         missing = sorted(places.values())
         if not missing:
-            self.found["hit"] = self.found.get("hit", 0) + 1
+            self.hits += 1
             return self._assembled(batch, have).answer(self._age_s(have))
         call.kept = all(key in have or key in spare for key in batch.keys)
         found: Found = "partial" if len(missing) < len(batch.keys) else "miss"

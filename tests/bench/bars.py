@@ -13,7 +13,7 @@ from tests.bench.figures import Results, Spread, spread
 from understudy.proxy.bench.load import Mark
 
 Value = Callable[[Results], Spread | None]
-ENVOY, HAPROXY, NGINX_CACHE = "envoy", "haproxy", "nginx-cache"
+ENVOY, HAPROXY, NGINX_CACHE, OUR_CACHE = "envoy", "haproxy", "nginx-cache", "understudy-cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,13 @@ def _p99(mark: Mark) -> float:
     return mark.p99_s
 
 
-def _ratio(workload: str, of: Callable[[Mark], float], against: str, *, added: bool = False) -> Value:
-    """`understudy` to `against`, round by round; with `added`, of what each adds to direct."""
+def _ratio(
+    workload: str, of: Callable[[Mark], float], against: str, *, subject: str = "understudy", added: bool = False
+) -> Value:
+    """`subject` to `against`, round by round; with `added`, of what each adds to direct."""
 
     def value(results: Results) -> Spread | None:
-        ours, theirs = results.marks("understudy", workload), results.marks(against, workload)
+        ours, theirs = results.marks(subject, workload), results.marks(against, workload)
         floor = results.marks("direct", workload) if added else {}
         both = [number for number in ours if number in theirs and (not added or number in floor)]
         pairs = [(of(ours[one]), of(theirs[one]), of(floor[one]) if added else 0.0) for one in both]
@@ -98,7 +100,7 @@ BARS = (
     Bar(
         "cache hit: CPU per call to that of nginx's proxy_cache",
         ("cache-hit",),
-        _ratio("cache-hit", _cpu, NGINX_CACHE),
+        _ratio("cache-hit", _cpu, NGINX_CACHE, subject=OUR_CACHE),
         at_most=0.75,
     ),
     Bar("stream: CPU per chunk to Envoy's", ("stream",), _ratio("stream", _cpu, ENVOY), at_most=1.0),
@@ -123,7 +125,7 @@ BARS = (
     Bar("two workers: throughput to one's", ("workers",), _fact("workers-2-to-1"), at_least=1.8),
 )
 
-SUBJECTS_NEEDED = ("direct", HAPROXY, ENVOY, "understudy", NGINX_CACHE)
+SUBJECTS_NEEDED = ("direct", HAPROXY, ENVOY, "understudy", NGINX_CACHE, OUR_CACHE)
 NEEDED = tuple(dict.fromkeys(name for bar in BARS for name in bar.needs))
 
 

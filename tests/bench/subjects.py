@@ -133,6 +133,29 @@ routes:
     return start_sidecar(policies, site, site.folder / "plain-state")
 
 
+def _understudy_cache(site: Site) -> Start:
+    """One route that keeps every answer, with policies and access log as nginx has them beside it: none."""
+    policies = site.folder / "cache"
+    policies.mkdir(exist_ok=True)
+    (policies / "cache.yaml").write_text(
+        f"""\
+server:
+  listen: ${{UNDERSTUDY_LISTEN}}
+  admin: ${{UNDERSTUDY_ADMIN}}
+  access_log: false
+routes:
+  - name: chat
+    match: {{prefix: /}}
+    dialect: openai-chat
+    cache: {{enabled: true, answers: always, ttl_s: 3600}}
+    tiers:
+      - {{kind: upstream, name: bench, url: "http://127.0.0.1:{site.upstream_port}"}}
+""",
+        encoding="utf-8",
+    )
+    return start_sidecar(policies, site, site.folder / "cache-state")
+
+
 def _nginx(site: Site) -> Start:
     return _started_nginx(site, "nginx", "")
 
@@ -315,5 +338,6 @@ SUBJECTS = (
         _start_of_ours("tests.bench.aiohttp_proxy"),
         _of_packages("aiohttp"),
     ),
+    Subject("understudy-cache", "a hit in a route's cache, access log off", _understudy_cache, only=("cache-hit",)),
     Subject("nginx-cache", "a hit in nginx's proxy_cache", _nginx_cache, only=("cache-hit",)),
 )
