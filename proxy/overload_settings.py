@@ -50,7 +50,7 @@ class Rate(Frozen, frozen=True):
 
 
 class Tokens(Frozen, frozen=True):
-    """Rate limits of our own; whoever is over them is answered 429 in the dialect, with when to come back."""
+    """Rate limits of our own, in each worker process; who is over them is answered 429, with when to come back."""
 
     route: Rate = Rate()
     """For all the calls of the route together."""
