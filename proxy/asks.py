@@ -95,7 +95,7 @@ class GenerateAsk:
 class Written:
     """A text in answer to a GenerateAsk, with what a dialect needs to write it down.
 
-    `created_s` is seconds since the epoch; `id` is unique among answers.
+    `created_s` is seconds since the epoch; `id` is unique among answers; `source` is where the text came from.
     """
 
     text: str
@@ -104,6 +104,7 @@ class Written:
     completion_tokens: int = 0
     id: str = ""
     created_s: int = 0
+    source: str = "extractive"
 
 
 Ask = EmbedAsk | RetrieveAsk | GenerateAsk

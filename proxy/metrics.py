@@ -14,6 +14,7 @@ from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
+from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
 from understudy.proxy.stack import EndpointParts, RouteParts
 
 BREAKER_STATES = ("closed", "half-open", "open")
@@ -40,6 +41,7 @@ METRICS = {
     "understudy_limit_waiting": "Calls waiting for a place in an endpoint's bulkhead",
     "understudy_limit_refused_total": "Calls that found no place in an endpoint's bulkhead",
     **ARM_METRICS,
+    **LIKENESS_METRICS,
     "understudy_quota_waited_total": "Calls that waited for an endpoint's own quota to fill up",
     "understudy_quota_refused_total": "Calls not sent to an endpoint that has said its quota is spent",
     "understudy_tokens_refused_total": "Calls answered 429 by a rate limit of ours, by whose it is",
@@ -116,6 +118,7 @@ class SidecarCollector(Collector):
         yield from _endpoint_metrics(routes)
         yield from arm_metrics(routes)
         yield from _cache_metrics(routes, self._seen.caches)
+        yield from likeness_metrics(routes)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _overload_metrics(self._seen)

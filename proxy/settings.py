@@ -20,6 +20,7 @@ from understudy.proxy.attempt_settings import Breaker, Budget, Deadline, Hedge, 
 
 # what stands elsewhere for its length alone is part of the settings all the same
 from understudy.proxy.cache_settings import Cache, Coalesce, SharedCache
+from understudy.proxy.likeness_settings import Likeness
 from understudy.proxy.overload_settings import Limit, Quota, Shed, Shedding, Tokens
 from understudy.proxy.overload_settings import Rate as Rate
 from understudy.proxy.settings_types import (
@@ -352,6 +353,7 @@ class Route(Frozen, frozen=True):
     limit: Limit = Limit()
     cache: Cache = Cache()
     coalesce: Coalesce = Coalesce()
+    likeness: Likeness = Likeness()
 
     @property
     def claims(self) -> tuple[Match, ...]:
@@ -382,6 +384,7 @@ class Defaults(Frozen, frozen=True):
     limit: Limit = Limit()
     cache: Cache = Cache()
     coalesce: Coalesce = Coalesce()
+    likeness: Likeness = Likeness()
 
 
 # --- the sidecar itself --------------------------------------------------------------------------------------------

@@ -80,7 +80,8 @@ class Sidecar:
         self.environ = environ
         self.loop = asyncio.get_running_loop()
         self.shedder = Shedder(Shedding())
-        self.world = World(clock=time.monotonic, sleep=asyncio.sleep, shedder=self.shedder)
+        self.knowing = Knowing()
+        self.world = World(clock=time.monotonic, sleep=asyncio.sleep, shedder=self.shedder, embed=self.knowing.embed)
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
         self.reloads = {"ok": 0, "bad": 0}
@@ -104,7 +105,7 @@ class Sidecar:
         # a worker tells the others by it that a write has passed
         self.written: Callable[[list[str]], None] | None = None
         self.place = 0
-        self.stack, self.knowing = self._first_stack(reading or read_folder(policies, environ, KINDS))
+        self.stack = self._first_stack(reading or read_folder(policies, environ, KINDS))
 
     # --- what others read ------------------------------------------------------------------------------------------
 
@@ -152,16 +153,15 @@ class Sidecar:
 
     # --- policies --------------------------------------------------------------------------------------------------
 
-    def _first_stack(self, reading: Reading) -> tuple[Stack, Knowing]:
+    def _first_stack(self, reading: Reading) -> Stack:
         if reading.settings is None:
             raise BadPolicies(reading.faults)
         for warning in reading.warnings:
             log.warning("%s", warning)
-        self.knowing = Knowing()
         self.digest_seen = reading.settings.digest
         self.access_log.enabled = reading.settings.server.access_log
         self.shedder.rules = reading.settings.server.shed
-        return self._assembled(reading.settings, None), self.knowing
+        return self._assembled(reading.settings, None)
 
     def reload(self) -> bool:
         """Put the files on disk in force, or say why not and leave everything as it is."""
@@ -260,7 +260,7 @@ class Sidecar:
 
     def _caches_for(self, settings: Settings, before: Stack | None) -> Caches | None:
         """What the caches of these settings share; nothing where no route has one."""
-        if not any(route.cache.enabled for route in settings.routes):
+        if not any(route.cache.enabled or route.likeness.mode != "off" for route in settings.routes):
             return None
         if self.caches is None:
             self.caches = Caches(clock=self.world.clock, wall=self.world.wall, dice=self.world.dice)
@@ -360,7 +360,10 @@ class Sidecar:
             await self._accepting.cover(places)
 
     def _needs_local(self) -> bool:
-        return any(isinstance(tier, LocalTier) for route in self.settings.routes for _, tier in route.every_tier)
+        routes = self.settings.routes
+        # likeness compares questions by the local model's vectors, whoever answers them
+        compares = any(route.likeness.mode != "off" and KINDS[route.dialect] == "generate" for route in routes)
+        return compares or any(isinstance(tier, LocalTier) for route in routes for _, tier in route.every_tier)
 
     def _loaded(self, loading: asyncio.Task[None]) -> None:
         if not loading.cancelled():

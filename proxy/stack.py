@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import UnsetType, structs
 
@@ -50,6 +50,10 @@ from understudy.proxy.settings import (
 )
 from understudy.proxy.tiers.judging import tier_judge
 
+if TYPE_CHECKING:
+    from understudy.policies.likeness import Likeness
+    from understudy.proxy.likeness import Alike, Embed
+
 ROUTE_ORDER = (
     ("observe", "outermost, so that what is counted is what the caller saw"),
     ("shed", "before anything is done for a call that will not be answered; it is there only while the process lags"),
@@ -58,6 +62,10 @@ ROUTE_ORDER = (
     ("tokens", "outside every cache, since a caller's rate is what it asks for; there only where rates are set"),
     ("split", "outside whatever remembers answers, so that one arm's are never given to the other's callers"),
     ("cache", "outside whatever asks: what was answered before costs no attempt, no place and no wait"),
+    (
+        "likeness",
+        "inside the split, as one arm's answers prove nothing of the other's; it learns from what the chain answers",
+    ),
     ("coalesce", "inside the cache, so that only calls that find nothing wait, and their one answer is kept once"),
     ("shadow", "next to the chain: only what was really asked is asked again, and what was remembered is not compared"),
     ("chain", "the tiers in order; each has its own policies, since each fails by itself"),
@@ -123,6 +131,7 @@ class RouteParts:
     links: tuple[Link, ...]
     tiers: dict[str, TierParts] = field(default_factory=dict[str, TierParts])
     arms: ArmParts = field(default_factory=ArmParts)
+    likeness: Likeness | None = None
     buckets: Buckets | None = None
     shed: dict[Priority, int] = field(default_factory=dict[Priority, int])
     calm: Service | None = None
@@ -154,6 +163,8 @@ class World:
     dice: Callable[[], float] = random.random
     wall: Callable[[], float] = time.time
     shedder: Shedder | None = None
+    embed: Embed | None = None
+    """The local model, for policies that compare texts; it may be slow, or not there."""
 
 
 T = TypeVar("T")
@@ -177,7 +188,7 @@ def assemble(
 
     `absent` names the tiers that are configured but not there, with the reason. What `before` had learnt (breakers,
     places taken, counts) goes on under the same names. `faults` lets what is planned to break do so.
-    `caches` is there when any route has a cache; `space` is the route's vector space.
+    `caches` is there when any route has a cache or likeness; `space` is the route's vector space.
     """
     tally = before.tally if before else RouteTally()
     parts = RouteParts(route, dialect, _nobody, tally, ())
@@ -186,9 +197,10 @@ def assemble(
     if caches is not None and route.cache.enabled and route.dialect != "plain":
         keeps = _kept_rank(route, build.absent)
         parts.cache = caches.of_route(route, dialect, space, tally, keeps, before.cache if before else None)
-    parts.links = build.links(route.tiers, parts.tiers)
+    parts.likeness, alike = _likeness(route, dialect, world, caches, before)
+    parts.links = build.links(route.tiers, parts.tiers, alike=alike)
     service = chain(parts.links, clocks, clock=world.clock)
-    service = build.elsewhere(service, clocks)
+    service = build.elsewhere(service, clocks, alike)
     if caches is not None:
         service = caches.watching(service, dialect)
     service = build.metered(service)
@@ -222,23 +234,28 @@ class _Build:
         self.faults = faults
         self.tools = Tools(world.clock, world.dice, world.sleep)
 
-    def links(self, tiers: Sequence[Tier], into: dict[str, TierParts], *, apart: bool = False) -> tuple[Link, ...]:
-        """The tiers as links of a chain; `apart` says that nothing live may learn from them, nor they from it."""
+    def links(
+        self, tiers: Sequence[Tier], into: dict[str, TierParts], *, apart: bool = False, alike: Alike | None = None
+    ) -> tuple[Link, ...]:
+        """The tiers as links of a chain; `apart` says that nothing live may learn from them, nor they from it. What
+        is `alike` goes before a local tier."""
         links: list[Link] = []
         for position, tier in enumerate(tiers):
             old = self.before.tiers.get(tier.name) if self.before and not apart else None
             parts = into[tier.name] = TierParts()
             service = None
             if tier.name not in self.absent:
-                service = self._tier(tier, parts, old, _AfterThis(links, position, len(tiers)))
+                service = self._tier(tier, parts, old, _AfterThis(links, position, len(tiers)), alike)
             link = parts.link = Link(tier.name, rank_of(position), service, self.absent.get(tier.name, ""))
             if old and old.link:
                 link.outcomes, link.seconds = old.link.outcomes, old.link.seconds
             links.append(link)
         return tuple(links)
 
-    def _tier(self, tier: Tier, parts: TierParts, old: TierParts | None, after: _AfterThis) -> Service:
+    def _tier(self, tier: Tier, parts: TierParts, old: TierParts | None, after: _AfterThis, alike: Alike | None) -> Service:
         service = _tier_stack(self.parts.route, tier, parts, old, self.world, self._made, after)
+        if alike is not None and isinstance(tier, LocalTier):
+            service = alike.before(service)
         if self.parts.cache is not None and isinstance(tier, LocalTier):
             return behind_what_is_kept(service)
         return service
@@ -252,8 +269,9 @@ class _Build:
         judge = tier_judge(route, tier, dialect)
         return faulty_tier(service, tier, endpoint, self.parts.arms, before, dialect, judge, self.tools)
 
-    def elsewhere(self, service: Service, clocks: Deadline) -> Service:
-        """`service`, with a share of its calls sent to an arm, and a share of its reads mirrored to one."""
+    def elsewhere(self, service: Service, clocks: Deadline, alike: Alike | None) -> Service:
+        """`service`, with a share of its calls sent to an arm, a share of its reads mirrored to one, and those that are
+        like others answered as they were."""
         route, arms = self.parts.route, self.parts.arms
         before = self.before.arms if self.before else None
         if route.split is not None:
@@ -264,10 +282,12 @@ class _Build:
             other = chain(self.links(tiers, {}, apart=True), clocks, clock=self.world.clock)
             service = mirrored(service, other, route, arms, before, self.tools)
         cache = self.parts.cache
+        # of the route's own tiers only: another arm's answers are what somebody wants to look at
+        if cache is not None and route.coalesce.enabled:
+            service = coalesce(service, cache.flights, clocks, clock=self.world.clock)
+        if alike is not None:
+            service = alike.around(service)
         if cache is not None:
-            # of the route's own tiers only: another arm's answers are what somebody wants to look at
-            if route.coalesce.enabled:
-                service = coalesce(service, cache.flights, clocks, clock=self.world.clock)
             service = cache.remembering(service)
         if route.split is not None:
             links, stood_in_for = arms.links[route.split.arm], route.split.fall_back
@@ -331,6 +351,19 @@ def _too_many(dialect: Dialect) -> Callable[[str, Headers], Answer]:
         return dialect.error(429, "rate_limit_exceeded", detail, headers=headers)
 
     return refusing
+
+
+def _likeness(
+    route: Route, dialect: Dialect, world: World, caches: Caches | None, before: RouteParts | None
+) -> tuple[Likeness | None, Alike | None]:
+    """A route's likeness, where it is asked for and its calls can be alike; what was learnt goes on."""
+    if route.likeness.mode == "off" or caches is None:
+        return None, None
+    # only here: without it no worker needs numpy for its policies
+    from understudy.proxy.likeness import likeness_of
+
+    heart = before.likeness if before else None
+    return likeness_of(route, dialect, caches.town, heart, clock=world.clock, dice=world.dice, embed=world.embed)
 
 
 def _tier_stack(

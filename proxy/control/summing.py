@@ -27,6 +27,8 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_breaker_mode": max,
     "understudy_breaker_state": max,
     "understudy_fault_active": max,
+    "understudy_likeness_false_share_bound": max,
+    "understudy_likeness_permitted": min,
     "understudy_local_info": max,
     "understudy_local_ready": min,
     "understudy_loop_lag_seconds": max,

@@ -88,6 +88,11 @@ class Dialect(Protocol):
         """Vectors [n, d] written down as the API would."""
         ...
 
+    def said(self, body: bytes) -> Written | None:
+        """The text of a generated answer, whole or as the bytes of a stream that has ended; None for one that is more
+        or less than one finished text (tool calls, a refusal, a length reached)."""
+        ...
+
     def retrieved(self, ask: RetrieveAsk, result: Retrieved, took_s: float) -> Answer:
         """Points written down as the API would."""
         ...

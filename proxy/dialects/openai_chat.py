@@ -45,6 +45,38 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Said(msgspec.Struct):
+    """A choice's message, or what a chunk adds to it; whatever is more than a text is in the others."""
+
+    content: str | None = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+    annotations: Any = None
+
+
+class _SaidChoice(msgspec.Struct):
+    message: _Said | None = None
+    delta: _Said | None = None
+    finish_reason: str | None = None
+
+
+class _Answered(msgspec.Struct):
+    """A whole answer or one chunk of a streamed one, as far as its text goes."""
+
+    choices: list[_SaidChoice]
+    created: int = 0
+    model: str = ""
+    usage: _Usage | None = None
+    error: Any = None
+
+
 class _Body(msgspec.Struct):
     messages: list[dict[str, Any]] | None = None
     model: str = ""
@@ -75,6 +107,7 @@ class _Chunk(msgspec.Struct):
 _PEEK = msgspec.json.Decoder(_Peek)
 _BODY = msgspec.json.Decoder(_Body)
 _CHUNK = msgspec.json.Decoder(_Chunk)
+_ANSWERED = msgspec.json.Decoder(_Answered)
 
 
 class OpenAIChat(OpenAI):
@@ -149,6 +182,15 @@ class OpenAIChat(OpenAI):
         message = f"The answer broke off before its end ({reason})."
         return b"\n\n" + _event(error_body(message, "server_error", "stream_broken"))
 
+    def said(self, body: bytes) -> Written | None:
+        """One choice's text that came to its own end (`stop`)."""
+        whole = body[:64].lstrip(SPACE)[:1] == b"{"
+        datas = [body] if whole else [data for _, data in events(body, ended=True) if data.strip() != DONE]
+        try:
+            return _put_together([parsed(_ANSWERED, data) for data in datas])
+        except Malformed:
+            return None
+
     def generated(self, ask: GenerateAsk, written: Written) -> Answer:
         """The same text whole, or in pieces of a sentence or a line when a stream was asked for.
 
@@ -167,6 +209,25 @@ class OpenAIChat(OpenAI):
             stream.append(_event(head | {"choices": [], "usage": usage}))
         stream.append(b"data: [DONE]\n\n")
         return Answer(200, list(_STREAM_HEADERS), stream=HeldStream(stream))
+
+
+def _put_together(parts: list[_Answered]) -> Written | None:
+    text, model, finished, usage, created = "", "", False, _Usage(), 0
+    for part in parts:
+        if part.error or len(part.choices) > 1:
+            return None
+        model, usage, created = model or part.model, part.usage or usage, created or part.created
+        for choice in part.choices:
+            said = choice.message or choice.delta or _Said()
+            if said.refusal or said.tool_calls or said.function_call or said.audio or said.annotations:
+                return None
+            if choice.finish_reason not in (None, "stop"):
+                return None
+            text += said.content or ""
+            finished = finished or choice.finish_reason == "stop"
+    if not finished or not text.strip():
+        return None
+    return Written(text, model, usage.prompt_tokens, usage.completion_tokens, created_s=created)
 
 
 def pieces_of(text: str) -> list[str]:
@@ -257,7 +318,7 @@ def _head(written: Written, kind: str) -> dict[str, Any]:
         "object": kind,
         "created": written.created_s,
         "model": written.model,
-        "understudy": {"fallback": True, "source": "extractive"},
+        "understudy": {"fallback": written.source == "extractive", "source": written.source},
     }
 
 

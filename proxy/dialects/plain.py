@@ -53,6 +53,9 @@ class Plain:
     def error(self, status: int, reason: str, detail: str, *, headers: Headers | None = None) -> Answer:
         return json_answer(status, {"error": {"message": detail, "code": reason}}, headers)
 
+    def said(self, body: bytes) -> Written | None:
+        return None
+
     def embedded(self, ask: EmbedAsk, vectors: NDArray[np.float32], tokens: int, model: str) -> Answer:
         raise Refused("unsupported", f"{self.name} has no words for vectors")
 

@@ -149,6 +149,11 @@ class Knowing:
             raise Refused(*self._without_model)
         return self._model
 
+    async def embed(self, texts: list[str], until: float) -> NDArray[np.float32]:
+        """Vectors [n, d] of texts that are compared with each other, by the time `until`. Raises as the batcher does,
+        and Refused at once while the model is not there."""
+        return await self.model().batcher.embed(texts, kind="query", until=until)
+
     def shelf(self) -> Shelf:
         """The local collections. Raises Refused("warming") or Refused("no_local_index")."""
         if self._shelf is None:
