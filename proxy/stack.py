@@ -252,7 +252,9 @@ class _Build:
             links.append(link)
         return tuple(links)
 
-    def _tier(self, tier: Tier, parts: TierParts, old: TierParts | None, after: _AfterThis, alike: Alike | None) -> Service:
+    def _tier(
+        self, tier: Tier, parts: TierParts, old: TierParts | None, after: _AfterThis, alike: Alike | None
+    ) -> Service:
         service = _tier_stack(self.parts.route, tier, parts, old, self.world, self._made, after)
         if alike is not None and isinstance(tier, LocalTier):
             service = alike.before(service)

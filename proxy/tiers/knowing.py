@@ -230,12 +230,22 @@ class Knowing:
                 self._works.discard(place)
 
         future = loop.run_in_executor(self._threads, worked)
+        late: list[bool] = []
+
+        def expire() -> None:
+            late.append(True)
+            future.cancel()
+
+        # not asyncio.timeout_at, which wants a task: a call may have none yet
+        alarm = loop.call_at(min(until, loop.time() + WORK_S_MAX), expire)
         try:
-            async with asyncio.timeout_at(min(until, loop.time() + WORK_S_MAX)):
-                return await future
-        except TimeoutError:
+            return await future
+        except asyncio.CancelledError:
+            if not late:
+                raise
             raise Failed("deadline", "the local search took longer than there was time", again=False) from None
         finally:
+            alarm.cancel()
             if not begun:
                 self._works.discard(place)
 
