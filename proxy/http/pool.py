@@ -22,6 +22,7 @@ from understudy.policies.service import Failed, Refused
 from understudy.proxy.http.eyeballs import first_connected
 from understudy.proxy.http.names import Names, Resolve
 from understudy.proxy.http.resuming import ResumingContext
+from understudy.proxy.http.stepping import in_task
 from understudy.proxy.http.upstream import Connection
 
 WIND_UP_S = 1.0
@@ -234,8 +235,7 @@ class Pool:
     async def _opened(self, wait_s: float) -> Connection:
         """A connection, ready to speak on. Raises Failed."""
         named = False
-        # on in a task, which a clock of asyncio's asks for; who has a connection to open can afford one
-        await asyncio.sleep(0)
+        await in_task()
         try:
             async with asyncio.timeout(wait_s):
                 addresses = await self.names.addresses()

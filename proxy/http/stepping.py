@@ -91,6 +91,13 @@ class Waiter(Generic[T]):
         return True
 
 
+async def in_task() -> None:
+    """On in a task, which clocks of asyncio's and most libraries ask for; whoever needs it waits for more than that."""
+    if asyncio.current_task() is None:
+        # a bare turn of the loop is no Waiter
+        await asyncio.sleep(0)
+
+
 class Steps:
     """All the coroutines that are stepped by hand on one loop, and when each goes on."""
 

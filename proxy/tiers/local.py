@@ -29,6 +29,7 @@ from understudy.proxy.asks import (
     Written,
 )
 from understudy.proxy.dialects.base import BadRequest, Dialect
+from understudy.proxy.http.stepping import in_task
 from understudy.proxy.settings import LocalTier
 from understudy.proxy.tiers.knowing import WORK_S_MAX, Knowing, Model, Shelf, Shelved
 
@@ -64,6 +65,7 @@ def local_tier(
     tier = _Local(settings, space or "", dialect, knowing, clock)
 
     async def answering(call: Call) -> Answer:
+        await in_task()
         try:
             await knowing.loaded(call.until)
             return await tier.answer(call)

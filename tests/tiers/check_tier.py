@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
+from understudy.proxy.http.stepping import Stepped, Steps
 
 FRAMING = {b"content-length", b"transfer-encoding", b"connection", b"keep-alive"}
 TIME_S = 0.05
@@ -44,6 +45,7 @@ async def check_tier(make: Make) -> None:
     """All checks, each on a Subject of its own."""
     for check in (
         answers_say_where_they_come_from,
+        nobody_needs_a_task_of_its_own,
         odd_calls_are_answered_refused_or_failed,
         nobody_waits_longer_than_until,
         who_is_late_already_is_told_at_once,
@@ -67,6 +69,22 @@ async def answers_say_where_they_come_from(subject: Subject) -> None:
     again = await subject.service(subject.call(0))
     # the caller may write on an answer's headers: they are nobody else's
     assert again.headers is not answer.headers
+
+
+async def nobody_needs_a_task_of_its_own(subject: Subject) -> None:
+    """The door steps a call by hand for as long as it can."""
+    over = asyncio.Event()
+    answers: list[Answer] = []
+
+    async def asked() -> None:
+        try:
+            answers.append(await subject.service(subject.call(0)))
+        finally:
+            over.set()
+
+    Stepped(Steps(asyncio.get_running_loop())).start(asked())
+    await over.wait()
+    subject.belongs(0, answers[0])
 
 
 async def odd_calls_are_answered_refused_or_failed(subject: Subject) -> None:
