@@ -21,7 +21,7 @@ several processes agree (`understudy.policies.agreement`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from understudy.policies.agreement import Said, newer
 from understudy.policies.service import Answer, Call, End, Failed, Refused, Service
@@ -29,6 +29,17 @@ from understudy.policies.service import Answer, Call, End, Failed, Refused, Serv
 State = Literal["closed", "open", "half-open"]
 Mode = Literal["auto", "forced-open", "disabled", "metrics-only"]
 MODES: tuple[Mode, ...] = ("auto", "forced-open", "disabled", "metrics-only")
+
+
+class Forced(NamedTuple):
+    """What an operator has said of a tier's breakers, or of one endpoint's."""
+
+    route: str
+    tier: str
+    endpoint: str
+    mode: Mode
+
+
 UNCOUNTED = -1
 """A ticket by which nothing is counted."""
 HINT_S = (1.0, 300.0)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from understudy.policies.breaker import Forced, Mode
 from understudy.policies.outcomes import Outcomes
 from understudy.policies.service import Answer, Call, Refused, Service
 from understudy.policies.shed import Shedder
@@ -93,6 +94,7 @@ class Sidecar:
         self.pseudonym = pseudonym or new_pseudonym()
         self.loop_lag_s = 0.0
         self.listeners: list[Listener] = []
+        self._forced: dict[tuple[str, str, str], Mode] = {}
         self._unix_places: list[UnixPlace] = []
         self._servers: list[asyncio.Server] = []
         self._loading: asyncio.Task[None] | None = None
@@ -185,8 +187,24 @@ class Sidecar:
         log.info("policies %s in force: %d routes", stack.settings.digest, len(stack.routes))
         return True
 
+    def force(self, forced: Forced) -> int:
+        """Have a tier's breakers, or one endpoint's, do as an operator says, also after a reload; how many."""
+        found = 0
+        now = self.world.clock()
+        for parts in self.routes:
+            tier = parts.tiers.get(forced.tier) if parts.name == forced.route else None
+            for endpoint in tier.endpoints.values() if tier is not None else ():
+                if endpoint.breaker is not None and forced.endpoint in ("", endpoint.name):
+                    endpoint.breaker.force(forced.mode, now)
+                    self._forced[forced.route, forced.tier, endpoint.name] = forced.mode
+                    found += 1
+        return found
+
     def _swap(self, stack: Stack) -> None:
         before, self.stack = self.stack, stack
+        for (route, tier, endpoint), mode in list(self._forced.items()):
+            # a breaker may be another one: its endpoint has moved, or was gone for a while
+            self.force(Forced(route, tier, endpoint, mode))
         for name in ("listen", "admin", "workers", "reuse_port"):
             if getattr(before.settings.server, name) != getattr(stack.settings.server, name):
                 log.warning("server.%s has changed: it takes effect at the next start", name)

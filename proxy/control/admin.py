@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import logging
 import socket
 import time
 from typing import Any, Protocol
@@ -9,6 +11,7 @@ from typing import Any, Protocol
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
+from understudy.policies.breaker import MODES, Forced, Mode
 from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.rules import parse_address
@@ -16,6 +19,9 @@ from understudy.proxy.sidecar import CannotStart, Sidecar
 from understudy.proxy.stack import EndpointParts
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+log = logging.getLogger("understudy.admin")
+
+MODE_BYTES_MAX = 64
 LAG_S_MAX = 1.0
 """An event loop later than this is not alive in any sense that helps a caller."""
 
@@ -25,6 +31,7 @@ class Told(Protocol):
 
     async def metrics(self) -> bytes: ...
     async def status(self) -> dict[str, Any]: ...
+    async def force(self, forced: Forced) -> int: ...
     def dead_because(self) -> str: ...
     def unready_because(self) -> str: ...
     def starting_because(self) -> str: ...
@@ -42,6 +49,9 @@ class OfSidecar:
 
     async def status(self) -> dict[str, Any]:
         return status_of(self._sidecar)
+
+    async def force(self, forced: Forced) -> int:
+        return self._sidecar.force(forced)
 
     def dead_because(self) -> str:
         lag_s = self._sidecar.loop_lag_s
@@ -72,6 +82,8 @@ class Admin:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/startupz", self._startupz)
         app.router.add_get("/status", self._status)
+        app.router.add_post("/breakers/{route}/{tier}", self._force)
+        app.router.add_post("/breakers/{route}/{tier}/{endpoint}", self._force)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
         host, port = parse_address(self._address)
@@ -103,6 +115,33 @@ class Admin:
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(await self._told.status())
+
+    async def _force(self, request: web.Request) -> web.Response:
+        """`curl -d forced-open .../breakers/ROUTE/TIER[/ENDPOINT]`; the other modes are in `MODES`."""
+        if not _from_this_host(request):
+            return web.Response(status=403, text="breakers are forced from this host alone, and by no web page\n")
+        said = (await request.content.read(MODE_BYTES_MAX)).strip().decode("latin-1")
+        modes: dict[str, Mode] = {mode: mode for mode in MODES}
+        mode = modes.get(said)
+        if mode is None:
+            return web.Response(status=400, text=f"the body must be one of: {', '.join(MODES)}\n")
+        names = request.match_info
+        forced = Forced(names["route"], names["tier"], names.get("endpoint", ""), mode)
+        found = await self._told.force(forced)
+        if not found:
+            return web.Response(status=404, text="no breaker has this name; /status shows which there are\n")
+        log.warning("breakers of %s: %s by hand", "/".join(filter(None, forced[:3])), mode)
+        return web.Response(text=f"{mode}: {found}\n")
+
+
+def _from_this_host(request: web.Request) -> bool:
+    """A scraper may be let in from elsewhere, but not a hand; and a browser names the page that speaks through it."""
+    if "Origin" in request.headers:
+        return False
+    try:
+        return request.remote is None or ipaddress.ip_address(request.remote).is_loopback
+    except ValueError:
+        return False
 
 
 def _probe(wrong: str) -> web.Response:

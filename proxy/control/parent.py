@@ -24,10 +24,11 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from understudy.policies.agreement import Said, newer
+from understudy.policies.breaker import Forced
 from understudy.policies.respawn import Respawn
 from understudy.proxy.control.listening import Places
 from understudy.proxy.control.summing import Summed, kept, merged_status, summed
-from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Report, Sayings, Written
+from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Force, Report, Sayings, Written
 from understudy.proxy.control.worker import Post
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.metrics import METRICS
@@ -80,6 +81,7 @@ class Parent:
         self.ready = asyncio.Event()
         self.pseudonym = new_pseudonym().decode()
         self._said: dict[tuple[str, str, str], Said] = {}
+        self._forced: dict[tuple[str, str, str], Forced] = {}
         self._asked = 0
         self._heard_at = self._loop.time()
         self._started_at = time.time()
@@ -160,6 +162,8 @@ class Parent:
         return await place.process.wait()
 
     async def _listen(self, place: Place, channel: Channel) -> None:
+        if self._forced:
+            channel.send(Force(list(self._forced.values())))
         if self._said:
             channel.send(Sayings([(*key, said) for key, said in self._said.items()]))
         while (message := await channel.receive()) is not None:
@@ -172,7 +176,7 @@ class Parent:
                     for other in self.places:
                         if other is not place and other.channel is not None:
                             other.channel.send(message)
-                case Ask() | Cover():
+                case Ask() | Cover() | Force():
                     pass
 
     def _take(self, place: Place, report: Report) -> None:
@@ -225,6 +229,25 @@ class Parent:
             mine = [one for one, heard in zip(news, said, strict=True) if place is not speaker or one != heard]
             if place.channel is not None and mine:
                 place.channel.send(Sayings(mine))
+
+    async def force(self, forced: Forced) -> int:
+        """Tell every worker, and those that begin later. How many breakers are meant is what a report says."""
+        reports = [place.report for place in self.places if place.report is not None]
+        found = [
+            endpoint["name"]
+            for route in (reports[0].status["routes"] if reports else ())
+            for tier in route["tiers"]
+            for endpoint in tier["endpoints"]
+            if "breaker" in endpoint
+            and (route["name"], tier["name"]) == (forced.route, forced.tier)
+            and forced.endpoint in ("", endpoint["name"])
+        ]
+        for name in found:
+            self._forced[forced.route, forced.tier, name] = forced._replace(endpoint=name)
+        for place in self.places:
+            if place.channel is not None and found:
+                place.channel.send(Force([forced]))
+        return len(found)
 
     def said(self) -> list[tuple[str, str, str, Said]]:
         """What holds now."""

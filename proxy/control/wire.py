@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from understudy.policies.agreement import Said
+from understudy.policies.breaker import Forced
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 UNSENT_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
@@ -59,7 +60,13 @@ class Written(msgspec.Struct, tag=True, frozen=True):
     names: list[str]
 
 
-Message = Written | Report | Sayings | Ask | Cover
+class Force(msgspec.Struct, tag=True, frozen=True):
+    """To a worker: what an operator has said of breakers."""
+
+    said: list[Forced]
+
+
+Message = Written | Report | Sayings | Ask | Cover | Force
 
 
 class Channel:

@@ -21,7 +21,7 @@ from understudy.policies.breaker import Breaker
 from understudy.proxy.control.admin import status_of
 from understudy.proxy.control.listening import Places
 from understudy.proxy.control.summing import families_of
-from understudy.proxy.control.wire import Ask, Channel, Cover, Report, Sayings, Written
+from understudy.proxy.control.wire import Ask, Channel, Cover, Force, Report, Sayings, Written
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.sidecar import Sidecar
 
@@ -92,6 +92,9 @@ class Worker:
                 case Written():
                     if self._sidecar.caches is not None:
                         self._sidecar.caches.heard(message.names)
+                case Force():
+                    for one in message.said:
+                        self._sidecar.force(one)
                 case Report():
                     pass
         # nobody would replace us, add us up or tell us to end

@@ -135,6 +135,53 @@ async def test_two_workers_answer_and_their_metrics_add_up_exactly(upstream: Hos
         assert len(upstream.heard) == total
 
 
+# --- forced by hand ------------------------------------------------------------------------------------------------
+
+
+def force(sidecar: Sidecar, name: str, mode: str, **headers: str) -> int:
+    """The status of an operator's word on the breakers of `name`."""
+    request = urllib.request.Request(sidecar.admin_url + f"/breakers/{name}", mode.encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as told:
+            return told.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def modes(sidecar: Sidecar) -> set[tuple[str, str]]:
+    (endpoint,) = status(sidecar)["routes"][0]["tiers"][0]["endpoints"]
+    return {(endpoint["breaker"]["mode"], endpoint["breaker"]["state"])}
+
+
+@pytest.mark.parametrize("server", ["workers: 1", "workers: 2"])
+def test_a_forced_breaker_is_obeyed_by_every_worker_also_after_a_reload_until_told_otherwise(
+    upstream: Hosted, folder: Path, tmp_path: Path, server: str
+):
+    def asked() -> int:
+        request = urllib.request.Request(sidecar.url + "/v1/models")
+        try:
+            with urllib.request.urlopen(request, timeout=5) as told:
+                return told.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    with started(folder, tmp_path, policies(upstream, server=server)) as sidecar:
+        assert force(sidecar, "chat/nobody", "forced-open") == 404
+        assert force(sidecar, "chat/model", "shut") == 400
+        assert force(sidecar, "chat/model", "forced-open", Origin="http://evil.example") == 403
+        assert asked() == 200
+        assert force(sidecar, "chat/model", "forced-open") == 200
+        eventually(lambda: {asked() for _ in range(8)} == {503})
+        before = sidecar.logs().count("in force")
+        (folder / "chat.yaml").write_text(policies(upstream, server=server, route="    deadline: {total_s: 7}\n"))
+        eventually(lambda: sidecar.logs().count("in force") > before)
+        assert {asked() for _ in range(8)} == {503}
+        assert modes(sidecar) == {("forced-open", "open")}
+        assert re.search(r'understudy_breaker_mode{.*mode="forced-open".*} 1.0', admin(sidecar, "/metrics")[1])
+        assert force(sidecar, "chat/model", "auto") == 200
+        eventually(lambda: {asked() for _ in range(8)} == {200})
+
+
 # --- replacing -----------------------------------------------------------------------------------------------------
 
 
