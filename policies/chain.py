@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain as chained
 from typing import Literal
 
 from understudy.policies.deadline import Deadline
+from understudy.policies.ramp import Ramp
 from understudy.policies.service import Answer, Call, Failed, Header, Refused, Service
 from understudy.policies.usual import Usual
 
@@ -33,6 +35,7 @@ class Link:
     rank: Rank
     service: Service | None
     absent: str = ""
+    ramp: Ramp | None = None
     outcomes: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     seconds: Usual = field(default_factory=Usual)
     """How long it took to answer where those before it had not: what must be kept back for it."""
@@ -44,9 +47,21 @@ class Link:
             key = (outcome, "other")
         self.outcomes[key] = self.outcomes.get(key, 0) + 1
 
+    def keeps_back(self, call: Call, now: float, kept_back: list[Link]) -> bool:
+        """Whether the next tier should have this call, since this one is on its way back from an outage.
+
+        It is then among those that were kept back, and are asked after all when nobody else has answered.
+        """
+        if self.ramp is None or not self.ramp.keeps_back(now):
+            return False
+        call.note(self.name, "refused", "ramp")
+        self.count("refused", "ramp")
+        kept_back.append(self)
+        return True
+
 
 def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float], stood_in_for: bool = False) -> Service:
-    """Ask each of `links` in turn.
+    """Ask each of `links` in turn; one that its ramp keeps back comes last.
 
     When none answers, an upstream's own error answer is given back as it came; without one the call is Refused (nothing
     was spent) or Failed, with every tier's own words. `stood_in_for` says that somebody else is asked then: an error is
@@ -60,10 +75,12 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float],
         worst: Failed | None = None
         given_back: tuple[Link, Answer] | None = None
         retry_after_s: float | None = None
-        told = [absent] if absent else []
-        for link in present:
-            last = link is present[-1]
+        told, kept_back = [absent] if absent else [], list[Link]()
+        for link in chained(present, kept_back):
+            last = link is present[-1] or link in kept_back
             began = clock()
+            if link.ramp is not None and not last and link.keeps_back(call, began, kept_back):
+                continue
             call.until = heart.for_tier(began, call.deadline, last=last, fallback_s=final.p95)
             assert link.service is not None
             try:

@@ -26,7 +26,7 @@ Order = Sequence[tuple[str, str]]
 BUILT_IN = "built in"
 OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow"}
 """Layers that are only there where the settings have this key."""
-_STACKED = ("retry", "budget", "hedge", "breaker", "quota", "limit", "deadline", "faults")
+_STACKED = ("balance", "ramp", "retry", "budget", "hedge", "breaker", "quota", "limit", "deadline", "faults")
 _APART = ("name", "provider", "outcomes", *_STACKED)
 
 

@@ -15,7 +15,7 @@ from understudy.proxy.caching.caches import Caches
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
-from understudy.proxy.stack import EndpointParts, RouteParts
+from understudy.proxy.stack import EndpointParts, RouteParts, World
 
 BREAKER_STATES = ("closed", "half-open", "open")
 ENDPOINT = ["route", "tier", "endpoint"]
@@ -34,6 +34,13 @@ METRICS = {
     "understudy_hedges_total": "Second attempts beside one that took long, by what came of them",
     "understudy_attempts_over_budget_total": "Retries and hedges that did not take place for want of budget",
     "understudy_breaker_mode": "1 for what an operator has a breaker do: auto, forced-open, disabled or metrics-only",
+    "understudy_ramp_share": "Share of the calls that a tier is asked: less than 1 on its way back from an outage",
+    "understudy_balance_calls_total": "Calls given to an endpoint of several, by what came of it",
+    "understudy_balance_outstanding": "Calls that an endpoint of several has now, streams included",
+    "understudy_balance_cost_seconds": "What is expected of an endpoint of several until the first byte (peak-EWMA)",
+    "understudy_balance_ejected": "1 while an endpoint of several is left out",
+    "understudy_balance_ejections_total": "Endpoints left out for doing worse than their peers, by reason",
+    "understudy_balance_panic": "1 while so few of a tier's endpoints are well that all are asked",
     "understudy_breaker_state": "1 for the state an endpoint's breaker is in",
     "understudy_breaker_transitions_total": "Changes of a breaker's state, by the state it changed to",
     "understudy_limit_in_flight": "Places taken in an endpoint's bulkhead",
@@ -81,6 +88,8 @@ METRICS = {
 class Seen(Protocol):
     """What the collector looks at (`understudy.proxy.sidecar.Sidecar` has it)."""
 
+    world: World
+
     @property
     def routes(self) -> Iterable[RouteParts]: ...
     @property
@@ -115,6 +124,7 @@ class SidecarCollector(Collector):
         routes = list(self._seen.routes)
         yield from _route_metrics(routes)
         yield from _tier_metrics(routes)
+        yield from _balance_metrics(routes, self._seen.world.clock())
         yield from _endpoint_metrics(routes)
         yield from arm_metrics(routes)
         yield from _cache_metrics(routes, self._seen.caches)
@@ -195,6 +205,34 @@ def _attempt_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
                 for result, count in tier.hedge.results.items():
                     hedges.add_metric([parts.route.name, name, result], count)
     yield from (retries, hedges, over_budget)
+
+
+def _balance_metrics(routes: list[RouteParts], now: float) -> Iterator[Metric]:
+    share = _gauge("understudy_ramp_share", ["route", "tier"])
+    calls = _counter("understudy_balance_calls_total", [*ENDPOINT, "outcome"])
+    outstanding = _gauge("understudy_balance_outstanding", ENDPOINT)
+    cost = _gauge("understudy_balance_cost_seconds", ENDPOINT)
+    ejected = _gauge("understudy_balance_ejected", ENDPOINT)
+    ejections = _counter("understudy_balance_ejections_total", [*ENDPOINT, "reason"])
+    panic = _gauge("understudy_balance_panic", ["route", "tier"])
+    for parts in routes:
+        for name, tier in parts.tiers.items():
+            if tier.link is not None and tier.link.ramp is not None:
+                share.add_metric([parts.name, name], tier.link.ramp.share(now))
+            if tier.balance is not None:
+                panic.add_metric([parts.name, name], float(tier.balance.is_panicking))
+    for route, tier_name, endpoint in _endpoints(routes):
+        peer, labels = endpoint.peer, [route, tier_name, endpoint.name]
+        if peer is None:
+            continue
+        for outcome, count in (("answered", peer.answered), ("failed", peer.failed), ("refused", peer.refused)):
+            calls.add_metric([*labels, outcome], count)
+        outstanding.add_metric(labels, peer.outstanding)
+        cost.add_metric(labels, peer.cost_s)
+        ejected.add_metric(labels, float(peer.ejected_until > now))
+        for reason, count in peer.ejections.items():
+            ejections.add_metric([*labels, reason], count)
+    yield from (share, calls, outstanding, cost, ejected, ejections, panic)
 
 
 def _endpoint_metrics(routes: list[RouteParts]) -> Iterator[Metric]:

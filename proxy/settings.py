@@ -19,6 +19,8 @@ from msgspec import UNSET, Meta, UnsetType, field, structs
 from understudy.proxy.attempt_settings import Breaker, Budget, Deadline, Hedge, Retry
 
 # what stands elsewhere for its length alone is part of the settings all the same
+from understudy.proxy.balance_settings import Balance, Ramp
+from understudy.proxy.balance_settings import Ejection as Ejection
 from understudy.proxy.cache_settings import Cache, Coalesce, SharedCache
 from understudy.proxy.likeness_settings import Likeness
 from understudy.proxy.overload_settings import Limit, Quota, Shed, Shedding, Tokens
@@ -189,9 +191,11 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     retry: Retry | UnsetType = UNSET
     budget: Budget | UnsetType = UNSET
     hedge: Hedge | UnsetType = UNSET
+    balance: Balance | UnsetType = UNSET
     breaker: Breaker | UnsetType = UNSET
     quota: Quota | UnsetType = UNSET
     limit: Limit | UnsetType = UNSET
+    ramp: Ramp | UnsetType = UNSET
 
 
 def endpoints_of(tier: UpstreamTier) -> tuple[Endpoint, ...]:
@@ -349,8 +353,10 @@ class Route(Frozen, frozen=True):
     retry: Retry = Retry()
     budget: Budget = Budget()
     hedge: Hedge = Hedge()
+    balance: Balance = Balance()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
+    ramp: Ramp = Ramp()
     cache: Cache = Cache()
     coalesce: Coalesce = Coalesce()
     likeness: Likeness = Likeness()
@@ -380,8 +386,10 @@ class Defaults(Frozen, frozen=True):
     retry: Retry = Retry()
     budget: Budget = Budget()
     hedge: Hedge = Hedge()
+    balance: Balance = Balance()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
+    ramp: Ramp = Ramp()
     cache: Cache = Cache()
     coalesce: Coalesce = Coalesce()
     likeness: Likeness = Likeness()
@@ -426,6 +434,8 @@ class Server(Frozen, frozen=True):
     """host:port or [v6]:port, one or several; port 0 takes a free one. Behind the first, unix:/path as well."""
     admin: str = "127.0.0.1:8788"
     """Where health, metrics and status are served."""
+    zone: str | None = None
+    """Where this sidecar is: endpoints of the same zone are asked before others. Mostly `${ZONE:-}`, from outside."""
     forwarded: Literal["keep", "append"] = "keep"
     """What upstreams are told of the caller in X-Forwarded-*: what it wrote itself, or its address as well."""
     trace: Literal["keep", "make"] = "make"

@@ -241,6 +241,7 @@ class Sidecar:
                 faults=settings.server.faults,
                 caches=caches,
                 space=settings.space_of(route),
+                zone=settings.server.zone,
             )
             for route in settings.routes
         }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import UnsetType, structs
 
 from understudy.policies.adaptive import Signal
-from understudy.policies.balance import Peer, balance
+from understudy.policies.balance import Balance, Peer, balance
 from understudy.policies.breaker import Breaker, breaker
 from understudy.policies.budget import Budget
 from understudy.policies.chain import Link, chain, overtaken, rank_of
@@ -26,6 +26,7 @@ from understudy.policies.hedge import Hedge, hedge
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
 from understudy.policies.quota import Quota, quota
+from understudy.policies.ramp import Ramp
 from understudy.policies.retry import Retry, retry
 from understudy.policies.service import CREDENTIALS, Answer, Call, Headers, Refused, Request, Service
 from understudy.policies.shed import Priority, Shedder, shed
@@ -72,6 +73,10 @@ ROUTE_ORDER = (
 )
 
 TIER_ORDER = (
+    (
+        "ramp",
+        "asked by the chain itself: a call kept back costs the tier nothing, and comes back if nobody else answers",
+    ),
     ("retry", "outside the breaker, so that every attempt is counted and an open breaker ends the attempts"),
     ("budget", "shared by retry and hedge: what either spends the other has not"),
     (
@@ -101,6 +106,7 @@ class EndpointParts:
     breaker: Breaker | None = None
     place: object = None
     quota: Quota | None = None
+    peer: Peer | None = None
 
 
 @dataclass(slots=True)
@@ -112,6 +118,7 @@ class TierParts:
     budget: Budget | None = None
     hedge: Hedge | None = None
     usual: Usual = field(default_factory=Usual)
+    balance: Balance | None = None
 
     @property
     def only(self) -> EndpointParts:
@@ -183,17 +190,19 @@ def assemble(
     faults: bool = False,
     caches: Caches | None = None,
     space: str = "",
+    zone: str | None = None,
 ) -> RouteParts:
     """Put a route together in the orders above.
 
     `absent` names the tiers that are configured but not there, with the reason. What `before` had learnt (breakers,
     places taken, counts) goes on under the same names. `faults` lets what is planned to break do so.
-    `caches` is there when any route has a cache or likeness; `space` is the route's vector space.
+    `caches` is there when any route has a cache or likeness; `space` is the route's vector space, `zone`
+    is where we are.
     """
     tally = before.tally if before else RouteTally()
     parts = RouteParts(route, dialect, _nobody, tally, ())
     clocks = Deadline(route.deadline.total_s, route.deadline.reserve_s)
-    build = _Build(parts, before, world, _made_once(make_tier), absent or {}, faults=faults)
+    build = _Build(parts, before, world, _made_once(make_tier), absent or {}, faults=faults, zone=zone)
     if caches is not None and route.cache.enabled and route.dialect != "plain":
         keeps = _kept_rank(route, build.absent)
         parts.cache = caches.of_route(route, dialect, space, tally, keeps, before.cache if before else None)
@@ -225,6 +234,7 @@ class _Build:
         absent: Mapping[str, str],
         *,
         faults: bool,
+        zone: str | None,
     ) -> None:
         self.parts = parts
         self.before = before
@@ -232,6 +242,7 @@ class _Build:
         self.make_tier = make_tier
         self.absent = absent
         self.faults = faults
+        self.zone = zone
         self.tools = Tools(world.clock, world.dice, world.sleep)
 
     def links(
@@ -247,6 +258,8 @@ class _Build:
             if tier.name not in self.absent:
                 service = self._tier(tier, parts, old, _AfterThis(links, position, len(tiers)), alike)
             link = parts.link = Link(tier.name, rank_of(position), service, self.absent.get(tier.name, ""))
+            if isinstance(tier, UpstreamTier) and service is not None and not apart:
+                link.ramp = _ramp(self.parts.route, tier, parts, old, self.world)
             if old and old.link:
                 link.outcomes, link.seconds = old.link.outcomes, old.link.seconds
             links.append(link)
@@ -255,7 +268,7 @@ class _Build:
     def _tier(
         self, tier: Tier, parts: TierParts, old: TierParts | None, after: _AfterThis, alike: Alike | None
     ) -> Service:
-        service = _tier_stack(self.parts.route, tier, parts, old, self.world, self._made, after)
+        service = _tier_stack(self.parts.route, tier, parts, old, self.world, self._made, after, self.zone)
         if alike is not None and isinstance(tier, LocalTier):
             service = alike.before(service)
         if self.parts.cache is not None and isinstance(tier, LocalTier):
@@ -376,21 +389,20 @@ def _tier_stack(
     world: World,
     make_tier: MakeTier,
     after: _AfterThis,
+    zone: str | None,
 ) -> Service:
     if isinstance(tier, LocalTier):
         # what is ours is not worth asking twice, and has no endpoint to spare
         own = parts.endpoints[tier.name] = _carried(old, tier.name, None, route, tier)
         return limit(make_tier(route, tier, tier.name), own.bulkhead, clock=world.clock)
-    peers = [
-        Peer(
-            f"{tier.name}/{endpoint.name}",
-            _endpoint_stack(route, tier, endpoint, parts, old, world, make_tier),
-            endpoint.weight,
-        )
-        for endpoint in endpoints_of(tier)
-    ]
-    # with one endpoint there is nothing to choose, and the layer is not there
-    service = balance(peers) if len(peers) > 1 else peers[0].service
+    endpoints = endpoints_of(tier)
+    services = [_endpoint_stack(route, tier, endpoint, parts, old, world, make_tier) for endpoint in endpoints]
+    service = services[0]
+    if len(services) > 1:
+        # with one endpoint there is nothing to choose, and the layer is not there
+        peers = [_peer(tier, endpoint, parts, old, world, zone) for endpoint in endpoints]
+        parts.balance = Balance(peers, _set(tier.balance, route.balance), world.dice)
+        service = balance(dict(zip(peers, services, strict=True)), parts.balance, clock=world.clock)
     return _with_attempts(service, route, tier, parts, old, world, after)
 
 
@@ -465,6 +477,29 @@ class _AfterThis:
             overtaken(self.links[self.position], self.link, call, answer)
 
 
+def _peer(
+    tier: UpstreamTier, endpoint: Endpoint, parts: TierParts, old: TierParts | None, world: World, zone: str | None
+) -> Peer:
+    own = parts.endpoints[endpoint.name]
+    if own.peer is None:
+        own.peer = Peer(f"{tier.name}/{endpoint.name}")
+        if old is not None and old.balance is not None:
+            # it has come by a reload: its neighbours are warm
+            own.peer.back_at = world.clock()
+    own.peer.weight = endpoint.weight
+    own.peer.rank = (endpoint.priority, zone is not None and endpoint.zone != zone)
+    own.peer.guard = own.breaker
+    return own.peer
+
+
+def _ramp(route: Route, tier: UpstreamTier, parts: TierParts, old: TierParts | None, world: World) -> Ramp:
+    guards = [endpoint.breaker for endpoint in parts.endpoints.values() if endpoint.breaker is not None]
+    ramp = Ramp(guards, _set(tier.ramp, route.ramp), world.dice)
+    if old and old.link and old.link.ramp:
+        ramp.goes_on_from(old.link.ramp)
+    return ramp
+
+
 def _endpoint_stack(
     route: Route,
     tier: UpstreamTier,
@@ -497,7 +532,7 @@ def _carried(old: TierParts | None, name: str, place: object, route: Route, tier
     if before is None or before.place != place:
         return EndpointParts(name, Bulkhead(limits, learns_from(route, tier)), place=place)
     before.bulkhead.rules = limits
-    return EndpointParts(name, before.bulkhead, before.breaker, place, before.quota)
+    return EndpointParts(name, before.bulkhead, before.breaker, place, before.quota, before.peer)
 
 
 def effective_limit(route: Route, tier: UpstreamTier | LocalTier) -> Limit:

@@ -38,6 +38,8 @@ def _tier(tier: dict[str, Any]) -> Iterator[str]:
         return
     endpoints = tier["endpoints"]
     words = [f"{count} {outcome}" for outcome, count in tier["outcomes"].items()]
+    if tier.get("ramp_share", 1) < 1:
+        words.insert(0, f"coming back with {tier['ramp_share']:.0%} of the calls;")
     if len(endpoints) == 1:
         yield f"{head}{' '.join([*_endpoint(endpoints[0]), *words])}"
         return
@@ -48,6 +50,8 @@ def _tier(tier: dict[str, Any]) -> Iterator[str]:
 
 def _endpoint(endpoint: dict[str, Any]) -> Iterator[str]:
     breaker, limit = endpoint.get("breaker"), endpoint["limit"]
+    if endpoint.get("ejected_s"):
+        yield f"LEFT OUT for {endpoint['ejected_s']} s more;"
     if breaker:
         yield f"breaker {breaker['state']}"
         if breaker["state"] != "closed":

@@ -180,6 +180,8 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         about["outcomes"] = {" ".join(filter(None, key)): count for key, count in link.outcomes.items()}
         if link.seconds.count:
             about["fallback_p95_s"] = round(link.seconds.p95, 3)
+        if link.ramp is not None:
+            about["ramp_share"] = round(link.ramp.share(now), 3)
         about["endpoints"] = [_endpoint_status(endpoint, now) for endpoint in tier.endpoints.values()]
         tiers.append(about)
     return {
@@ -209,4 +211,7 @@ def _endpoint_status(endpoint: EndpointParts, now: float) -> dict[str, Any]:
         "places": bulkhead.places,
         "waiting": len(bulkhead.waiting),
     }
+    if endpoint.peer is not None:
+        about["outstanding"] = endpoint.peer.outstanding
+        about["ejected_s"] = round(max(0.0, endpoint.peer.ejected_until - now), 2)
     return about

@@ -24,6 +24,9 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "process_max_fds": min,
     "python_info": max,
     "understudy_arm_share": max,
+    "understudy_balance_cost_seconds": max,
+    "understudy_balance_ejected": max,
+    "understudy_balance_panic": max,
     "understudy_breaker_mode": max,
     "understudy_breaker_state": max,
     "understudy_fault_active": max,
@@ -32,6 +35,7 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_local_info": max,
     "understudy_local_ready": min,
     "understudy_loop_lag_seconds": max,
+    "understudy_ramp_share": min,
     "understudy_reload_ok": min,
     "understudy_shed_pressure": max,
 }

@@ -166,6 +166,7 @@ async def test_a_fault_may_befall_one_endpoint_of_several():
         endpoints=[settings.Endpoint(url="http://a", name="a"), settings.Endpoint(url="http://b", name="b")],
         faults=[PlannedFault(do="abort", endpoint="a")],
         retry=settings.Retry(attempts=1),
+        breaker=settings.Breaker(consecutive=1),
     )
     parts = put_together(enabled=True, tiers=[tier, UpstreamTier(name="second", url="http://c")])
     for _ in range(40):
