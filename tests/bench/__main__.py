@@ -34,7 +34,7 @@ QUICK = Effort(rounds=1, warm_s=0.06, window_s=0.2)
 OUT = REPOSITORY / "build" / "bench"
 DOCS = "docs"
 LOG_CHARS_MAX = 2000
-LONGER = ("routes", "workers")
+LONGER = ("routes", "endpoints", "workers")
 """What an impression goes without, unless it is named."""
 
 

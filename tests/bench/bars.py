@@ -119,6 +119,12 @@ BARS = (
         _unevenness("routes-100-to-1", "routes-1000-to-1"),
         at_most=0.1,
     ),
+    Bar(
+        "1 to 100 endpoints: CPU per call, farthest from that of 1",
+        ("endpoints",),
+        _unevenness("endpoints-10-to-1", "endpoints-100-to-1"),
+        at_most=0.1,
+    ),
     Bar("memory of a worker without the local tier, idle: MiB", ("rss",), _fact("rss-idle"), at_most=60),
     Bar("memory of a worker without the local tier, after load: MiB", ("rss",), _fact("rss-loaded"), at_most=60),
     Bar("start to first answered call: s", ("startup",), _fact("startup"), at_most=0.4),

@@ -1,4 +1,4 @@
-"""What no workload tells: memory, start-up, and what more routes or more workers do to a call's cost.
+"""What no workload tells: memory, start-up, and what more routes, endpoints or workers do to a call's cost.
 
 Each is a function from a Rig to Facts, and one line in EXTRAS. All but the workers are measured of one worker without
 its local tier, whose model takes seconds and hundreds of megabytes of its own.
@@ -24,6 +24,7 @@ MIB = 1024 * 1024
 START_S_MAX = 30.0
 START_POLL_S = 0.001
 ROUTES = (1, 100, 1000)
+ENDPOINTS = (1, 10, 100)
 WORKERS = (1, 2)
 CORES_MIN = 4
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
@@ -107,18 +108,48 @@ def _is_answered(port: int) -> bool:
 
 
 def _routes(rig: Rig, effort: Effort) -> list[Fact]:
-    """The same call through the last of so many routes, interleaved; the range is that of the ratios' rounds."""
-    starts = [_of_policies(rig, f"routes-{count}", _many_routes(count, rig.site.upstream_port)) for count in ROUTES]
+    """The same call through the last of so many routes."""
+    return _more_of(rig, effort, "route", ROUTES, _many_routes)
+
+
+def _endpoints(rig: Rig, effort: Effort) -> list[Fact]:
+    """The same call through a tier of so many endpoints."""
+    return _more_of(rig, effort, "endpoint", ENDPOINTS, _many_endpoints)
+
+
+def _more_of(
+    rig: Rig, effort: Effort, what: str, counts: Sequence[int], policies: Callable[[int, int], str]
+) -> list[Fact]:
+    """What a call costs with so many of something, interleaved; the range is that of the ratios' rounds."""
+    starts = [_of_policies(rig, f"{what}s-{count}", policies(count, rig.site.upstream_port)) for count in counts]
     marks = _side_by_side(rig, starts, effort)
     costs = [[mark.cpu_s / mark.units * 1e6 for mark in of_one] for of_one in marks]
     facts = [
-        Fact(f"routes-{count}", spread(cost), "us", f"CPU per call of chat with {count:,} route{'s' * (count > 1)}")
-        for count, cost in zip(ROUTES, costs, strict=True)
+        Fact(f"{what}s-{count}", spread(cost), "us", f"CPU per call of chat with {count:,} {what}{'s' * (count > 1)}")
+        for count, cost in zip(counts, costs, strict=True)
     ]
-    for count, cost in list(zip(ROUTES, costs, strict=True))[1:]:
+    for count, cost in list(zip(counts, costs, strict=True))[1:]:
         ratios = spread(one / first for one, first in zip(cost, costs[0], strict=True))
-        facts.append(Fact(f"routes-{count}-to-1", ratios, "x", f"CPU per call with {count:,} routes to that with 1"))
+        facts.append(Fact(f"{what}s-{count}-to-1", ratios, "x", f"CPU per call with {count:,} {what}s to that with 1"))
     return facts
+
+
+def _many_endpoints(count: int, upstream_port: int) -> str:
+    """All of them one upstream, told apart by a header: what is measured is the choice, not so many services."""
+    endpoints = "".join(
+        f'          - {{name: e{n}, url: "http://127.0.0.1:{upstream_port}", headers: {{x-endpoint: "{n:03}"}}}}\n'
+        for n in range(count)
+    )
+    return f"""\
+{SERVER}routes:
+  - name: chat
+    match: {{prefix: /v1}}
+    dialect: openai-chat
+    tiers:
+      - kind: upstream
+        name: bench
+        endpoints:
+{endpoints}"""
 
 
 def _many_routes(count: int, upstream_port: int) -> str:
@@ -207,6 +238,7 @@ EXTRAS = (
     Extra("rss", "resident memory, idle and after load", _rss),
     Extra("startup", "from the command to the first answered call", _startup),
     Extra("routes", "CPU per call with 1, 100 and 1,000 routes", _routes),
+    Extra("endpoints", "CPU per call with 1, 10 and 100 endpoints", _endpoints),
     Extra("workers", "throughput of two workers and of one", _workers),
 )
 

@@ -10,7 +10,7 @@ from tests.bench.subjects import SUBJECTS
 from tests.bench.workloads import Workload
 
 Row = Sequence[str]
-TOLD = ("rss-loaded", "startup", "routes-1000-to-1", "workers-2-to-1")
+TOLD = ("rss-loaded", "startup", "routes-1000-to-1", "endpoints-100-to-1", "workers-2-to-1")
 """The facts a README's reader may want."""
 BEGIN, END = "<!-- bench -->", "<!-- end of bench -->"
 

@@ -60,7 +60,13 @@ def test_what_no_workload_tells_is_measured_too():
         facts, left_out = measure_extras(rig, [one for one in EXTRAS if one.name != "workers"], TOUCH, told=_ignored)
 
     assert left_out == {}
-    assert {one.name for one in facts} >= {"rss-idle", "rss-loaded", "startup", "routes-1000-to-1"}
+    assert {one.name for one in facts} >= {
+        "rss-idle",
+        "rss-loaded",
+        "startup",
+        "routes-1000-to-1",
+        "endpoints-100-to-1",
+    }
     assert all(one.value.low > 0 for one in facts)
 
 
