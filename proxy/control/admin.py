@@ -16,7 +16,7 @@ from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.rules import parse_address
 from understudy.proxy.sidecar import CannotStart, Sidecar
-from understudy.proxy.stack import EndpointParts
+from understudy.proxy.stack import EndpointParts, RouteParts
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = logging.getLogger("understudy.admin")
@@ -191,7 +191,26 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         "space": sidecar.settings.space_of(parts.route),
         "in_flight": parts.tally.in_flight,
         "answers": {f"{tier or 'none'} {hundreds}xx": n for (tier, hundreds), n in parts.tally.answers.items()},
+        **_cache_status(parts),
         "tiers": tiers,
+    }
+
+
+def _cache_status(parts: RouteParts) -> dict[str, Any]:
+    """What a route's cache has, where it has one."""
+    cache = parts.cache
+    if cache is None:
+        return {}
+    store, flights = cache.store, cache.flights
+    return {
+        "cache": {
+            "entries": len(store),
+            "bytes": store.bytes,
+            "found": {"hit": cache.hits, **cache.found},
+            "stored": store.stored,
+            "dropped": {"evicted": store.evicted, "written": store.moved},
+            "coalesced": {"shared": flights.shared, "took_over": flights.took_over, "alone": flights.alone},
+        }
     }
 
 

@@ -28,6 +28,7 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_balance_ejected": max,
     "understudy_balance_panic": max,
     "understudy_breaker_mode": max,
+    "understudy_cache_second_left_alone": max,
     "understudy_breaker_state": max,
     "understudy_fault_active": max,
     "understudy_likeness_false_share_bound": max,
@@ -144,7 +145,22 @@ def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **merged_arms(routes),
         "in_flight": sum(route["in_flight"] for route in routes),
         "answers": _added([route["answers"] for route in routes]),
+        **_merged_cache([route["cache"] for route in routes if "cache" in route]),
         "tiers": [_merged_tier(tiers) for tiers in by_name.values()],
+    }
+
+
+def _merged_cache(caches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The caches of several workers: each has its own, so that everything adds up."""
+    if not caches:
+        return {}
+    return {
+        "cache": {
+            name: _added([cache[name] for cache in caches])
+            if isinstance(value, dict)
+            else sum(cache[name] for cache in caches)
+            for name, value in caches[0].items()
+        }
     }
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from tests.caching.desk import Desk, Played, answer, embedder, heard, shared_caches
-from understudy.policies.service import Answer, Call, Failed
+from understudy.policies.coalesce import Flights, coalesce
+from understudy.policies.deadline import Deadline
+from understudy.policies.service import Answer, Call, Failed, Refused
 from understudy.proxy import settings
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.caching.snapshot import Record, framed, records
@@ -360,3 +362,53 @@ async def test_the_door_does_not_look_where_something_before_the_cache_must_see_
         assert desk.cache is not None
         assert desk.parts.hit is None
     await caches.close()
+
+
+# --- the order -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("swapped", "waited_s"), [(False, 0.0), (True, 4.0)])
+async def test_coalesce_inside_the_cache_spares_what_is_kept_the_wait_for_who_asks_anew(swapped: bool, waited_s: float):
+    clock = asyncio.get_running_loop().time
+
+    async def slow(_call: Call) -> Answer:
+        await asyncio.sleep(5)
+        return answer({"result": 1, "status": "ok", "time": 0.1})
+
+    desk = Desk("qdrant", slow, route={"coalesce": settings.Coalesce(enabled=not swapped)})
+    sharing = coalesce(desk.parts.service, Flights(settings.Coalesce()), Deadline(30, 1), clock=clock)
+
+    async def asked(*headers: tuple[bytes, bytes]) -> float:
+        call = desk.dialect.read(desk.request({"query": [1]}, list(headers)))
+        call.born = began = clock()
+        call.key, call.deadline = b"the same", began + 30
+        await (sharing if swapped else desk.parts.service)(call)
+        return clock() - began
+
+    await asked()
+    anew = asyncio.ensure_future(asked((b"cache-control", b"no-cache")))
+    await asyncio.sleep(1)
+    assert await asked() == pytest.approx(waited_s)
+    await anew
+    await desk.close()
+
+
+async def test_cache_outside_the_chain_answers_while_the_breaker_is_open_and_takes_no_place():
+    down = False
+
+    async def upstream(_call: Call) -> Answer:
+        if down:
+            raise Failed("reset")
+        return answer({"result": 1, "status": "ok", "time": 0.1})
+
+    desk = Desk("qdrant", upstream, route={"breaker": settings.Breaker(consecutive=1)})
+    await desk.ask({"query": [1]})
+    down = True
+    for _ in range(2):
+        with pytest.raises((Failed, Refused)):
+            await desk.ask({"query": [2]})
+    endpoint = desk.parts.tiers["first"].only
+    assert endpoint.breaker is not None
+    assert endpoint.breaker.state == "open"
+    assert (await desk.ask({"query": [1]})).source == "cache"
+    await desk.close()

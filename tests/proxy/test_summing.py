@@ -112,3 +112,17 @@ def test_a_merged_status_adds_up_counts_and_shows_what_is_wrong_anywhere():
 def test_without_any_worker_the_status_still_has_its_shape():
     whole = merged_status([])
     assert (whole["routes"], whole["local"]["ready"]) == ([], False)
+
+
+def test_caches_of_several_workers_add_up_and_a_route_without_one_has_none():
+    def route(name: str, **more: object) -> dict[str, object]:
+        return {"name": name, "in_flight": 0, "answers": {}, "tiers": [], **more}
+
+    def status(entries: int, found: dict[str, int]) -> dict[str, object]:
+        cache = {"entries": entries, "found": found}
+        policies = {"reload_ok": True, "reloads": {}}
+        return {"policies": policies, "local": {"ready": True}, "routes": [route("a", cache=cache), route("b")]}
+
+    merged = merged_status([status(3, {"hit": 1}), status(4, {"hit": 2, "miss": 5})])
+    assert merged["routes"][0]["cache"] == {"entries": 7, "found": {"hit": 3, "miss": 5}}
+    assert "cache" not in merged["routes"][1]
