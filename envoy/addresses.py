@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from understudy.proxy.rules import addresses, parse_address
+from understudy.proxy.addresses import parse_address, told_address
 from understudy.proxy.settings import Settings
 
 
@@ -27,6 +27,13 @@ def read_address(text: str) -> Address:
 
 
 def sidecar_address(settings: Settings) -> Address:
-    """Where a neighbour reaches the sidecar: its first listener, on loopback when it listens everywhere."""
-    host, port = read_address(addresses(settings)[0])
+    """Where a neighbour reaches the sidecar: its first plain listener, on loopback when it listens everywhere.
+
+    Raises ValueError where there is none.
+    """
+    address, tls = told_address(settings)
+    if tls:
+        why = "Envoy speaks plain HTTP to its sidecar: add a loopback address that server.tls.listen leaves out"
+        raise ValueError(why)
+    host, port = read_address(address)
     return Address({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)  # noqa: S104 - compared, not bound

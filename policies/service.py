@@ -25,10 +25,14 @@ TRAIL_STEPS_MAX = 16
 
 
 class Hop(NamedTuple):
-    """What is known of the connection a request came in by. The address is empty on a Unix socket."""
+    """What is known of the connection a request came in by. The address is empty on a Unix socket.
+
+    `subject` is whom the caller's certificate names, where one was asked for and verified.
+    """
 
     address: bytes
     scheme: bytes
+    subject: bytes = b""
 
 
 NOWHERE = Hop(b"", b"http")
@@ -85,7 +89,14 @@ def tenant_of(request: Request, besides: tuple[bytes, ...] = ()) -> bytes:
     """Who asks, as 16 bytes that don't tell the credentials they were made from; b"" where there are none.
 
     `besides` are further headers, in lower case, that set tenants apart. Worked out once for requests of one head.
+    Whom a client certificate names is part of it, and of the connection: the same head may come by another one.
     """
+    tenant = _tenant_of_head(request, besides)
+    subject = request.hop.subject
+    return blake2b(tenant + subject, digest_size=16, person=b"certificate").digest() if subject else tenant
+
+
+def _tenant_of_head(request: Request, besides: tuple[bytes, ...]) -> bytes:
     remembered = request.remembered
     key = (tenant_of, besides)
     if remembered is not None and key in remembered:

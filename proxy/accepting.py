@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections.abc import Callable, Collection, Sequence
 
 BACKLOG = 1024
@@ -16,18 +15,18 @@ Factory = Callable[[], asyncio.Protocol]
 
 
 class Accepting:
-    """The servers of this process: place by place, for each of the addresses a protocol factory and its TLS."""
+    """The servers of this process: place by place, for each of the addresses a protocol factory."""
 
     def __init__(self, places: Sequence[Sequence[socket.socket]]) -> None:
         self._loop = asyncio.get_running_loop()
         self._places = places
-        self._ways: list[tuple[Factory, ssl.SSLContext | None]] = []
+        self._ways: list[Factory] = []
         self._servers: dict[int, list[asyncio.Server]] = {}
         self._left = False
 
-    def add(self, factory: Factory, tls: ssl.SSLContext | None = None) -> None:
+    def add(self, factory: Factory) -> None:
         """What becomes of connections to the next of the addresses."""
-        self._ways.append((factory, tls))
+        self._ways.append(factory)
 
     async def cover(self, places: Collection[int]) -> None:
         """Accept from the sockets of these places, and of no other. The sockets themselves stay as they are."""
@@ -38,8 +37,8 @@ class Accepting:
             if place in self._servers or self._left:
                 continue
             servers = self._servers[place] = list[asyncio.Server]()
-            for sock, (factory, tls) in zip(self._places[place], self._ways, strict=True):
-                servers.append(await self._loop.create_server(factory, sock=sock.dup(), ssl=tls, backlog=BACKLOG))
+            for sock, factory in zip(self._places[place], self._ways, strict=True):
+                servers.append(await self._loop.create_server(factory, sock=sock.dup(), backlog=BACKLOG))
 
     async def leave(self) -> None:
         """Accept whom waits already, then nobody. A socket that nobody else holds refuses from now on."""
@@ -48,14 +47,12 @@ class Accepting:
             server.close()
         self._servers.clear()
         for place in self._places:
-            for sock, (factory, tls) in zip(place, self._ways, strict=True):
-                await accept_waiting(self._loop, sock, factory, tls)
+            for sock, factory in zip(place, self._ways, strict=True):
+                await accept_waiting(self._loop, sock, factory)
                 sock.close()
 
 
-async def accept_waiting(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, factory: Factory, tls: ssl.SSLContext | None
-) -> None:
+async def accept_waiting(loop: asyncio.AbstractEventLoop, sock: socket.socket, factory: Factory) -> None:
     """Accept whoever waits in the queue of `sock`: closing it would reset them."""
     sock.setblocking(False)
     for _ in range(WAITING_MAX):
@@ -64,4 +61,4 @@ async def accept_waiting(
         except OSError:
             return
         with contextlib.suppress(OSError):
-            await loop.connect_accepted_socket(factory, connection, ssl=tls)
+            await loop.connect_accepted_socket(factory, connection)

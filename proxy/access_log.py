@@ -22,6 +22,7 @@ from understudy.proxy.http.tunnel import Tunnel
 LINES_MAX = 10_000
 FLUSH_S = 0.2
 PATH_BYTES_MAX = 512
+CLIENT_BYTES_MAX = 256
 
 
 class AccessLog:
@@ -92,6 +93,9 @@ def line_of(exchange: Exchange, end: str) -> str:
         asked = f',"kind":"{call.kind}","upstream_ms":{call.upstream_s * 1000:.3f},"attempts":{call.attempts}'
         if call.trace:
             asked += f',"trace":"{call.trace[3:35]}"'
+    if subject := exchange.request.hop.subject:
+        # of the connection, and not of the head, which others may send as well
+        asked += f',"client":{_json(subject[:CLIENT_BYTES_MAX].decode("utf-8", "replace"))}'
     answered = ""
     bytes_in = len(exchange.request.body)
     if answer is not None:

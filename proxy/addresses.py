@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from understudy.proxy.settings import Settings
+from understudy.proxy.settings import ServerTls, Settings
 
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
 UNIX_PATH_BYTES_MAX = 107
@@ -17,6 +17,24 @@ def addresses(settings: Settings) -> list[str]:
     """`server.listen` as what it always means: a list."""
     listen = settings.server.listen
     return [listen] if isinstance(listen, str) else listen
+
+
+def tls_of(settings: Settings) -> ServerTls | None:
+    """The TLS settings of our own port, where there are any."""
+    return settings.server.tls if isinstance(settings.server.tls, ServerTls) else None
+
+
+def speaks_tls(settings: Settings, address: str) -> bool:
+    """Whether callers of this address of `server.listen` speak TLS."""
+    tls = tls_of(settings)
+    return tls is not None and not unix_path(address) and (not tls.listen or address in tls.listen)
+
+
+def told_address(settings: Settings) -> tuple[str, bool]:
+    """The address that neighbours on this host are told, a plain one if there is; and whether TLS is spoken there."""
+    listed = [address for address in addresses(settings) if not unix_path(address)]
+    plain = [address for address in listed if not speaks_tls(settings, address)]
+    return (plain[0], False) if plain else (listed[0], True)
 
 
 def parse_address(address: str) -> tuple[str, int]:

@@ -196,11 +196,12 @@ def print_status(arguments: argparse.Namespace) -> int:
 
 def exports(settings: Settings) -> dict[str, str]:
     """What an application must have in its environment to come to us: variables that the official SDKs read."""
-    from understudy.proxy.rules import addresses, parse_address
+    from understudy.proxy.addresses import parse_address, told_address
 
-    host, port = parse_address(addresses(settings)[0])
+    address, tls = told_address(settings)
+    host, port = parse_address(address)
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    base = f"http://{shown}:{port}"
+    base = f"{'https' if tls else 'http'}://{shown}:{port}"
     found: dict[str, str] = {}
     for route in settings.routes:
         match = route.claims[0]

@@ -13,6 +13,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from understudy.policies.outcomes import FOLLOWS
+from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.outcomes import providers_of
 from understudy.proxy.reading import Reading
 from understudy.proxy.routes import Table
@@ -61,6 +62,7 @@ def explain_data(
     at = f"routes[{n}]"
     route = settings.routes[n]
     described = _Described(reading)
+    data["tls"] = _tls_data(settings, port, described)
     data["route"] = {
         "name": route.name,
         "from": described.place(at),
@@ -180,6 +182,15 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
+def _tls_data(settings: Settings, port: int, described: _Described) -> dict[str, Any]:
+    """`server.tls` where it is spoken on this port; nothing elsewhere."""
+    tls = tls_of(settings)
+    spoken = [address for address in addresses(settings) if speaks_tls(settings, address)]
+    if tls is None or port not in [parse_address(address)[1] for address in spoken]:
+        return {}
+    return described.fields(tls, "server.tls", ("listen",))
+
+
 def _tier_data(
     settings: Settings, route: Route, tier: Tier, at: str, order: Order, described: _Described
 ) -> dict[str, Any]:
@@ -282,6 +293,9 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     yield f"  because {route['because']} ({route['claim_from']})"
     if route["forwarded_path"] != request["path"].partition("?")[0]:
         yield f"  and goes on as {shown(route['forwarded_path'])}"
+    if data["tls"]:
+        yield "  in TLS:"
+        yield from _table(data["tls"], 4)
     yield ""
     yield from _table({key: route[key] for key in ("dialect", "space", "body_bytes_max")}, 2)
     yield ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -71,6 +72,8 @@ METRICS = {
     "understudy_upstream_dns_total": "Questions to DNS about an endpoint; stale: an old answer was used",
     "understudy_connections": "Connections from callers",
     "understudy_connections_refused_total": "Connections refused at the limit or while draining",
+    "understudy_tls_handshake_failures_total": "TLS handshakes with callers that failed, by reason",
+    "understudy_tls_certificate_expires_seconds": "When our certificate for callers ends, in Unix time; only with TLS",
     "understudy_unrouted_total": "Requests that no route claimed",
     "understudy_bad_requests_total": "Requests refused before they were read: malformed, too large or too slow",
     "understudy_slow_readers_cut_total": "Connections cut because their callers took too little of what they were sent",
@@ -100,6 +103,8 @@ class Seen(Protocol):
     def reloads(self) -> dict[str, int]: ...
     @property
     def reload_ok(self) -> bool: ...
+    @property
+    def certificate_expires_at(self) -> float | None: ...
     @property
     def local_info(self) -> dict[str, str]: ...
     @property
@@ -345,16 +350,22 @@ def _connection_metrics(seen: Seen) -> Iterator[Metric]:
 def _door_metrics(seen: Seen) -> Iterator[Metric]:
     connections = _gauge("understudy_connections", [])
     refused = _counter("understudy_connections_refused_total", [])
+    failures = _counter("understudy_tls_handshake_failures_total", ["reason"])
+    expires = _gauge("understudy_tls_certificate_expires_seconds", [])
     unrouted = _counter("understudy_unrouted_total", [])
     bad = _counter("understudy_bad_requests_total", [])
     cut = _counter("understudy_slow_readers_cut_total", [])
     listeners = list(seen.listeners)
     connections.add_metric([], sum(len(listener.doors) for listener in listeners))
     refused.add_metric([], sum(listener.refused_connections for listener in listeners))
+    for reason, count in sum((listener.tls_failures for listener in listeners), Counter[str]()).items():
+        failures.add_metric([reason], count)
+    if seen.certificate_expires_at is not None:
+        expires.add_metric([], seen.certificate_expires_at)
     unrouted.add_metric([], sum(listener.unrouted for listener in listeners))
     bad.add_metric([], sum(listener.bad_requests for listener in listeners))
     cut.add_metric([], sum(listener.behind.cut for listener in listeners))
-    yield from (connections, refused, unrouted, bad, cut)
+    yield from (connections, refused, failures, expires, unrouted, bad, cut)
 
 
 def _process_metrics(seen: Seen) -> Iterator[Metric]:

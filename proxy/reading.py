@@ -16,6 +16,8 @@ from typing import Any, cast
 from msgspec import Struct, inspect, structs
 
 from understudy.proxy import settings as types
+from understudy.proxy.addresses import tls_of
+from understudy.proxy.certificates import faults_of_tls
 from understudy.proxy.checking import check_file
 from understudy.proxy.policy_files import compose, digest, digest_folder, find_files
 from understudy.proxy.rules import faults_of, warnings_of
@@ -55,13 +57,14 @@ class Reading:
     """What came of a folder. `settings` is None exactly when there are faults.
 
     `origins` maps a path in the settings (`routes[0].retry.attempts`) to the spot its value came from, which may be a
-    line of `defaults`; what isn't in it is built in.
+    line of `defaults`; what isn't in it is built in. `tls` names files that are worth watching, in force or not.
     """
 
     settings: Settings | None
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
     origins: Mapping[str, Spot] = field(default_factory=dict[str, Spot])
+    tls: types.ServerTls | None = None
 
 
 def load(folder: Path, environ: Mapping[str, str], dialects: Mapping[str, str] = SHIPPED_DIALECTS) -> Settings:
@@ -86,8 +89,10 @@ def read_folder(folder: Path, environ: Mapping[str, str], dialects: Mapping[str,
     settings = _settled(cast("Settings", grown.build(whole, "")), digest(files), environ)
     top = Place(grown, "", Spot(str(folder), 1, 1))
     faults += faults_of(settings, dialects, top)
+    faults += faults_of_tls(settings, top.at("server").at("tls"))
     found = _once(faults)
-    return Reading(None if found else settings, found, _once(warnings_of(settings, dialects, top)), grown.spots)
+    warnings = _once(warnings_of(settings, dialects, top))
+    return Reading(None if found else settings, found, warnings, grown.spots, tls_of(settings))
 
 
 def _once(faults: Iterable[Fault]) -> tuple[Fault, ...]:

@@ -427,11 +427,29 @@ class Limits(Frozen, frozen=True):
     """Seconds a WebSocket may be silent in both directions."""
 
 
+class ServerTls(Frozen, frozen=True):
+    """TLS for callers. The files are watched: what replaces them is in force for who connects from then on, and what
+    can't be used leaves the old ones in force, with a fault as a bad policy file has."""
+
+    cert_file: FilePath
+    """Our certificate in PEM, and behind it those that lead to the authority."""
+    key_file: FilePath | None = None
+    """Its private key in PEM, without a passphrase; not needed where it stands in cert_file."""
+    client_ca_file: FilePath | None = None
+    """The authorities, in PEM, whose certificates callers must show (mTLS)."""
+    client: Literal["require", "optional"] = "require"
+    """With a client_ca_file: whether callers without a certificate are let in. A wrong one is refused either way."""
+    min_version: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.2"
+    listen: list[str] = []
+    """The addresses of server.listen where TLS is spoken, written as there; unless said, all but Unix sockets."""
+
+
 class Server(Frozen, frozen=True):
     """Where the sidecar listens, and how it behaves as a process."""
 
     listen: str | Annotated[list[str], Meta(min_length=1)] = "127.0.0.1:8787"
     """host:port or [v6]:port, one or several; port 0 takes a free one. Behind the first, unix:/path as well."""
+    tls: ServerTls | UnsetType = UNSET
     admin: str = "127.0.0.1:8788"
     """Where health, metrics and status are served."""
     zone: str | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,8 +22,10 @@ from understudy.policies.service import Answer, Call, Refused, Service
 from understudy.policies.shed import Shedder
 from understudy.proxy.accepting import BACKLOG, Accepting
 from understudy.proxy.access_log import AccessLog
+from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.caching.route_cache import RouteCache
+from understudy.proxy.certificates import BadCredentials, Credentials, credentials, fingerprint
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import Marks, new_pseudonym
@@ -30,7 +33,7 @@ from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
 from understudy.proxy.outcomes import base_table
-from understudy.proxy.reading import BadPolicies, Fault, Reading, read_folder
+from understudy.proxy.reading import BadPolicies, Fault, Reading, digest_folder, read_folder
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, parse_address, unix_path
 from understudy.proxy.settings import LocalTier, Route, Settings, Shedding, Tier, UpstreamTier
@@ -63,6 +66,7 @@ class Stack:
     table: Table[RouteParts]
     pools: dict[tuple[str, str, str], Pool]
     tiers: dict[tuple[str, str, str], Tier] = field(default_factory=dict[tuple[str, str, str], Tier])
+    tls: Credentials | None = None
 
 
 class Sidecar:
@@ -88,13 +92,14 @@ class Sidecar:
         self.reloads = {"ok": 0, "bad": 0}
         self.reload_ok = True
         self.faults: tuple[Fault, ...] = ()
-        self.digest_seen = ""
+        self.files_seen = ("", "")
         self.draining = False
         # in Via: two sidecars may stand one behind the other, and each knows only its own name
         self.pseudonym = pseudonym or new_pseudonym()
         self.loop_lag_s = 0.0
         self.listeners: list[Listener] = []
         self._forced: dict[tuple[str, str, str], Mode] = {}
+        self._addresses: list[str] = []
         self._unix_places: list[UnixPlace] = []
         self._servers: list[asyncio.Server] = []
         self._loading: asyncio.Task[None] | None = None
@@ -122,6 +127,10 @@ class Sidecar:
     @property
     def pools(self) -> dict[tuple[str, str, str], Pool]:
         return self.stack.pools
+
+    @property
+    def certificate_expires_at(self) -> float | None:
+        return self.stack.tls.expires_at if self.stack.tls else None
 
     @property
     def log_lines_dropped(self) -> int:
@@ -160,14 +169,23 @@ class Sidecar:
             raise BadPolicies(reading.faults)
         for warning in reading.warnings:
             log.warning("%s", warning)
-        self.digest_seen = reading.settings.digest
+        self._tls_read = reading.tls
+        self.files_seen = reading.settings.digest, fingerprint(reading.tls)
         self.access_log.enabled = reading.settings.server.access_log
         self.shedder.rules = reading.settings.server.shed
         return self._assembled(reading.settings, None)
 
+    def look(self) -> tuple[str, str]:
+        """Digests of the files that are watched, as they are now. May run in a thread."""
+        return digest_folder(self.policies), fingerprint(self._tls_read)
+
     def reload(self) -> bool:
         """Put the files on disk in force, or say why not and leave everything as it is."""
         reading = read_folder(self.policies, self.environ, KINDS)
+        if reading.tls != self._tls_read:
+            # other files are watched from now on: what they hold now is what was read
+            self._tls_read = reading.tls
+            self.files_seen = self.files_seen[0], fingerprint(reading.tls)
         try:
             if reading.settings is None:
                 raise BadPolicies(reading.faults)
@@ -212,8 +230,9 @@ class Sidecar:
             log.warning("`local` has changed: it takes effect at the next start")
         self.access_log.enabled = stack.settings.server.access_log
         self.shedder.rules = stack.settings.server.shed
-        for listener in self.listeners:
+        for listener, address in zip(self.listeners, self._addresses, strict=True):
             listener.serve(stack.table.find, stack.settings.server.limits)
+            listener.tls = _context_for(address, stack)
         for parts in before.routes.values():
             if parts.arms.shadowing is not None:
                 parts.arms.shadowing.close()
@@ -246,7 +265,11 @@ class Sidecar:
             for route in settings.routes
         }
         table = Table((match, parts) for parts in routes.values() for match in parts.route.claims)
-        return Stack(settings, routes, table, pools, tiers)
+        try:
+            tls = credentials(tls_of(settings), before.tls if before else None)
+        except BadCredentials as bad:
+            raise CannotStart(f"server.tls.{bad.key}: {bad}") from None
+        return Stack(settings, routes, table, pools, tiers, tls)
 
     def _made_tier(
         self,
@@ -327,7 +350,8 @@ class Sidecar:
         if places is not None:
             self._accepting = Accepting(places)
             self.access_log.shared = True
-        for number, address in enumerate(addresses(self.settings)):
+        self._addresses = addresses(self.settings)
+        for number, address in enumerate(self._addresses):
             listener = Listener(
                 self.loop,
                 parse_address(address)[1],
@@ -339,6 +363,7 @@ class Sidecar:
                 route_names=lambda: list(self.stack.routes),
                 pseudonym=self.pseudonym,
             )
+            listener.tls = _context_for(address, self.stack)
             if places is not None and self._accepting is not None:
                 listener.port = places[place][number].getsockname()[1]
                 self._accepting.add(listener)
@@ -370,7 +395,7 @@ class Sidecar:
         host, port = parse_address(address)
         server = await self.loop.create_server(listener, host, port, backlog=BACKLOG)
         listener.port = server.sockets[0].getsockname()[1]
-        log.info("listening on http://%s:%d", host, listener.port)
+        log.info("listening on %s://%s:%d", "http" if listener.tls is None else "https", host, listener.port)
         return server
 
     async def cover(self, places: Collection[int]) -> None:
@@ -460,6 +485,11 @@ class Sidecar:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.knowing.close()
         self.access_log.close()
+
+
+def _context_for(address: str, stack: Stack) -> ssl.SSLContext | None:
+    """What callers of this address shake hands with; None where they speak plain HTTP."""
+    return stack.tls.context if stack.tls is not None and speaks_tls(stack.settings, address) else None
 
 
 def _of_another_space(own: str, wanted: str) -> Service:

@@ -16,6 +16,7 @@ def status_text(status: dict[str, Any]) -> str:
         f"policies  {policies['digest']} from {policies['folder']}"
         + ("" if policies["reload_ok"] else "  THE FILES ON DISK ARE NOT IN FORCE:"),
         *(f"          {fault}" for fault in policies["faults"]),
+        *(f"tls       {tls['cert_file']}, until {tls['expires']}" for tls in [status.get("tls")] if tls),
         f"local     {_local(local)}",
     ]
     for route in status["routes"]:

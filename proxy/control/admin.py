@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import socket
 import time
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -163,9 +164,19 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
             "reloads": sidecar.reloads,
             "faults": [str(fault) for fault in sidecar.faults],
         },
+        **_tls_status(sidecar),
         "local": {"ready": sidecar.local_ready, "reason": sidecar.knowing.reason, **sidecar.local_info},
         "routes": [_route_status(sidecar, name) for name in sidecar.stack.routes],
     }
+
+
+def _tls_status(sidecar: Sidecar) -> dict[str, Any]:
+    held = sidecar.stack.tls
+    if held is None:
+        return {}
+    ends = datetime.fromtimestamp(held.expires_at, UTC).isoformat(timespec="seconds")
+    clients = held.settings.client if held.settings.client_ca_file else "none"
+    return {"tls": {"cert_file": held.settings.cert_file, "expires": ends, "client_certificates": clients}}
 
 
 def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:

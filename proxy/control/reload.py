@@ -1,6 +1,6 @@
-"""Look at the policy files now and then, and put them in force when they have changed.
+"""Look at the policy files, and the certificates they name, now and then, and put them in force when they have changed.
 
-Contents are compared, not times: editors, ConfigMaps and git all change files in their own ways.
+Contents are compared, not times: editors, ConfigMaps, rotated secrets and git all change files in their own ways.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from understudy.proxy.reading import digest_folder
 from understudy.proxy.sidecar import Sidecar
 
 log = logging.getLogger("understudy.reload")
@@ -19,10 +18,10 @@ async def watch_policies(sidecar: Sidecar, hurry: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     while True:
         hurried = await _waited(hurry, sidecar.settings.server.reload_s)
-        digest = await loop.run_in_executor(None, digest_folder, sidecar.policies)
-        if hurried or digest != sidecar.digest_seen:
+        files = await loop.run_in_executor(None, sidecar.look)
+        if hurried or files != sidecar.files_seen:
             # remembered even when it turns out bad: one edit is one message
-            sidecar.digest_seen = digest
+            sidecar.files_seen = files
             sidecar.reload()
 
 

@@ -39,6 +39,7 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_ramp_share": min,
     "understudy_reload_ok": min,
     "understudy_shed_pressure": max,
+    "understudy_tls_certificate_expires_seconds": min,
 }
 """How gauges come together that do not add up."""
 
@@ -131,6 +132,7 @@ def merged_status(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "policies": {**bad, "reloads": _added([one["reloads"] for one in each])},
         "local": waiting,
+        **({"tls": first["tls"]} if "tls" in first else {}),
         "routes": [_merged_route(routes) for routes in by_name.values()],
     }
 

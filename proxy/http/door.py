@@ -12,10 +12,10 @@ import asyncio
 import logging
 from typing import cast
 
-from understudy.policies.service import NOWHERE, Answer, Failed, Hop, Refused, Request
+from understudy.policies.service import NOWHERE, Answer, Failed, Refused, Request
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.http.exchange import Entry, Exchange, apology
-from understudy.proxy.http.forwarding import address_of
+from understudy.proxy.http.greeter import Greeter
 from understudy.proxy.http.hall import Hall
 from understudy.proxy.http.heads import body_is_absent
 from understudy.proxy.http.incoming import Incoming
@@ -71,8 +71,7 @@ class Door(Incoming):
         if len(listener.doors) >= listener.limits.connections_max or listener.draining:
             self._turn_away(transport)
             return
-        peer = cast("tuple[str, int] | str | None", transport.get_extra_info("peername"))
-        self._hop = Hop(address_of(peer), listener.scheme)
+        self._hop = listener.hop(transport)
         transport.set_write_buffer_limits(high=listener.limits.write_buffer_bytes_max)
         listener.doors.add(self)
 
@@ -453,5 +452,5 @@ class Door(Incoming):
 class Listener(Hall):
     """One address that is listened on: whoever comes to it gets a door."""
 
-    def __call__(self) -> Door:
-        return Door(self)
+    def __call__(self) -> Door | Greeter:
+        return Door(self) if self.tls is None else Greeter(self, Door(self))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import ssl
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
+from understudy.policies.service import Hop
 from understudy.proxy.dialects.base import BadRequest, Dialect
 from understudy.proxy.http.behind import Behind
 from understudy.proxy.http.exchange import Entry, Exchange
-from understudy.proxy.http.forwarding import IN_CIRCLES, goes_in_circles
+from understudy.proxy.http.forwarding import IN_CIRCLES, address_of, goes_in_circles
+from understudy.proxy.http.greeter import subject_of
 from understudy.proxy.http.request_head import HeadMemory, RequestHead
 from understudy.proxy.http.stepping import Steps
 from understudy.proxy.settings import Limits
@@ -60,12 +64,10 @@ class Hall:
         logged: Logged | None = None,
         route_names: Callable[[], list[str]] = list,
         pseudonym: bytes = b"",
-        scheme: bytes = b"http",
     ) -> None:
         self.loop = loop
         self.steps = Steps(loop)
         self.pseudonym = pseudonym
-        self.scheme = scheme
         self.clock = clock or loop.time
         self.port = port
         self.fallback = fallback
@@ -73,10 +75,15 @@ class Hall:
         self.logged = logged
         self.route_names = route_names
         self.doors: set[Guest] = set()
+        self.shells: set[Guest] = set()
+        """What is round the doors of those who speak TLS."""
         self.behind = Behind()
         self.leaving = False
         self.draining = False
         self.refused_connections = 0
+        self.tls: ssl.SSLContext | None = None
+        """For who connects from now on; those who are in stay as they are."""
+        self.tls_failures: Counter[str] = Counter()
         self.unrouted = 0
         self._sweeping = False
         self.bad_requests = 0
@@ -99,6 +106,14 @@ class Hall:
             head.claim = found or (None, head.path)
         return cast("tuple[Entry | None, bytes]", head.claim)
 
+    @staticmethod
+    def hop(transport: asyncio.Transport) -> Hop:
+        """What is known of a connection and of who is at its other end."""
+        address = address_of(cast("tuple[str, int] | str | None", transport.get_extra_info("peername")))
+        if transport.get_extra_info("ssl_object") is None:
+            return Hop(address, b"http")
+        return Hop(address, b"https", subject_of(transport))
+
     def new_id(self) -> str:
         """An id for a request that brings none: unique, and short enough to read out over the phone."""
         return f"{self._boot}-{next(self._numbers):x}"
@@ -107,13 +122,13 @@ class Hall:
         """Look at every door's clocks; called about once a second, so that no door needs a timer."""
         self.behind.sweep(now, self.limits)
         if not self._sweeping:
-            self._sweep_on(iter(list(self.doors)), now)
+            self._sweep_on(iter([*self.doors, *self.shells]), now)
 
     def _sweep_on(self, doors: Iterator[Guest], now: float) -> None:
         """Some doors a turn: closing a thousand slow ones at once would have everybody else wait for 60 ms."""
         began = self.clock()
         for door in doors:
-            if door in self.doors:
+            if door in self.doors or door in self.shells:
                 door.check_clocks(now)
             if self.clock() - began > SWEEP_S_MAX:
                 self._sweeping = True
