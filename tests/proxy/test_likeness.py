@@ -91,6 +91,7 @@ class Bench:
         luck: float = 0.5,
         before: RouteParts | None = None,
         url: str = "http://a",
+        alone: bool = False,
         **rules: Any,
     ) -> None:
         self.upstream = Upstream()
@@ -99,7 +100,7 @@ class Bench:
             name="r",
             match=Match(prefix="/"),
             dialect=dialect,
-            tiers=[UpstreamTier(name="first", url=url), LocalTier()],
+            tiers=[UpstreamTier(name="first", url=url), *([] if alone else [LocalTier()])],
             retry=settings.Retry(attempts=1),
             breaker=settings.Breaker(enabled=False),
             likeness=settings.Likeness(mode=mode, **rules),  # pyright: ignore[reportArgumentType]
@@ -516,3 +517,30 @@ async def test_a_reload_keeps_what_was_learnt_unless_somebody_else_is_asked_from
     assert same.heart.rules.mode == "serve"
     other = Bench("openai-chat", "serve", before=bench.parts, url="http://elsewhere")
     assert other.heart.entries == 0
+
+
+async def test_calls_that_ask_at_once_are_one_comparison_and_not_as_many():
+    async def late(call: Call) -> Answer:
+        await asyncio.sleep(1)
+        return await upstream(call)
+
+    upstream = Upstream()
+    bench = Bench("openai-chat", "shadow", upstream=late)
+    await bench.chat("What is the fee?")
+    await asyncio.gather(*(bench.chat("what is the fee") for _ in range(20)))
+    verdicts = dict(bench.heart.permission.known())[Bucket("exact", 0.98)]
+    assert (verdicts.same, verdicts.different) == (1, 0)
+
+
+async def test_an_answer_that_the_cache_still_has_goes_before_one_that_is_alike():
+    bench = Bench("qdrant", "fallback", alone=True)
+    await bench.search(0)
+    bench.upstream.down = True
+    body = json.dumps({"query": [1.0, 0.0, 0.0], "limit": 5}).encode()
+    call = bench.dialect.read(Request(b"POST", b"/collections/docs/points/query", KEY, body))
+    call.route, call.born = "r", asyncio.get_running_loop().time()
+    assert (await bench.parts.service(call)).source == SOURCE
+    call.kept = True
+    with pytest.raises(Failed):
+        # for the cache, which stands outside, to answer with what it has
+        await bench.parts.service(call)
