@@ -24,7 +24,7 @@ CANONICAL_BYTES_MAX = 256 * 1024
 PLAIN_VALUE_BYTES = 4096
 """A list of numbers or a text longer than this is taken as it is written: a vector has no keys to put in order."""
 BYPASS = b"x-understudy-cache"
-_MATTERS = frozenset((b"accept", b"content-type", b"content-encoding", b"openai-organization", b"openai-project"))
+_MATTERS = frozenset((b"accept", b"content-type", b"content-encoding", b"origin"))
 _MATTERS_PREFIXES = (b"anthropic-", b"openai-", b"x-ms-", b"x-goog-")
 _UNUSUAL = frozenset((b"range", b"expect", b"if-match", b"if-none-match", b"if-modified-since"))
 _ENCODER = msgspec.json.Encoder(order="deterministic")

@@ -24,6 +24,9 @@ SUM_BYTES = 8
 # are not, and a list of what is would never be complete.
 STAYS_TRUE = frozenset(
     (
+        b"access-control-allow-credentials",
+        b"access-control-allow-origin",
+        b"access-control-expose-headers",
         b"cache-control",
         b"content-language",
         b"content-type",
@@ -35,7 +38,7 @@ STAYS_TRUE = frozenset(
         b"vary",
     )
 )
-TOLD_APART = frozenset((b"accept", b"accept-encoding", b"origin", b"openai-organization", b"openai-project"))
+TOLD_APART = frozenset((b"accept", b"accept-encoding", b"origin"))
 """What `Vary` may name: the keys tell these apart, or what is asked of upstreams is the same for all."""
 
 _MAX_AGE = re.compile(rb"(?:^|[,\s])(s-maxage|max-age)\s*=\s*\"?(\d{1,9})")

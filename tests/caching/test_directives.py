@@ -105,6 +105,20 @@ async def test_an_upstreams_max_age_shortens_the_time_and_never_lengthens_it():
         await desk.close()
 
 
+async def test_a_browser_gets_the_answer_that_was_meant_for_its_origin():
+    async def upstream(call: Call) -> Answer:
+        origin = call.request.header(b"origin") or b"*"
+        return answer({"result": 1}, block=b"vary: Origin\r\naccess-control-allow-origin: %b\r\n" % origin)
+
+    desk = Desk("qdrant", upstream)
+    for _ in range(2):
+        for origin in (b"https://a", b"https://b"):
+            got = await desk.ask({"query": [1]}, [(b"Origin", origin)])
+            assert b"access-control-allow-origin: %b\r\n" % origin in got.lines()
+    assert desk.cache.hits == 2
+    await desk.close()
+
+
 async def test_headers_of_the_moment_are_not_told_again():
     block = b"set-cookie: a=b\r\nx-ratelimit-remaining-requests: 0\r\nx-upstream-request-id: 7\r\netag: e\r\n"
     desk = Desk("qdrant", counting(block))
