@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
@@ -26,6 +27,8 @@ class Entry(Protocol):
     def body_bytes_max(self) -> int: ...
     @property
     def tally(self) -> RouteTally: ...
+    @property
+    def hit(self) -> Callable[[Request], Answer | None] | None: ...
 
 
 class Doorstep(Protocol):
