@@ -70,13 +70,28 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float],
     present = [link for link in links if link.service is not None]
     absent = "; ".join(f"{link.name}: {link.absent}" for link in links if link.service is None)
     final = present[-1].seconds if present else Usual()
+    first = present[0] if present else None
+    alone = len(present) == 1
 
     async def relayed(call: Call) -> Answer:
-        worst: Failed | None = None
-        given_back: tuple[Link, Answer] | None = None
-        retry_after_s: float | None = None
-        told, kept_back = [absent] if absent else [], list[Link]()
-        for link in chained(present, kept_back):
+        began = clock()
+        if first is None or (first.ramp is not None and not alone and first.ramp.share(began) < 1.0):
+            return await one_by_one(call, present, _Story(absent))
+        # nearly every call is answered here: what it takes to go on is not made before it is needed
+        call.until = heart.for_tier(began, call.deadline, last=alone, fallback_s=final.p95)
+        assert first.service is not None
+        try:
+            answer = await first.service(call)
+        except (Refused, Failed) as without:
+            story = _Story(absent)
+            if story.missed(first, call, without):
+                return await one_by_one(call, present[1:], story)
+            return story.last_word(call, stood_in_for=stood_in_for)
+        return _taken(answer, first, call, absent)
+
+    async def one_by_one(call: Call, asked: Sequence[Link], story: _Story) -> Answer:
+        kept_back: list[Link] = []
+        for link in chained(asked, kept_back):
             last = link is present[-1] or link in kept_back
             began = clock()
             if link.ramp is not None and not last and link.keeps_back(call, began, kept_back):
@@ -85,41 +100,66 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float],
             assert link.service is not None
             try:
                 answer = await link.service(call)
-            except Refused as refused:
-                call.note(link.name, "refused", refused.reason)
-                link.count("refused", refused.reason)
-                told.append(f"{link.name}: {refused.detail}")
-                if refused.retry_after_s is not None:
-                    retry_after_s = min(retry_after_s or refused.retry_after_s, refused.retry_after_s)
-            except Failed as failed:
-                call.note(link.name, "failed", failed.reason)
-                link.count(_OUTCOMES[failed.fault], failed.reason)
-                told.append(f"{link.name}: {failed.detail}")
-                worst = failed
-                if failed.answer is not None:
-                    given_back = (link, failed.answer)
-                if not failed.elsewhere:
+            except (Refused, Failed) as without:
+                if not story.missed(link, call, without):
                     break
             else:
                 if last and link is not present[0]:
                     final.add(clock() - began)
                 return _taken(answer, link, call, absent)
-        # the word of a tier after which nobody may be asked is the last one
-        settled = not stood_in_for or (worst is not None and not worst.elsewhere)
-        if given_back is not None and settled:
-            link, answer = given_back
-            if call.kind != "pass":
-                _forbid_retries(answer)
-            return signed(answer, link, call, absent)
-        detail = "; ".join(told) or "no tier is configured"
-        if worst is not None:
-            retry_after_s = worst.retry_after_s or retry_after_s
-            raise Failed(
-                worst.reason, detail, retry_after_s=retry_after_s, again=False, elsewhere=worst.elsewhere
-            ) from worst
-        raise Refused("exhausted", detail, retry_after_s=retry_after_s)
+        return story.last_word(call, stood_in_for=stood_in_for)
 
     return relayed
+
+
+class _Story:
+    """What came of asking the tiers that did not answer a call."""
+
+    __slots__ = ("absent", "given_back", "retry_after_s", "told", "worst")
+
+    def __init__(self, absent: str) -> None:
+        self.absent = absent
+        self.told = [absent] if absent else []
+        self.worst: Failed | None = None
+        self.given_back: tuple[Link, Answer] | None = None
+        self.retry_after_s: float | None = None
+
+    def missed(self, link: Link, call: Call, without: Refused | Failed) -> bool:
+        """A tier has not answered; whether another may be asked."""
+        self.told.append(f"{link.name}: {without.detail}")
+        if isinstance(without, Refused):
+            call.note(link.name, "refused", without.reason)
+            link.count("refused", without.reason)
+            if without.retry_after_s is not None:
+                self.retry_after_s = min(self.retry_after_s or without.retry_after_s, without.retry_after_s)
+            return True
+        call.note(link.name, "failed", without.reason)
+        link.count(_OUTCOMES[without.fault], without.reason)
+        self.worst = without
+        if without.answer is not None:
+            self.given_back = (link, without.answer)
+        return without.elsewhere
+
+    def last_word(self, call: Call, *, stood_in_for: bool) -> Answer:
+        """What is said when nobody has answered: an upstream's own error, or Refused or Failed is raised."""
+        worst = self.worst
+        # the word of a tier after which nobody may be asked is the last one
+        settled = not stood_in_for or (worst is not None and not worst.elsewhere)
+        if self.given_back is not None and settled:
+            link, answer = self.given_back
+            if call.kind != "pass":
+                _forbid_retries(answer)
+            return signed(answer, link, call, self.absent)
+        detail = "; ".join(self.told) or "no tier is configured"
+        if worst is None:
+            raise Refused("exhausted", detail, retry_after_s=self.retry_after_s)
+        raise Failed(
+            worst.reason,
+            detail,
+            retry_after_s=worst.retry_after_s or self.retry_after_s,
+            again=False,
+            elsewhere=worst.elsewhere,
+        ) from worst
 
 
 def _taken(answer: Answer, link: Link, call: Call, absent: str) -> Answer:

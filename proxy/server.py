@@ -7,6 +7,7 @@ several          Parent (sockets, admin port) -> workers, each a Sidecar that re
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from understudy.proxy.settings import Settings
 
 log = logging.getLogger("understudy")
+
+YOUNG_OBJECTS_MAX = 10_000
+"""How many new containers may be alive before the collector looks at them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,7 @@ async def _serve(start: Start, reading: Reading) -> None:
         if not start.post:
             log.info("metrics, probes and status on http://%s", sidecar.settings.server.admin)
         watching = loop.create_task(watch_policies(sidecar, hurry))
+        _settle_memory()
         await stop.wait()
         log.info("draining, for up to %g s", sidecar.settings.server.drain_s)
         await sidecar.drain_and_stop()
@@ -106,6 +111,15 @@ async def _serve(start: Start, reading: Reading) -> None:
         if watching is not None:
             watching.cancel()
         await front.stop()
+
+
+def _settle_memory() -> None:
+    """What exists by now is here to stay, and what calls make is freed by counting: the collector looks seldom.
+
+    At 32 calls in flight it came by once in 32 calls, and found nothing: a tenth of what a call costs.
+    """
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
 
 
 # --- several processes ---------------------------------------------------------------------------------------------
