@@ -126,6 +126,7 @@ class Door(Incoming):
         current, self._current = self._current, None
         if current is None:
             return
+        current.ended = self.listener.clock()
         if current.stream is not None:
             current.stream.close()
             current.stream = None
@@ -181,7 +182,6 @@ class Door(Incoming):
         if not self._queue:
             if self._phase == "busy":
                 self._phase = "idle"
-                self._since = self.listener.clock()
             if self._continue_owed:
                 self._say_continue()
             if self._read_paused:
@@ -330,6 +330,7 @@ class Door(Incoming):
             return
         self._current = None
         exchange.stream = None
+        exchange.ended = self._since = self.listener.clock()
         self._log(exchange, end)
         if exchange.request.offers:
             self._go_on(exchange)

@@ -36,7 +36,6 @@ class Doorstep(Protocol):
 
     @property
     def steps(self) -> Steps: ...
-    def now(self) -> float: ...
     def send(self, data: bytes) -> None: ...
     def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None: ...
 
@@ -50,6 +49,7 @@ class Exchange(Stepped):
         "call",
         "chunked",
         "door",
+        "ended",
         "entry",
         "id",
         "is_plain",
@@ -87,7 +87,7 @@ class Exchange(Stepped):
         self.chunked = False
         self.overdue = False
         self.body_bytes = 0
-        self.started = started
+        self.started = self.ended = started
 
     def write(self, chunk: bytes) -> None:
         if not chunk:

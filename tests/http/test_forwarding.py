@@ -176,9 +176,6 @@ def test_the_access_log_says_which_trace_a_call_belongs_to():
     class AtTheDoor:
         steps = Steps(asyncio.new_event_loop())
 
-        def now(self) -> float:
-            return 1.0
-
         def send(self, data: bytes) -> None: ...
         def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None: ...
 

@@ -17,9 +17,6 @@ from understudy.proxy.http.stepping import Steps
 class AtTheDoor:
     steps = Steps(asyncio.new_event_loop())
 
-    def now(self) -> float:
-        return 5.25
-
     def send(self, data: bytes) -> None: ...
 
     def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None: ...
@@ -28,7 +25,7 @@ class AtTheDoor:
 def exchange(target: bytes, method: bytes = b"GET", reason: str = "", remembered: dict[object, object] | None = None):
     request = Request(method, target, [], b"body", remembered)
     made = Exchange(AtTheDoor(), "id-1", request, None, None, 1.0)
-    made.started = 5.0
+    made.started, made.ended = 5.0, 5.25
     made.call = Call("embed", request, born=5.0)
     made.call.upstream_s = 0.125
     made.answer = Answer(200, [], b"", tier="primary", source="openai", reason=reason)
