@@ -214,14 +214,18 @@ async def _measure_calls(aim: Aim) -> Mark:
     for caller in callers:
         del caller.latencies[:]
     cpu, wall = cpu_s(aim.pids), time.perf_counter()
+    patience = time.perf_counter() + PATIENCE_S / 2
     await asyncio.wait((over,), timeout=aim.window_s)
+    while not over.done() and not any(caller.latencies for caller in callers) and time.perf_counter() < patience:
+        # on a busy machine a short time may end before the first answer
+        await asyncio.wait((over,), timeout=aim.window_s)
     mark = Mark(cpu_s=cpu_s(aim.pids) - cpu, wall_s=time.perf_counter() - wall)
     if over.done():
         over.result()
     over.set_result(None)
     _note(mark, [caller.latencies for caller in callers])
     if not mark.units:
-        raise WrongAnswer(f"no answer within {aim.window_s:g} s")
+        raise WrongAnswer(f"no answer within {mark.wall_s:g} s")
     # a model beside us takes its time over what it was asked last
     await _part(callers, PARTING_S_MAX if aim.is_exact else PATIENCE_S / 2)
     return mark
