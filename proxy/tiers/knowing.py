@@ -217,6 +217,9 @@ class Knowing:
         if len(self._works) >= self._works_max:
             raise Refused("overloaded", f"{self._works_max} local searches are in hand already")
         loop = asyncio.get_running_loop()
+        if until <= loop.time():
+            # a thread might win the race against a clock that has run out
+            raise _too_late()
         place = object()
         begun: list[bool] = []
         self._works.add(place)
@@ -243,7 +246,7 @@ class Knowing:
         except asyncio.CancelledError:
             if not late:
                 raise
-            raise Failed("deadline", "the local search took longer than there was time", again=False) from None
+            raise _too_late() from None
         finally:
             alarm.cancel()
             if not begun:
@@ -282,3 +285,7 @@ def _library(folder: Path) -> Shelf:
     library = Library(folder)
     library.refresh()
     return library
+
+
+def _too_late() -> Failed:
+    return Failed("deadline", "the local search took longer than there was time", again=False)
