@@ -267,15 +267,15 @@ class RouteCache:
                     return kept.value.answer(self._clock() - kept.at)
             call.kept = kept is not None
         self.found["miss"] = self.found.get("miss", 0) + 1
-        call.key = plan.key if front.writes else b""
         began = Began(plan.homes, self._clock())
+        call.key = _shared_key(plan.key, plan, began) if front.writes else b""
         try:
             answer = await self._asked(service, call, front)
         except (Refused, Failed) as error:
             if kept is None:
                 raise
             return self._stale(kept, self._clock(), "last-resort", _why(call, str(error)))
-        if answer.status in MOMENTARY and kept is not None and answer.stream is None:
+        if kept is not None and _is_momentary(answer):
             return self._stale(kept, self._clock(), "last-resort", _why(call, f"the upstream answered {answer.status}"))
         return self._keep(call, plan, began, answer) if front.writes else answer
 
@@ -314,8 +314,9 @@ class RouteCache:
             if plan is None or plan.key != key:
                 return
             # what is kept goes before a local answer here too: then there is nothing new
-            call.kept, call.key = True, key
+            call.kept = True
             began = Began(plan.homes, call.born)
+            call.key = _shared_key(key, plan, began)
             answer = self._keep(call, plan, began, await self._asked(service, call, front))
             if answer.stream is not None:
                 _drain(answer)
@@ -459,17 +460,21 @@ class RouteCache:
         found: Found = "partial" if len(missing) < len(batch.keys) else "miss"
         self.found[found] = self.found.get(found, 0) + 1
         body = batch.body_for(missing) if len(missing) < len(batch.keys) else None
-        call.key = digest(plan.key, *(batch.keys[place] for place in missing)) if front.writes else b""
         began = Began(plan.homes, self._clock())
+        if front.writes:
+            call.key = _shared_key(digest(plan.key, *(batch.keys[place] for place in missing)), plan, began)
         try:
             answer = await self._asked(service, call, front, body)
+            if not (call.kept and _is_momentary(answer)):
+                # may ask once more, and with as little success
+                answer = await self._completed(service, call, plan, batch, front, began, answer, missing, have)
         except (Refused, Failed) as error:
             if not call.kept:
                 raise
             return self._stale_batch(batch, have | spare, _why(call, str(error)))
-        if answer.status in MOMENTARY and call.kept and answer.stream is None:
+        if call.kept and _is_momentary(answer):
             return self._stale_batch(batch, have | spare, _why(call, f"the upstream answered {answer.status}"))
-        return await self._completed(service, call, plan, batch, front, began, answer, missing, have)
+        return answer
 
     async def _completed(
         self,
@@ -497,6 +502,8 @@ class RouteCache:
             # a part that is another tier's, or an error, is not to be mixed with ours: it may be of another model
             if answer.stream is not None:
                 answer.stream.close()
+            # nor is it to be shared with those who ask for that part
+            call.key = _shared_key(plan.key, plan, began) if front.writes else b""
             return await self._asked(service, call, front)
         at = self._clock()
         come = {
@@ -530,6 +537,16 @@ class RouteCache:
         self.found["last_resort"] = self.found.get("last_resort", 0) + 1
         value = self._assembled(batch, have)
         return value.answer(self._age_s(have), f"{WHY['last-resort']}; {why}")
+
+
+def _shared_key(key: bytes, plan: Plan, began: Began) -> bytes:
+    """By what calls share one answer: who asks after a write may not be told what was read before it."""
+    return b"%b %d" % (key, began.stamp) if plan.homes else key
+
+
+def _is_momentary(answer: Answer) -> bool:
+    """Whether it tells of a moment of the upstream's in which a stale answer is worth more."""
+    return answer.status in MOMENTARY and answer.stream is None
 
 
 def _why(call: Call, otherwise: str) -> str:

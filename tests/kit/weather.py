@@ -22,7 +22,7 @@ from typing import Literal
 from understudy.policies.service import Answer, Call, Failed, Kind, Refused, Request, Service
 
 Clock = Callable[[], float]
-Plight = Literal["fine", "slow", "failed", "refused", "hangs", "status"]
+Plight = Literal["fine", "slow", "failed", "refused", "hangs", "status", "busy", "garbage", "cut"]
 
 STATUSES = (400, 401, 404, 422, 429, 500, 502, 503, 504)
 HANG_S_MAX = 3600.0
@@ -54,12 +54,33 @@ KINDS: tuple[tuple[str, float, Mapping[Plight, float]], ...] = (
 )
 """The kinds of spell: name, mean length in seconds, odds."""
 
+SKIES: tuple[tuple[str, float, Mapping[Plight, float]], ...] = (
+    ("fair", 40.0, {"slow": 0.01, "failed": 0.005, "status": 0.01}),
+    ("fair", 40.0, {}),
+    ("outage", 15.0, {"failed": 1.0}),
+    ("black hole", 10.0, {"hangs": 1.0}),
+    ("slow", 15.0, {"slow": 0.9}),
+    ("brown-out", 15.0, {"failed": 0.25, "status": 0.15, "hangs": 0.1}),
+    ("throttled", 15.0, {"busy": 0.8}),
+    ("garbage", 10.0, {"garbage": 0.4, "cut": 0.4}),
+    ("restarting", 5.0, {"refused": 0.3, "failed": 0.3, "cut": 0.2}),
+)
+"""What endpoints of whole routes are out in: each way of being unwell has spells of its own."""
+
 
 class Weather:
     """A deterministic schedule of faults. `slow_s_max` bounds how slow a slow answer is."""
 
-    def __init__(self, seed: int | str, *, began: float = 0.0, slow_s_max: float = 5.0) -> None:
+    def __init__(
+        self,
+        seed: int | str,
+        *,
+        began: float = 0.0,
+        slow_s_max: float = 5.0,
+        kinds: Sequence[tuple[str, float, Mapping[Plight, float]]] = KINDS,
+    ) -> None:
         self.seed = seed
+        self._kinds = kinds
         self._slow_s_max = slow_s_max
         self._dice = random.Random(f"{seed}/spells")
         self._spells = [Spell(began, "before", {})]
@@ -68,7 +89,7 @@ class Weather:
     def spell(self, now: float) -> Spell:
         """The spell at `now`; spells are drawn as far as anybody has asked."""
         while self._spells[-1].until <= now:
-            name, mean_s, odds = self._dice.choice(KINDS)
+            name, mean_s, odds = self._dice.choice(self._kinds)
             length_s = self._dice.expovariate(1 / mean_s)
             self._spells.append(Spell(self._spells[-1].until + length_s, name, odds))
             self._untils.append(self._spells[-1].until)
