@@ -1,4 +1,4 @@
-"""The stack put together: both orders with what goes wrong when they are swapped, carry-over, and seeded weather."""
+"""The stack put together: counting, carry-over, endpoints, and seeded weather."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from collections import Counter
 import pytest
 
 from tests.kit.weather import Weather, call_of, calls, weathered
-from understudy.policies.breaker import Breaker, breaker
-from understudy.policies.budget import Budget
 from understudy.policies.deadline import Deadline
-from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
-from understudy.policies.retry import Retry, retry
-from understudy.policies.service import Answer, Call, Failed, Refused, Service
+from understudy.policies.service import Answer, Call, Failed, Service
 from understudy.proxy import settings
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.settings import Endpoint, LocalTier, Match, Route, Secret, Tier, UpstreamTier
@@ -61,91 +57,7 @@ def test_every_policy_in_the_orders_has_a_reason_and_a_heading_in_the_handbook()
             assert any(line.startswith("#") and name in line for line in handbook.splitlines()), name
 
 
-# --- the orders ----------------------------------------------------------------------------------------------------
-
-
-async def test_retry_outside_the_breaker_counts_every_attempt_and_stops_when_it_opens():
-    asked = 0
-
-    async def broken(_call: Call) -> Answer:
-        nonlocal asked
-        asked += 1
-        raise Failed("reset")
-
-    def stacked(*, swapped: bool) -> tuple[Service, Breaker]:
-        heart, clock = Breaker(settings.Breaker(consecutive=3)), asyncio.get_running_loop().time
-        again = Retry(5, 0.01, 0.1)
-        if swapped:
-            inner = retry(
-                broken, again, clock=clock, dice=random.random, sleep=asyncio.sleep, budget=Budget(settings.Budget())
-            )
-            return breaker(inner, heart, clock=clock, dice=random.random), heart
-        inner = breaker(broken, heart, clock=clock, dice=random.random)
-        return retry(
-            inner, again, clock=clock, dice=random.random, sleep=asyncio.sleep, budget=Budget(settings.Budget())
-        ), heart
-
-    service, heart = stacked(swapped=False)
-    with pytest.raises(Failed):
-        await service(call_of("embed", "x"))
-    assert (asked, heart.state) == (3, "open")
-
-    asked = 0
-    service, heart = stacked(swapped=True)
-    with pytest.raises(Failed):
-        await service(call_of("embed", "x"))
-    # five attempts at a dead upstream, and the breaker has seen one failure
-    assert (asked, heart.state) == (5, "closed")
-
-
-async def test_breaker_outside_the_limit_spares_callers_the_wait_for_a_place_at_a_dead_tier():
-    async def hanging(_call: Call) -> Answer:
-        await asyncio.sleep(5)
-        raise Failed("reset")
-
-    def stacked(*, swapped: bool) -> Service:
-        clock = asyncio.get_running_loop().time
-        heart, places = Breaker(settings.Breaker(consecutive=1)), Bulkhead(settings.Limit(concurrent=1, wait_s_max=9))
-        heart.failed(clock(), heart.generation, 0.5)
-        if swapped:
-            service = limit(breaker(hanging, heart, clock=clock, dice=lambda: 0.5), places, clock=clock)
-        else:
-            service = breaker(limit(hanging, places, clock=clock), heart, clock=clock, dice=lambda: 0.5)
-        # one call from before it opened still holds the only place
-        places.in_flight = 1
-        return service
-
-    clock = asyncio.get_running_loop().time
-    for swapped, waited_s in ((False, 0.0), (True, 9.0)):
-        began = clock()
-        with pytest.raises(Refused):
-            await stacked(swapped=swapped)(call_of("embed", "x"))
-        assert clock() - began == pytest.approx(waited_s)
-
-
-async def test_limit_next_to_the_tier_keeps_no_place_while_a_retry_waits():
-    asked = 0
-
-    async def flaky(_call: Call) -> Answer:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
-            raise Failed("reset")
-        return Answer(200, [])
-
-    clock = asyncio.get_running_loop().time
-    for swapped, taken in ((False, 0), (True, 1)):
-        asked, places = 0, Bulkhead(settings.Limit(concurrent=1))
-        again = Retry(2, 10.0, 10.0)
-        service = limit(flaky, places, clock=clock) if not swapped else flaky
-        service = retry(
-            service, again, clock=clock, dice=lambda: 0.9, sleep=asyncio.sleep, budget=Budget(settings.Budget())
-        )
-        service = limit(service, places, clock=clock) if swapped else service
-        task = asyncio.ensure_future(service(call_of("embed", "x")))
-        await asyncio.sleep(1.0)
-        assert places.in_flight == taken
-        await task
+# --- counting ------------------------------------------------------------------------------------------------------
 
 
 async def test_observe_outermost_counts_what_the_caller_saw():

@@ -7,8 +7,6 @@ import asyncio
 import pytest
 
 from tests.kit.weather import call_of
-from understudy.policies.limit import Bulkhead, limit
-from understudy.policies.quota import Quota, quota
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.policies.shed import Shedder
 from understudy.proxy import settings
@@ -49,30 +47,6 @@ def call() -> Call:
     made = call_of("generate", "x")
     made.born = asyncio.get_running_loop().time()
     return made
-
-
-# --- the order -----------------------------------------------------------------------------------------------------
-
-
-async def test_quota_outside_the_limit_holds_no_place_while_it_waits():
-    async def answering(_call: Call) -> Answer:
-        return Answer(200, [])
-
-    clock = asyncio.get_running_loop().time
-    for swapped, taken in ((False, 0), (True, 1)):
-        heart, places = Quota(settings.Quota(wait_s_max=5)), Bulkhead(settings.Limit(concurrent=1))
-        heart.told(clock(), 3.0)
-
-        def frugal(service: Service, heart: Quota = heart) -> Service:
-            return quota(service, heart, clock=clock, wall=lambda: 0.0, sleep=asyncio.sleep)
-
-        service = (
-            limit(frugal(answering), places, clock=clock) if swapped else frugal(limit(answering, places, clock=clock))
-        )
-        task = asyncio.ensure_future(service(call()))
-        await asyncio.sleep(1)
-        assert places.in_flight == taken
-        await task
 
 
 # --- quota ---------------------------------------------------------------------------------------------------------
