@@ -43,6 +43,8 @@ NOT_OVERLOAD = frozenset(("quota", "insufficient_quota", "deadline"))
 """Soft failures that are none: an account that is spent, and an impatient caller."""
 
 TOLERANCE = 1.5
+SLACK_S = 0.01
+"""A wait as short as this harms nobody, and can't be told from our own when the process is busy."""
 HEADROOM = 4
 SHRINK_MAX = 0.5
 WINDOW_S, WINDOW_S_MAX = 0.5, 2.0
@@ -216,8 +218,8 @@ class Gradient(Learner):
         self._begin(now, min(max(WINDOW_S, 2 * self._usual_s), WINDOW_S_MAX))
 
     def _compared(self) -> float | None:
-        """How many times longer than usual the window's calls took; None where too little is known. New sizes are
-        got to know."""
+        """How many times longer than usual, and a little more, the window's calls took; None where too little is
+        known. New sizes are got to know."""
         took_s = expected_s = 0.0
         for kind, count in enumerate(self._counts):
             if not count:
@@ -225,7 +227,7 @@ class Gradient(Learner):
             mean_s = self._sums[kind] / count
             if self._seen[kind] >= SAMPLES_MIN:
                 took_s += self._sums[kind]
-                expected_s += self._expected[kind] * count
+                expected_s += (self._expected[kind] + SLACK_S) * count
             else:
                 self._seen[kind] += count
                 self._expected[kind] += (mean_s - self._expected[kind]) * count / self._seen[kind]

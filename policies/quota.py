@@ -27,6 +27,8 @@ CALLERS_MAX = 1024
 PLENTY = 0.2
 LOOK_S = 0.1
 """Where this share of everything is left, the next answers' headers are let pass unread for so many seconds."""
+LOOK_SOON_S = 0.01
+"""Where less is left, for so many: a sidecar's calls are seldom closer together."""
 EPOCH_S_MIN = 1e9
 """A reset of so many seconds is a date, and no duration."""
 
@@ -96,7 +98,7 @@ class Quota:
         self.waited = 0
         self.beliefs: dict[bytes, tuple[float, float]] = {}
         """Who -> not before this moment, and one call each so many seconds from then on."""
-        self._look_at = 0.0
+        self._look_at: dict[bytes, float] = {}
 
     def pause_s(self, now: float, who: bytes = b"") -> float:
         """Seconds until the next call may be made; 0 when it may be now."""
@@ -115,9 +117,10 @@ class Quota:
             self.beliefs[who] = (belief[0] + belief[1], belief[1]) if belief[1] else belief
             self.waited += 1
 
-    def unread(self, now: float) -> bool:
-        """Whether there was so much left a moment ago that nobody need look."""
-        return now < self._look_at and not self.beliefs
+    def unread(self, now: float, who: bytes = b"") -> bool:
+        """Whether there was enough left a moment ago, so that nobody need look: reading costs as much as all the rest
+        of a call."""
+        return now < self._look_at.get(who, 0.0) and not self.beliefs
 
     def hear(self, now: float, said: list[Allowance], who: bytes = b"") -> None:
         """An answer has said this: it replaces what was believed."""
@@ -129,8 +132,10 @@ class Quota:
             self._believe(now, pause_s, tightest.every_s(share), who)
             return
         self.beliefs.pop(who, None)
-        if not who and all(one.remaining >= PLENTY * one.limit > 0 for one in said):
-            self._look_at = now + LOOK_S
+        if len(self._look_at) >= CALLERS_MAX:
+            self._look_at.clear()
+        is_plenty = all(one.remaining >= PLENTY * one.limit > 0 for one in said)
+        self._look_at[who] = now + (LOOK_S if is_plenty else LOOK_SOON_S)
 
     def told(self, now: float, retry_after_s: float, who: bytes = b"") -> None:
         """The upstream has said when it wants to be asked again: that stands beside what it said before."""
@@ -138,7 +143,7 @@ class Quota:
             self._believe(now, retry_after_s, 0.0, who)
 
     def _believe(self, now: float, pause_s: float, every_s: float, who: bytes) -> None:
-        self._look_at = 0.0
+        self._look_at.pop(who, None)
         self.beliefs.pop(who, None)
         while len(self.beliefs) >= CALLERS_MAX:
             del self.beliefs[next(iter(self.beliefs))]
@@ -173,8 +178,9 @@ def quota(
         # a first look for 0.1 us: `ratelimit`, `RateLimit` and `Rate-Limit` have this in common
         if b"imit" in block:
             now = clock()
-            if not heart.unread(now):
-                heart.hear(now, list(allowances(block, wall)), call.tenant if per_caller else b"")
+            who = call.tenant if per_caller else b""
+            if not heart.unread(now, who):
+                heart.hear(now, list(allowances(block, wall)), who)
         return answer
 
     return frugal
