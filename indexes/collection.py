@@ -12,6 +12,7 @@ same folder, on a read-only disk too. `heal` writes what is damaged anew.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import sqlite3
 import threading
@@ -23,6 +24,7 @@ from typing import Final, TypeAlias, TypeVar
 import msgspec
 import numpy as np
 
+from understudy.indexes.conditions import Condition
 from understudy.indexes.faults import BadQuestion, CorruptIndex, UnknownFilter
 from understudy.indexes.filters import compile_filter
 from understudy.indexes.keywords import KeywordIndex
@@ -159,7 +161,7 @@ class Collection:
     ) -> list[Hit]:
         """The points nearest to `vector` [d]: ranks offset .. offset + k, best first, equal scores in id order.
 
-        `filter` is Qdrant's JSON; `score_threshold` the least score, or for euclid the largest distance.
+        `filter` is Qdrant's JSON or a Condition; `score_threshold` the least score, for euclid the largest distance.
         Raises WrongDimension, NotFinite, UnknownFilter, BadQuestion.
         """
         _check_page(k, offset)
@@ -238,7 +240,7 @@ class Collection:
         """Which rows a filter allows; None for all. The last MASKS_MAX are remembered: a snapshot never changes."""
         if filter is None or filter == {}:
             return None
-        key = _filter_key(filter)
+        key = filter.key if isinstance(filter, Condition) else _filter_key(filter)
         mask = self._masks.get(key)
         if mask is None:
             mask = self._worked_out(filter)
@@ -250,10 +252,15 @@ class Collection:
         return mask
 
     def _worked_out(self, filter: object) -> Mask:
-        passes = compile_filter(filter)
-        payloads = self._held_payloads() if self.count <= PAYLOADS_HELD_MAX else self._store.payloads()
         ids = map(self._store.id_of, range(self.count))
-        return np.fromiter(map(passes, ids, payloads), np.bool_, self.count)
+        if isinstance(filter, Condition) and filter.reads_text:
+            words = zip(ids, self._store.words(), strict=True)
+            marks = (filter.passes(point_id, payload, text) for point_id, (text, payload) in words)
+            return np.fromiter(marks, np.bool_, self.count)
+        payloads = self._held_payloads() if self.count <= PAYLOADS_HELD_MAX else self._store.payloads()
+        if isinstance(filter, Condition):
+            return np.fromiter(map(filter.passes, ids, payloads, itertools.repeat("")), np.bool_, self.count)
+        return np.fromiter(map(compile_filter(filter), ids, payloads), np.bool_, self.count)
 
     def _held_payloads(self) -> list[Payload]:
         # decoding is three quarters of the price of a scan: pay it once, for collections that fit

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from understudy.indexes.conditions import Condition
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedAsk:
@@ -28,6 +30,8 @@ class RetrieveAsk:
     """One read of a collection. `shape` is the dialect's own note of how to write the answer down.
 
     `after` is the id a scroll's page begins with. `parts` are the searches of a batch, each a RetrieveAsk of its own.
+    `text` is what is searched by its words: alone, or fused with the vector's neighbours. `filter` is Qdrant's JSON, or
+    what the dialect made of its own words; `wants_total` asks how many points it lets through, beside those searched.
     """
 
     op: RetrieveOp
@@ -38,37 +42,51 @@ class RetrieveAsk:
     limit: int = 10
     offset: int = 0
     after: int | str | None = None
-    filter: dict[str, Any] | None = None
+    text: str = ""
+    filter: dict[str, Any] | Condition | None = None
     score_threshold: float | None = None
     with_payload: PayloadChoice = False
     with_vector: bool = False
+    wants_total: bool = False
     shape: str = ""
     parts: tuple[RetrieveAsk, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One point found. `score` is None where nothing was ranked."""
+    """One point found. `score` is None where nothing was ranked.
+
+    `text` is the words it was indexed by. `is_text_lent` says that the payload has them only because we put them there,
+    under `text`.
+    """
 
     id: int | str
     payload: dict[str, Any]
     score: float | None = None
     vector: list[float] | None = None
+    text: str = ""
+    is_text_lent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionInfo:
-    """What there is to say of a collection. `distance` is cosine, dot or euclid."""
+    """What there is to say of a collection. `distance` is cosine, dot or euclid; `handle` the id that its database's
+    clients call it by, where they use one."""
 
     name: str
     count: int
     dimensions: int
     distance: str
+    handle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """The result of a RetrieveAsk; which fields are filled follows from its `op`."""
+    """The result of a RetrieveAsk; which fields are filled follows from its `op`.
+
+    `count` is how many points there are to be found, where more may be there than were asked for. `distance` is the
+    collection's; `at_s` is the time, in seconds since the epoch.
+    """
 
     found: list[Found] = field(default_factory=list[Found])
     next_id: int | str | None = None
@@ -76,6 +94,9 @@ class Retrieved:
     exists: bool = False
     info: CollectionInfo | None = None
     names: list[str] = field(default_factory=list[str])
+    infos: list[CollectionInfo] = field(default_factory=list[CollectionInfo])
+    distance: str = ""
+    at_s: float = 0.0
     parts: list[Retrieved] = field(default_factory=list["Retrieved"])
 
 

@@ -30,6 +30,7 @@ SHIPPED_DIALECTS: Mapping[str, str] = {
     "openai-embeddings": "embed",
     "openai-chat": "generate",
     "qdrant": "retrieve",
+    "chroma": "retrieve",
     "plain": "pass",
 }
 """The dialects that ship and the kind of call each speaks; who has others passes them to `read_folder`."""

@@ -22,7 +22,10 @@ BODY_BYTES_MAX = 1024 * 1024
 
 
 def results_of(_call: Call, answer: Answer) -> Results:
-    """What an answer of Qdrant's or of OpenAI's embeddings found. Raises ValueError where it can't be read."""
+    """What a search by one of our dialects or an embeddings answer of OpenAI's found.
+
+    Raises ValueError where it can't be read.
+    """
     if answer.stream is not None or is_encoded(answer) or len(answer.body) > BODY_BYTES_MAX:
         raise ValueError("the body is streamed, compressed or too long")
     try:
@@ -34,6 +37,10 @@ def results_of(_call: Call, answer: Answer) -> Results:
     fields = cast("dict[str, Any]", body)
     if "result" in fields:
         return Results(rankings=_rankings(fields["result"]))
+    if "ids" in fields:
+        return Results(rankings=_chroma_rankings(fields["ids"]))
+    if isinstance(fields.get("hits"), dict):
+        return Results(rankings=[_ids(fields["hits"].get("hits"), "_id")])
     return Results(vectors=_vectors(fields.get("data")))
 
 
@@ -49,10 +56,20 @@ def _rankings(result: Any) -> Sequence[Sequence[str]]:
     return []
 
 
-def _ids(points: Any) -> list[str]:
+def _chroma_rankings(ids: Any) -> Sequence[Sequence[str]]:
+    """A query's lists of ids, or a get's one."""
+    if not isinstance(ids, list):
+        return []
+    lists = cast("list[Any]", ids)
+    if lists and isinstance(lists[0], list):
+        return [[str(each) for each in cast("list[Any]", found)] for found in lists if isinstance(found, list)]
+    return [[str(each) for each in lists]]
+
+
+def _ids(points: Any, key: str = "id") -> list[str]:
     if not isinstance(points, list):
         return []
-    return [str(cast("dict[str, Any]", each).get("id")) for each in cast("list[Any]", points) if isinstance(each, dict)]
+    return [str(cast("dict[str, Any]", each).get(key)) for each in cast("list[Any]", points) if isinstance(each, dict)]
 
 
 def _vectors(data: Any) -> Sequence[Sequence[float]]:

@@ -26,7 +26,8 @@ from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.certificates import BadCredentials, Credentials, credentials, fingerprint
-from understudy.proxy.dialects import DIALECTS, KINDS
+from understudy.proxy.dialects import DIALECTS, KINDS, NAMING
+from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import Marks, new_pseudonym
 from understudy.proxy.http.pool import Pool
@@ -89,6 +90,7 @@ class Sidecar:
         self.world = World(clock=time.monotonic, sleep=asyncio.sleep, shedder=self.shedder, embed=self.knowing.embed)
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
+        self._handles: dict[str, Handles] = {}
         self.reloads = {"ok": 0, "bad": 0}
         self.reload_ok = True
         self.faults: tuple[Fault, ...] = ()
@@ -284,7 +286,7 @@ class Sidecar:
         dialect = DIALECTS[route.dialect]
         space = settings.space_of(route)
         if isinstance(tier, LocalTier):
-            return local_tier(tier, space=space, dialect=dialect, knowing=self.knowing)
+            return local_tier(tier, space=space, dialect=dialect, knowing=self.knowing, handles=self._handles_of(route))
         if space and tier.space and tier.space != space:
             return _of_another_space(tier.space, space)
         key = (route.name, tier.name, endpoint)
@@ -296,7 +298,15 @@ class Sidecar:
                 raise CannotStart(f"route {route.name}, tier {tier.name}: tls.ca_file: {error}") from None
         pools[key] = pool
         marks = Marks(self.pseudonym, forwarded=settings.server.forwarded, trace=settings.server.trace)
-        return upstream_tier(tier, dialect, pool, self.world.clock, marks, tier_judge(route, tier, dialect, base))
+        service = upstream_tier(tier, dialect, pool, self.world.clock, marks, tier_judge(route, tier, dialect, base))
+        handles = self._handles_of(route)
+        return service if handles is None else learning(service, NAMING[route.dialect], handles)
+
+    def _handles_of(self, route: Route) -> Handles | None:
+        """What is known of the ids that the route's database gives its collections; None where it gives none."""
+        if route.dialect not in NAMING:
+            return None
+        return self._handles.setdefault(route.name, Handles(self.state / "handles" / f"{route.name}.jsonl"))
 
     # --- caches ----------------------------------------------------------------------------------------------------
 

@@ -205,6 +205,8 @@ class RouteCache:
     def _plan(self, call: Call, front: Front) -> Plan | None:
         """How to look `call` up, or None where its answers are not kept."""
         request = call.request
+        if not self.dialect.keepable(request):
+            return None
         raw = self._raw(request, front)
         homes = self._homes(call)
         fields = fields_of(request.body, strict=self.scope.tenant_headers is None)

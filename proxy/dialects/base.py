@@ -44,6 +44,10 @@ class Dialect(Protocol):
         """The collection of a knowledge base that a request of kind `retrieve` reads, or ''."""
         ...
 
+    def keepable(self, request: Request) -> bool:
+        """Whether the answer to a request of another kind than `pass` may be kept and told again at all."""
+        ...
+
     def written(self, request: Request) -> str | None:
         """The collection that a request of kind `pass` may change: '' for any of them, None for none."""
         ...

@@ -27,6 +27,9 @@ class Plain:
     def collection_of(self, request: Request) -> str:
         return ""
 
+    def keepable(self, request: Request) -> bool:
+        return True
+
     def written(self, request: Request) -> str | None:
         return None
 

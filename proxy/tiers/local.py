@@ -29,6 +29,7 @@ from understudy.proxy.asks import (
     Written,
 )
 from understudy.proxy.dialects.base import BadRequest, Dialect
+from understudy.proxy.handles import Handles
 from understudy.proxy.http.stepping import in_task
 from understudy.proxy.settings import LocalTier
 from understudy.proxy.tiers.knowing import WORK_S_MAX, Knowing, Model, Shelf, Shelved
@@ -55,14 +56,16 @@ def local_tier(
     dialect: Dialect,
     knowing: Knowing,
     clock: Callable[[], float] = time.time,
+    handles: Handles | None = None,
 ) -> Service:
-    """A Service that answers locally. `space` is the route's vector space; `clock` tells the time since the epoch.
+    """A Service that answers locally. `space` is the route's vector space; `clock` tells the time since the epoch;
+    `handles` knows the collections by other names than their own.
 
     Raises Refused for what cannot be answered faithfully (`warming`, `no_local_model`, `space`, `no_collection`, …)
     and Failed for what broke (`deadline`, `local_model`, `local_index`). A question that is itself at fault is
     answered with the dialect's own 400.
     """
-    tier = _Local(settings, space or "", dialect, knowing, clock)
+    tier = _Local(settings, space or "", dialect, knowing, clock, handles)
 
     async def answering(call: Call) -> Answer:
         await in_task()
@@ -88,16 +91,23 @@ def local_tier(
 class _Local:
     """What one local tier of one route knows."""
 
-    __slots__ = ("clock", "dialect", "knowing", "settings", "space")
+    __slots__ = ("clock", "dialect", "handles", "knowing", "settings", "space")
 
     def __init__(
-        self, settings: LocalTier, space: str, dialect: Dialect, knowing: Knowing, clock: Callable[[], float]
+        self,
+        settings: LocalTier,
+        space: str,
+        dialect: Dialect,
+        knowing: Knowing,
+        clock: Callable[[], float],
+        handles: Handles | None,
     ) -> None:
         self.settings = settings
         self.space = space
         self.dialect = dialect
         self.knowing = knowing
         self.clock = clock
+        self.handles = handles
 
     async def answer(self, call: Call) -> Answer:
         ask = self.dialect.ask(call)
@@ -140,7 +150,7 @@ class _Local:
 
     async def retrieve(self, call: Call, ask: RetrieveAsk) -> Answer:
         if ask.op == "version":
-            return self.dialect.retrieved(ask, Retrieved(), 0.0)
+            return self.dialect.retrieved(ask, Retrieved(at_s=self.clock()), 0.0)
         shelf = self.knowing.shelf()
         now = asyncio.get_running_loop().time
         began = now()
@@ -154,14 +164,33 @@ class _Local:
         """What the index says. A bad question is the caller's 400; a filter we don't know may be Qdrant's business."""
         try:
             if ask.op == "collections":
-                return Retrieved(names=self._callers_names(shelf))
-            collection = self._collection(shelf, ask.collection)
+                return self._listed(shelf)
+            name, collection = self._found(shelf, ask.collection)
             self._refuse_unless_same_space(ask, collection)
+            if ask.op == "info":
+                return Retrieved(info=self._info(name, collection))
             return _read(collection, ask)
         except UnknownFilter as fault:
             raise Refused("unsupported_filter", str(fault)) from None
         except BadQuestion as fault:
             raise BadRequest(f"Wrong input: {fault}") from None
+
+    def _found(self, shelf: Shelf, called: str) -> tuple[str, Shelved]:
+        """A collection and its name to callers, by that name or by what their database calls it."""
+        if self.handles is None or called in self.settings.collections:
+            return called, self._collection(shelf, called)
+        name = self.handles.name_among(called, lambda: self._callers_names(shelf)) or called
+        return name, self._collection(shelf, name)
+
+    def _info(self, name: str, collection: Shelved) -> CollectionInfo:
+        handle = "" if self.handles is None else self.handles.handle_of(name)
+        return CollectionInfo(name, collection.count, collection.dimensions, str(collection.distance), handle)
+
+    def _listed(self, shelf: Shelf) -> Retrieved:
+        names = self._callers_names(shelf)
+        if self.handles is None:
+            return Retrieved(names=names)
+        return Retrieved(names=names, infos=[self._info(name, self._collection(shelf, name)) for name in names])
 
     def _collection(self, shelf: Shelf, name: str) -> Shelved:
         local_name = self.settings.collections.get(name, name)
@@ -308,24 +337,30 @@ async def _embedded(model: Model, texts: Sequence[str], kind: TextKind, until: f
 
 def _read(collection: Shelved, ask: RetrieveAsk) -> Retrieved:
     """One read of a collection that is there, whose space fits."""
+    distance = str(collection.distance)
     if ask.op == "search":
-        return Retrieved(found=_search(collection, ask))
+        return Retrieved(found=_search(collection, ask), distance=distance, count=_reach(collection, ask))
     if ask.op == "batch":
-        return Retrieved(parts=[Retrieved(found=_search(collection, part)) for part in ask.parts])
+        return Retrieved(parts=[_read(collection, part) for part in ask.parts], distance=distance)
     if ask.op == "scroll":
-        points, next_id = collection.scroll(ask.after, ask.limit, ask.filter, with_vectors=ask.with_vector)
-        return Retrieved(found=[_found(point) for point in points], next_id=next_id)
+        limit = ask.limit + ask.offset
+        points, next_id = collection.scroll(ask.after, limit, ask.filter, with_vectors=ask.with_vector)
+        return Retrieved(found=[_found(point) for point in points[ask.offset :]], next_id=next_id)
     if ask.op == "get":
         return Retrieved(found=[_found(point) for point in collection.get(ask.ids, with_vectors=ask.with_vector)])
     if ask.op == "count":
         return Retrieved(count=collection.count_matching(ask.filter))
-    if ask.op == "info":
-        distance = str(collection.distance)
-        return Retrieved(info=CollectionInfo(ask.collection, collection.count, collection.dimensions, distance))
     return Retrieved(exists=True)
 
 
+def _reach(collection: Shelved, ask: RetrieveAsk) -> int:
+    """How many points a search chooses from, where its answer says so."""
+    return collection.count_matching(ask.filter) if ask.wants_total else 0
+
+
 def _search(collection: Shelved, ask: RetrieveAsk) -> list[Found]:
+    if ask.text:
+        return [_found(hit) for hit in _worded(collection, ask)]
     if ask.near_id is None:
         hits = collection.search(
             ask.vector,
@@ -351,10 +386,22 @@ def _search(collection: Shelved, ask: RetrieveAsk) -> list[Found]:
     return others[ask.offset : ask.offset + ask.limit]
 
 
+def _worded(collection: Shelved, ask: RetrieveAsk) -> Sequence[Any]:
+    """By words alone, or by words and vector together."""
+    if ask.vector is None:
+        return collection.search_text(
+            ask.text, ask.limit, filter=ask.filter, offset=ask.offset, with_vectors=ask.with_vector
+        )
+    return collection.search_fused(
+        ask.vector, ask.text, ask.limit, filter=ask.filter, offset=ask.offset, with_vectors=ask.with_vector
+    )
+
+
 def _found(point: Any) -> Found:
     payload: dict[str, Any] = point.payload
-    if point.text and "text" not in payload and point.text not in payload.values():
+    is_lent = bool(point.text) and "text" not in payload and point.text not in payload.values()
+    if is_lent:
         # Passages indexed from files keep their words beside the payload; a client looks for them in it.
         payload = {"text": point.text, **payload}
     vector = None if point.vector is None else point.vector.tolist()
-    return Found(point.id, payload, getattr(point, "score", None), vector)
+    return Found(point.id, payload, getattr(point, "score", None), vector, point.text, is_lent)

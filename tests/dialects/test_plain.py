@@ -23,6 +23,7 @@ def test_every_dialect_has_a_kind_and_every_kind_a_dialect():
         "openai-embeddings": "embed",
         "openai-chat": "generate",
         "qdrant": "retrieve",
+        "chroma": "retrieve",
         "plain": "pass",
     }
     assert DIALECTS.keys() == KINDS.keys()
