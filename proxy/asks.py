@@ -103,13 +103,15 @@ class Retrieved:
 @dataclass(frozen=True, slots=True)
 class GenerateAsk:
     """A prompt. `messages` are as OpenAI writes them. `structured` says why a free-text answer would not do
-    (tools or a JSON schema were asked for), or is empty."""
+    (tools or a JSON schema were asked for), or is empty. `shape` is the dialect's own note of how to write the answer
+    down."""
 
     messages: tuple[dict[str, Any], ...]
     model: str
     stream: bool = False
     include_usage: bool = False
     structured: str = ""
+    shape: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,10 @@ __all__ = ["SHIPPED_DIALECTS", "BadPolicies", "Fault", "Reading", "Spot", "diges
 SHIPPED_DIALECTS: Mapping[str, str] = {
     "openai-embeddings": "embed",
     "openai-chat": "generate",
+    "openai-completions": "generate",
+    "openai-responses": "generate",
+    "anthropic": "generate",
+    "ollama-chat": "generate",
     "qdrant": "retrieve",
     "chroma": "retrieve",
     "plain": "pass",

@@ -6,29 +6,33 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from understudy.policies.service import Kind
+from understudy.proxy.dialects.anthropic import Anthropic
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.dialects.chroma import Chroma
+from understudy.proxy.dialects.ollama import OllamaChat
 from understudy.proxy.dialects.openai_chat import OpenAIChat
+from understudy.proxy.dialects.openai_completions import OpenAICompletions
 from understudy.proxy.dialects.openai_embeddings import OpenAIEmbeddings
+from understudy.proxy.dialects.openai_responses import OpenAIResponses
 from understudy.proxy.dialects.plain import Plain
 from understudy.proxy.dialects.qdrant import Qdrant
 from understudy.proxy.handles import Naming
 
+_CHROMA = Chroma()
+_OF_KIND: Mapping[Kind, tuple[Dialect, ...]] = {
+    "embed": (OpenAIEmbeddings(),),
+    "generate": (OpenAIChat(), OpenAICompletions(), OpenAIResponses(), Anthropic(), OllamaChat()),
+    "retrieve": (Qdrant(), _CHROMA),
+    "pass": (Plain(),),
+}
+
 KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
-        "openai-embeddings": "embed",
-        "openai-chat": "generate",
-        "qdrant": "retrieve",
-        "chroma": "retrieve",
-        "plain": "pass",
-    }
+    {dialect.name: kind for kind, dialects in _OF_KIND.items() for dialect in dialects}
 )
 """What a dialect's own calls are, by its name in the policy files."""
 
-_CHROMA = Chroma()
-
 DIALECTS: Mapping[str, Dialect] = MappingProxyType(
-    {dialect.name: dialect for dialect in (OpenAIEmbeddings(), OpenAIChat(), Qdrant(), _CHROMA, Plain())}
+    {dialect.name: dialect for dialects in _OF_KIND.values() for dialect in dialects}
 )
 """Every dialect there is, by its name in the policy files."""
 

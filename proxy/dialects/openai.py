@@ -15,13 +15,11 @@ from understudy.proxy.dialects.base import (
     looks_like_object,
     parsed,
 )
+from understudy.proxy.dialects.generating import NO_RETRY
 from understudy.proxy.dialects.plain import Plain
 
-# Our own retries are spent when an error of ours goes out: the SDK's would triple them, and its back-off is the
-# caller's time.
 LONG_BYTES = 4096
 END_BYTES = 1024
-_NO_RETRY: Headers = [(b"x-should-retry", b"false")]
 
 _TYPES = {
     400: "invalid_request_error",
@@ -57,7 +55,7 @@ class OpenAI(Plain):
 
     def error(self, status: int, reason: str, detail: str, *, headers: Headers | None = None) -> Answer:
         kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-        return json_answer(status, error_body(detail, kind, reason), _NO_RETRY + (headers or []))
+        return json_answer(status, error_body(detail, kind, reason), NO_RETRY + (headers or []))
 
 
 def error_body(message: str, kind: str, code: str) -> dict[str, Any]:

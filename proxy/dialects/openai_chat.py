@@ -12,7 +12,6 @@ short (measured with the official SDK), so an end must be proved and a break mus
 
 from __future__ import annotations
 
-import re
 from typing import Any, cast
 
 import msgspec
@@ -21,24 +20,16 @@ from msgspec import UNSET, UnsetType
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Request
 from understudy.proxy.asks import GenerateAsk, Written
 from understudy.proxy.dialects.base import SPACE, BadRequest, Malformed, Primed, json_answer, parsed
+from understudy.proxy.dialects.generating import EVENT_HEADERS, asks_for_stream, failed_inside, pieces_of
 from understudy.proxy.dialects.openai import OpenAI, error_body, error_name
 from understudy.proxy.dialects.sse import events
 
 DONE = b"[DONE]"
 
-_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-
 # Asking again would get the same error: the account or the prompt is at fault, not the moment.
-_LASTING = frozenset(
+LASTING = frozenset(
     {"insufficient_quota", "invalid_api_key", "invalid_request_error", "context_length_exceeded", "model_not_found"}
 )
-
-_WORD = re.compile(r"\S+\s*|\s+")
-_SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
-
-
-class _Peek(msgspec.Struct):
-    stream: Any = None
 
 
 class _StreamOptions(msgspec.Struct):
@@ -104,7 +95,6 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
-_PEEK = msgspec.json.Decoder(_Peek)
 _BODY = msgspec.json.Decoder(_Body)
 _CHUNK = msgspec.json.Decoder(_Chunk)
 _ANSWERED = msgspec.json.Decoder(_Answered)
@@ -119,11 +109,7 @@ class OpenAIChat(OpenAI):
     def read(self, request: Request) -> Call:
         """Looks for `stream` only. A body that is no JSON is the upstream's business while there is one."""
         call = Call("generate" if request.method == b"POST" else "pass", request, dialect=self.name)
-        if b'"stream"' in request.body and call.kind == "generate":
-            try:
-                call.wants_stream = parsed(_PEEK, request.body).stream is True
-            except Malformed:
-                call.wants_stream = False
+        call.wants_stream = call.kind == "generate" and asks_for_stream(request.body)
         return call
 
     def ask(self, call: Call) -> GenerateAsk:
@@ -180,7 +166,7 @@ class OpenAIChat(OpenAI):
         The blank line in front ends an event that was cut short, so that the error is read as an event of its own.
         """
         message = f"The answer broke off before its end ({reason})."
-        return b"\n\n" + _event(error_body(message, "server_error", "stream_broken"))
+        return b"\n\n" + data_bytes(error_body(message, "server_error", "stream_broken"))
 
     def said(self, body: bytes) -> Written | None:
         """One choice's text that came to its own end (`stop`)."""
@@ -196,19 +182,19 @@ class OpenAIChat(OpenAI):
 
         A top-level `understudy` says that this is no model's answer; SDKs leave unknown fields alone.
         """
-        usage = _usage(written)
+        usage = usage_of(written)
         if not ask.stream:
             message = {"role": "assistant", "content": written.text, "refusal": None}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
             return json_answer(200, _head(written, "chat.completion") | {"choices": [choice], "usage": usage})
         head = _head(written, "chat.completion.chunk") | ({"usage": None} if ask.include_usage else {})
         deltas = [{"role": "assistant", "content": ""}, *({"content": piece} for piece in pieces_of(written.text))]
-        stream = [_event(head | {"choices": [_delta(delta)]}) for delta in deltas]
-        stream.append(_event(head | {"choices": [_delta({}, "stop")]}))
+        stream = [data_bytes(head | {"choices": [_delta(delta)]}) for delta in deltas]
+        stream.append(data_bytes(head | {"choices": [_delta({}, "stop")]}))
         if ask.include_usage:
-            stream.append(_event(head | {"choices": [], "usage": usage}))
+            stream.append(data_bytes(head | {"choices": [], "usage": usage}))
         stream.append(b"data: [DONE]\n\n")
-        return Answer(200, list(_STREAM_HEADERS), stream=HeldStream(stream))
+        return Answer(200, list(EVENT_HEADERS), stream=HeldStream(stream))
 
 
 def _put_together(parts: list[_Answered]) -> Written | None:
@@ -228,16 +214,6 @@ def _put_together(parts: list[_Answered]) -> Written | None:
     if not finished or not text.strip():
         return None
     return Written(text, model, usage.prompt_tokens, usage.completion_tokens, created_s=created)
-
-
-def pieces_of(text: str) -> list[str]:
-    """`text` cut after its sentences and lines; put together, the pieces are the text."""
-    pieces = [""]
-    for word in _WORD.findall(text):
-        pieces[-1] += word
-        if "\n" in word or word.rstrip().rstrip("\"'”’)]").endswith(_SENTENCE_ENDS):
-            pieces.append("")
-    return [piece for piece in pieces if piece]
 
 
 def _believed(messages: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
@@ -308,8 +284,7 @@ def _says(delta: Any) -> bool:
 
 
 def _failed(error: Any) -> Failed:
-    word = error_name(error)
-    return Failed("error_in_stream", word, again=word not in _LASTING)
+    return failed_inside(error_name(error), LASTING)
 
 
 def _head(written: Written, kind: str) -> dict[str, Any]:
@@ -322,7 +297,8 @@ def _head(written: Written, kind: str) -> dict[str, Any]:
     }
 
 
-def _usage(written: Written) -> dict[str, int]:
+def usage_of(written: Written) -> dict[str, int]:
+    """What a text cost, as OpenAI writes it."""
     prompt, completion = written.prompt_tokens, written.completion_tokens
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
@@ -331,5 +307,6 @@ def _delta(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str,
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
-def _event(value: Any) -> bytes:
+def data_bytes(value: Any) -> bytes:
+    """One event without a name."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"

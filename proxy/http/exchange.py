@@ -119,13 +119,13 @@ class Exchange(Stepped):
         self.door.finished(self, end)
 
     def _can_be_added_to(self) -> bool:
-        """Whether a notice of ours would be read: among events that are not packed, and whose length was not told."""
+        """Whether a notice of ours would be read: among events or lines, not packed, whose length was not told."""
         answer = self.answer
         assert answer is not None
         if answer.stream is None or answer.stream.length is not None or is_encoded(answer):
             return False
         content_type = find_header(answer.headers, b"content-type") or b""
-        return content_type.lower().startswith(b"text/event-stream")
+        return content_type.lower().startswith((b"text/event-stream", b"application/x-ndjson"))
 
     def plain(self, answer: Answer, body: bytes) -> bytes:
         """The whole of the usual answer: a 200 with a body, to a caller who may ask again. `head` says the same."""

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from tests.dialects.check_dialect import check_dialect, check_reading, check_stream, in_all_line_ends, primed_at
 from tests.dialects.recorded_exchanges import recorded, request
+from tests.dialects.streams import TEXT, WRITTEN, streamed
 from understudy.policies.service import Answer, Failed, Refused
-from understudy.proxy.asks import GenerateAsk, Written
+from understudy.proxy.asks import GenerateAsk
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.dialects.base import BadRequest
-from understudy.proxy.dialects.openai_chat import pieces_of
+from understudy.proxy.dialects.generating import pieces_of
 from understudy.proxy.dialects.sse import events
 
 CHAT = DIALECTS["openai-chat"]
@@ -256,32 +257,6 @@ def test_a_break_inside_an_event_does_not_swallow_the_error():
 
 
 # --- answers -------------------------------------------------------------------------------------------------------
-
-TEXT = "The model is out of reach. It says:\n\n“Refunds take 14 days.” [1]\nVersion 1.2 is current… 好。Ende"
-WRITTEN = Written(TEXT, "understudy-extractive", 11, 5, id="abc", created_s=1_700_000_000)
-
-
-def streamed(answer: Answer) -> bytes:
-    assert answer.stream is not None
-    sink = Sink()
-    answer.stream.relay(sink)
-    assert sink.ended
-    return b"".join(sink.pieces)
-
-
-class Sink:
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.ended = False
-
-    def write(self, chunk: bytes) -> None:
-        self.pieces.append(chunk)
-
-    def end(self) -> None:
-        self.ended = True
-
-    def cut(self, reason: str) -> None:
-        raise AssertionError(reason)
 
 
 def test_a_text_is_written_whole():

@@ -22,6 +22,10 @@ def test_every_dialect_has_a_kind_and_every_kind_a_dialect():
     assert dict(KINDS) == {
         "openai-embeddings": "embed",
         "openai-chat": "generate",
+        "openai-completions": "generate",
+        "openai-responses": "generate",
+        "anthropic": "generate",
+        "ollama-chat": "generate",
         "qdrant": "retrieve",
         "chroma": "retrieve",
         "plain": "pass",
