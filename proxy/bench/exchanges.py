@@ -122,7 +122,8 @@ def search(name: str = "search", path: str = "/collections/docs/points/query", h
         {"id": number, "version": 1, "score": round(0.9 - number / 50, 6), "payload": {"text": _text(500, 7 + number)}}
         for number in range(10)
     ]
-    return Exchange(name, path, _json(asked), (_json({"result": {"points": points}, "status": "ok"}),), host=host)
+    answer = {"result": {"points": points}, "status": "ok", "time": 0.001267}
+    return Exchange(name, path, _json(asked), (_json(answer),), host=host)
 
 
 def plain(name: str = "plain", path: str = "/", host: str = "") -> Exchange:

@@ -144,4 +144,6 @@ def is_encoded(answer: Answer) -> bool:
 
 def looks_like_object(body: bytes) -> bool:
     """Whether the body begins and ends as a JSON object does: an HTML page or a cut answer does not, for 0.2 µs."""
+    if body[:1] == b"{" and body[-1:] == b"}":
+        return True
     return body[:64].lstrip(SPACE)[:1] == b"{" and body[-64:].rstrip(SPACE)[-1:] == b"}"

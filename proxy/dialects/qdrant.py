@@ -11,13 +11,13 @@ database has not seen would be lying from then on.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 from msgspec import Meta, Raw
 
-from understudy.policies.service import Answer, Call, Headers, Refused, Request
+from understudy.policies.service import Answer, Call, Headers, Kind, Refused, Request
 from understudy.proxy.asks import CollectionInfo, Found, PayloadChoice, RetrieveAsk, Retrieved, RetrieveOp
 from understudy.proxy.dialects.base import (
     BadRequest,
@@ -144,8 +144,7 @@ class Qdrant(Plain):
 
     def read(self, request: Request) -> Call:
         """By method and path alone: the body stays unread."""
-        is_read = _shape_of(request) is not None
-        return Call("retrieve" if is_read else "pass", request, dialect=self.name)
+        return Call(_kind_of(request), request, dialect=self.name)
 
     def collection_of(self, request: Request) -> str:
         shape = _shape_of(request)
@@ -208,6 +207,17 @@ class Qdrant(Plain):
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _kind_of(request: Request) -> Kind:
+    """Whether it is a read: looked up once for all requests with one head."""
+    remembered = request.remembered
+    if remembered is not None and _kind_of in remembered:
+        return cast("Kind", remembered[_kind_of])
+    kind: Kind = "pass" if _shape_of(request) is None else "retrieve"
+    if remembered is not None:
+        remembered[_kind_of] = kind
+    return kind
 
 
 def _shape_of(request: Request) -> tuple[RetrieveOp, str, str] | None:
