@@ -25,7 +25,7 @@ from understudy.proxy.http.tunnel import Tunnel
 
 log = logging.getLogger("understudy.door")
 
-JOINED_BYTES_MAX = 16 * 1024
+JOINED_BYTES_MAX = 64 * 1024
 """An answer's body up to this is copied behind its head: one buffer is cheaper than two."""
 LINGER_S = 1.0
 """How long we go on reading after refusing a body, so that the refusal is not lost in a reset."""

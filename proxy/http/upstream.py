@@ -35,7 +35,7 @@ STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
 EVENT_STREAM = b"text/event-stream"
 
 
-JOINED_BYTES_MAX = 16 * 1024
+JOINED_BYTES_MAX = 64 * 1024
 """A body up to this is copied behind its head: one buffer is cheaper than two."""
 
 
