@@ -144,6 +144,7 @@ class RouteParts:
     calm: Service | None = None
     pressed: Service | None = None
     cache: RouteCache | None = None
+    body_bytes_max: int = field(init=False)
     hit: Callable[[Request], Answer | None] | None = None
     """The cache's answer to a request that is not yet a call, or None; the door asks before it makes one. Not there
     where something stands before the cache that has to see every call."""
@@ -156,9 +157,8 @@ class RouteParts:
     def name(self) -> str:
         return self.route.name
 
-    @property
-    def body_bytes_max(self) -> int:
-        return _set(self.route.body_bytes_max, Limits().body_bytes_max)
+    def __post_init__(self) -> None:
+        self.body_bytes_max = _set(self.route.body_bytes_max, Limits().body_bytes_max)
 
 
 @dataclass(frozen=True, slots=True)

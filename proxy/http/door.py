@@ -20,7 +20,6 @@ from understudy.proxy.http.hall import Hall
 from understudy.proxy.http.heads import body_is_absent
 from understudy.proxy.http.incoming import Incoming
 from understudy.proxy.http.request_head import RequestHead
-from understudy.proxy.http.stepping import Steps
 from understudy.proxy.http.tunnel import Tunnel
 
 log = logging.getLogger("understudy.door")
@@ -201,7 +200,7 @@ class Door(Incoming):
         if answer is not None:
             self._send_answer(exchange, answer)
         else:
-            exchange.start(self._serve(exchange))
+            exchange.start(self._serve(exchange), self.listener.steps)
 
     def _kept(self, entry: Entry, request: Request) -> Answer | None:
         """What the route's cache has: answered in the turn in which it is asked, without a call or a coroutine."""
@@ -258,7 +257,8 @@ class Door(Incoming):
             body = answer.body
             if exchange.is_plain and answer.status == 200 and not answer.reason and len(body) <= JOINED_BYTES_MAX:
                 exchange.body_bytes = len(body)
-                self.send(exchange.plain(answer, body))
+                if self._transport is not None and not self._transport.is_closing():
+                    self._transport.write(exchange.plain(answer, body))
                 self.finished(exchange, "done")
                 return
             body = b"" if body_is_absent(exchange.request.method, answer.status) else body
@@ -310,10 +310,6 @@ class Door(Incoming):
     def _read_ahead(self) -> None:
         ahead, self._ahead = self._ahead, b""
         self.data_received(ahead)
-
-    @property
-    def steps(self) -> Steps:
-        return self.listener.steps
 
     def now(self) -> float:
         """Seconds on the listener's clock."""

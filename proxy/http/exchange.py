@@ -11,7 +11,7 @@ from understudy.policies.service import Answer, Call, End, Headers, Request, Ser
 from understudy.proxy.dialects.base import Dialect, is_encoded
 from understudy.proxy.http.heads import header_safe, status_line
 from understudy.proxy.http.request_head import RequestHead
-from understudy.proxy.http.stepping import Stepped, Steps
+from understudy.proxy.http.stepping import Stepped
 
 
 class Entry(Protocol):
@@ -34,8 +34,6 @@ class Entry(Protocol):
 class Doorstep(Protocol):
     """What an exchange needs of its door."""
 
-    @property
-    def steps(self) -> Steps: ...
     def send(self, data: bytes) -> None: ...
     def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None: ...
 
@@ -72,7 +70,7 @@ class Exchange(Stepped):
         started: float,
     ) -> None:
         """Without a head the connection is closed behind the answer."""
-        super().__init__(door.steps)
+        self._coroutine = None
         self.door = door
         self.id = id
         self.request = request

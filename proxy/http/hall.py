@@ -20,6 +20,8 @@ from understudy.proxy.http.request_head import HeadMemory, RequestHead
 from understudy.proxy.http.stepping import Steps
 from understudy.proxy.settings import Limits
 
+Claim = tuple[Entry | None, bytes]
+"""Who claims a request, if anybody does, and the path to go on with."""
 Find = Callable[[bytes | None, int, bytes], tuple[Entry, bytes] | None]
 """Host, port and path of a request -> who claims it, and the path to go on with."""
 
@@ -104,7 +106,7 @@ class Hall:
             # `*` asks about the server as a whole, which no route is
             found = self.find(head.host, self.port, head.path) if head.path != b"*" else None
             head.claim = found or (None, head.path)
-        return cast("tuple[Entry | None, bytes]", head.claim)
+        return cast("Claim", head.claim)
 
     @staticmethod
     def hop(transport: asyncio.Transport) -> Hop:

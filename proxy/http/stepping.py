@@ -128,22 +128,28 @@ class Stepped:
 
     __slots__ = ("_awaited", "_coroutine", "_is_cancelled", "_is_carried_on", "_rest", "_steps", "_task")
 
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
-        self._coroutine: Coroutine[Any, Any, None] | None = None
-        # stepped through its iterator: the end of a coroutine then costs no exception
-        self._rest: Generator[Any, None, None] | None = None
-        self._awaited: Waiter[Any] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._is_cancelled = False
-        self._is_carried_on = False
+    _steps: Steps
+    _rest: Generator[Any, None, None] | None
+    _awaited: Waiter[Any] | None
+    _task: asyncio.Task[None] | None
+    _is_cancelled: bool
+    _is_carried_on: bool
 
-    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def __init__(self) -> None:
+        # the rest is there once it is started: many never are, being answered from a cache
+        self._coroutine: Coroutine[Any, Any, None] | None = None
+
+    def start(self, coroutine: Coroutine[Any, Any, None], steps: Steps) -> None:
         """Run `coroutine` to its first wait, now or in this turn of the loop."""
+        self._steps = steps
         self._coroutine = coroutine
+        # stepped through its iterator: the end of a coroutine then costs no exception
         self._rest = coroutine.__await__()
-        self._steps.under_way += 1
-        self._steps.go_on(self)
+        self._awaited = None
+        self._task = None
+        self._is_cancelled = self._is_carried_on = False
+        steps.under_way += 1
+        steps.go_on(self)
 
     @property
     def is_under_way(self) -> bool:
@@ -151,7 +157,8 @@ class Stepped:
         return self._coroutine is not None
 
     def cancel(self) -> None:
-        """Raise CancelledError where the coroutine waits; at its next wait if it is running this very moment."""
+        """Raise CancelledError where the coroutine waits, while it is under way; at its next wait if it is running this
+        very moment."""
         if self._task is not None and self._is_carried_on:
             self._task.cancel()
         elif self._awaited is None or not self._awaited.cancel():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import re
@@ -16,7 +15,6 @@ from understudy.policies.service import Answer, Call, Request
 from understudy.proxy.access_log import line_of
 from understudy.proxy.http.exchange import Exchange
 from understudy.proxy.http.forwarding import Marks, goes_in_circles, trace_of
-from understudy.proxy.http.stepping import Steps
 from understudy.proxy.settings import Secret, UpstreamTier
 from understudy.proxy.tiers.upstream import Target
 
@@ -174,8 +172,6 @@ def test_dice_that_show_nothing_make_no_trace_of_zeros():
 
 def test_the_access_log_says_which_trace_a_call_belongs_to():
     class AtTheDoor:
-        steps = Steps(asyncio.new_event_loop())
-
         def send(self, data: bytes) -> None: ...
         def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None: ...
 

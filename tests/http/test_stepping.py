@@ -13,7 +13,7 @@ from understudy.proxy.http.stepping import AT_ONCE_MAX, Stepped, Steps, Waiter
 
 def new() -> tuple[Steps, Stepped]:
     steps = Steps(asyncio.get_running_loop())
-    return steps, Stepped(steps)
+    return steps, Stepped()
 
 
 def waiter() -> Waiter[int]:
@@ -21,13 +21,13 @@ def waiter() -> Waiter[int]:
 
 
 async def test_a_coroutine_goes_on_in_the_very_turn_in_which_it_is_told():
-    _, stepped = new()
+    steps, stepped = new()
     told, heard = waiter(), list[int]()
 
     async def listening() -> None:
         heard.append(await told)
 
-    stepped.start(listening())
+    stepped.start(listening(), steps)
     assert (heard, stepped.is_under_way) == ([], True)
     told.tell(7)
     assert (heard, stepped.is_under_way) == ([7], False)
@@ -42,7 +42,7 @@ async def test_under_load_those_who_were_told_go_on_together_a_turn_later():
         heard.append(await told)
 
     for told in waiters:
-        Stepped(steps).start(listening(told))
+        Stepped().start(listening(told), steps)
     await asyncio.sleep(0)
     assert steps.under_way == len(waiters)
     for number, told in enumerate(waiters):
@@ -65,7 +65,7 @@ async def test_what_only_a_task_can_wait_for_makes_a_task_of_the_rest(wait_s: fl
             await asyncio.sleep(0.5)
         seen.append("done")
 
-    stepped.start(waiting())
+    stepped.start(waiting(), steps)
     assert (seen, steps.under_way) == ([], 1)
     await asyncio.sleep(6)
     assert (seen, steps.under_way, stepped.is_under_way) == ([True, "done"], 0, False)
@@ -81,14 +81,14 @@ async def test_what_became_a_task_is_cancelled_like_one():
         finally:
             seen.append("ends")
 
-    stepped.start(waiting())
+    stepped.start(waiting(), steps)
     stepped.cancel()
     await asyncio.sleep(1)
     assert (seen, steps.under_way, stepped.is_under_way) == (["ends"], 0, False)
 
 
 async def test_an_error_is_raised_where_it_was_waited_and_may_be_caught_there():
-    _, stepped = new()
+    steps, stepped = new()
     first, second, heard = waiter(), waiter(), list[object]()
 
     async def asking() -> None:
@@ -98,7 +98,7 @@ async def test_an_error_is_raised_where_it_was_waited_and_may_be_caught_there():
             heard.append(str(error))
         heard.append(await second)
 
-    stepped.start(asking())
+    stepped.start(asking(), steps)
     first.fail(ValueError("no"))
     second.tell(2)
     second.tell(3)
@@ -106,14 +106,14 @@ async def test_an_error_is_raised_where_it_was_waited_and_may_be_caught_there():
 
 
 async def test_a_waiter_told_beforehand_is_not_waited_for():
-    _, stepped = new()
+    steps, stepped = new()
     told, heard = waiter(), list[int]()
     told.tell(1)
 
     async def asking() -> None:
         heard.append(await told)
 
-    stepped.start(asking())
+    stepped.start(asking(), steps)
     assert heard == [1]
 
 
@@ -159,7 +159,7 @@ class Cancelled:
 async def test_whoever_is_cancelled_while_it_waits_can_still_clean_up():
     steps, stepped = new()
     life = Cancelled()
-    stepped.start(life.run())
+    stepped.start(life.run(), steps)
     stepped.cancel()
     assert life.noted == ["begun", "cancelled"]
     await asyncio.sleep(2)
@@ -170,9 +170,9 @@ async def test_whoever_is_cancelled_while_it_waits_can_still_clean_up():
 async def test_whoever_was_told_and_is_cancelled_before_it_could_go_on_is_cancelled():
     steps, _ = new()
     lives = [Cancelled() for _ in range(AT_ONCE_MAX + 2)]
-    stepped = [Stepped(steps) for _ in lives]
+    stepped = [Stepped() for _ in lives]
     for life, each in zip(lives, stepped, strict=True):
-        each.start(life.run())
+        each.start(life.run(), steps)
     await asyncio.sleep(0)
     for life in lives:
         life.told.tell(1)
@@ -186,9 +186,9 @@ async def test_whoever_was_told_and_is_cancelled_before_it_could_go_on_is_cancel
 async def test_whoever_is_cancelled_before_its_first_step_never_begins():
     steps, _ = new()
     lives = [Cancelled() for _ in range(AT_ONCE_MAX + 2)]
-    stepped = [Stepped(steps) for _ in lives]
+    stepped = [Stepped() for _ in lives]
     for life, each in zip(lives, stepped, strict=True):
-        each.start(life.run())
+        each.start(life.run(), steps)
     stepped[-1].cancel()
     await asyncio.sleep(0)
     assert lives[-1].noted == []
@@ -210,6 +210,6 @@ async def test_whoever_cancels_itself_is_cancelled_at_its_next_wait():
 
         return run()
 
-    stepped.start(own())
+    stepped.start(own(), steps)
     await asyncio.sleep(0)
     assert (noted, steps.under_way) == (["goes on", "ends"], 0)

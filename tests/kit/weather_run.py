@@ -399,8 +399,8 @@ class Season:
         self.report.calls += 1
         leaves = self.dice.random() < 0.03
         if self.dice.random() < 0.5:
-            stepped = Stepped(self.steps)
-            stepped.start(self.one(asked))
+            stepped = Stepped()
+            stepped.start(self.one(asked), self.steps)
             if leaves:
                 self.loop.call_later(self.dice.random() * 0.5, lambda: stepped.is_under_way and stepped.cancel())
             return

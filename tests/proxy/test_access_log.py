@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import select
@@ -11,12 +10,9 @@ from understudy.policies.service import Answer, Call, Request
 from understudy.proxy import access_log
 from understudy.proxy.access_log import AccessLog, line_of
 from understudy.proxy.http.exchange import Exchange
-from understudy.proxy.http.stepping import Steps
 
 
 class AtTheDoor:
-    steps = Steps(asyncio.new_event_loop())
-
     def send(self, data: bytes) -> None: ...
 
     def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None: ...

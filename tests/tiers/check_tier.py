@@ -82,7 +82,7 @@ async def nobody_needs_a_task_of_its_own(subject: Subject) -> None:
         finally:
             over.set()
 
-    Stepped(Steps(asyncio.get_running_loop())).start(asked())
+    Stepped().start(asked(), Steps(asyncio.get_running_loop()))
     await over.wait()
     subject.belongs(0, answers[0])
 
