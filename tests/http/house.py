@@ -25,7 +25,7 @@ from understudy.proxy.http.exchange import Exchange
 from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.routes import Table
-from understudy.proxy.settings import Limits, LocalTier, Match, Route, Tier, UpstreamTier
+from understudy.proxy.settings import Endpoint, Limits, LocalTier, Match, Route, Tier, UpstreamTier
 from understudy.proxy.stack import World, assemble
 from understudy.proxy.tiers.upstream import NO_MARKS, make_pool, upstream_tier
 
@@ -155,7 +155,8 @@ class Caller:
 
 
 class House:
-    """A route (or several) behind a door. `up` is the first upstream, `ups` are all of them, one for each tier.
+    """A route (or several) behind a door. `up` is the first upstream, `ups` are all of them, one for each tier, or one
+    for each of the `endpoints` of a single tier.
 
     `service` stands in for the whole chain where the door alone is looked at.
     """
@@ -165,6 +166,8 @@ class House:
         *,
         dialect: str = "plain",
         tiers: int = 1,
+        endpoints: int = 0,
+        dice: Callable[[], float] = lambda: 0.0,
         limits: Limits | None = None,
         match: Match | None = None,
         base: str = "",
@@ -175,13 +178,15 @@ class House:
         pseudonym: bytes = b"",
         **route: Any,
     ) -> None:
-        self.ups = [FakeUpstream() for _ in range(tiers)]
+        self.ups = [FakeUpstream() for _ in range(endpoints or tiers)]
         self.up = self.ups[0]
         self.limits = limits or Limits()
         self.logged: list[tuple[int, str, Call | None]] = []
         self.pools: list[Pool] = []
         self.loop = asyncio.get_running_loop()
         self._dialect = dialect
+        self._is_one_tier = endpoints > 0
+        self._dice = dice
         self._match = match or Match(prefix="/")
         self._base = base
         self._service = service
@@ -199,8 +204,11 @@ class House:
         made = [
             UpstreamTier(name=f"up{at or ''}", url=up.url + self._base, **self._tier) for at, up in enumerate(self.ups)
         ]
+        if self._is_one_tier:
+            endpoints = [Endpoint(name=f"up{at or ''}", url=up.url + self._base) for at, up in enumerate(self.ups)]
+            made = [UpstreamTier(name="many", endpoints=endpoints, **self._tier)]
         route = Route(name="here", match=self._match, dialect=self._dialect, tiers=list(made), **self._route)
-        world = World(clock=self.loop.time, sleep=asyncio.sleep, dice=lambda: 0.0)
+        world = World(clock=self.loop.time, sleep=asyncio.sleep, dice=self._dice)
         self.parts = assemble(route, DIALECTS[self._dialect], world, self._make_tier)
         if self._service is not None:
             self.parts.service = self._service
