@@ -117,6 +117,7 @@ class Peer:
         "in_a_row",
         "is_known",
         "label",
+        "last_s",
         "out_in_a_row",
         "outstanding",
         "rank",
@@ -136,6 +137,7 @@ class Peer:
         self.guard: Guard | None = None
         self.outstanding = 0
         self.cost_s = START_S
+        self.last_s = START_S
         self.is_known = False
         self.seen_at = -inf
         self.faded_at = -inf
@@ -204,6 +206,7 @@ class Balance:
         self._due: list[Peer] = []
         self._is_shut = False
         self._same_s = 0.0
+        self._failed_s = 0.0
         self._floor_s = 0.0
         self._review_at = -inf
         self._judge_at = -inf
@@ -275,6 +278,7 @@ class Balance:
         peer.answered += 1
         peer.window_calls += 1
         peer.window_s += took_s
+        peer.last_s = took_s
         peer.in_a_row = 0
         if not peer.is_known:
             self._meet(peer, took_s)
@@ -304,7 +308,7 @@ class Balance:
         peer.failed += 1
         peer.window_calls += 1
         peer.window_failures += 1
-        peer.cost_s = max(peer.cost_s, self._same_s * FAILED_RATIO)
+        peer.cost_s = max(peer.cost_s, self._failed_s)
         peer.seen_at = peer.faded_at = now
         if peer.state != peer.seen_state:
             self._review_at = -inf
@@ -378,6 +382,9 @@ class Balance:
         self._review_at = now + REVIEW_S
         least = min((peer.cost_s for peer in self.peers if peer.is_known), default=START_S)
         self._same_s = least * SAME_RATIO
+        # by answers alone: where all fail, a cost that goes by the others' costs would raise theirs in turn
+        quickest_s = min((peer.last_s for peer in self.peers if peer.is_known), default=START_S)
+        self._failed_s = max(COST_S_MIN, quickest_s) * SAME_RATIO * FAILED_RATIO
         for peer in self.peers:
             self._look_at(peer, now, least)
         in_all = sum(peer.weight for peer in self.peers)

@@ -290,6 +290,8 @@ class Breaker:
         rules = self.rules
         pause_s = min(rules.open_s_max, rules.open_s * 2.0**self.opened_in_a_row)
         pause_s *= 1 - JITTER + 2 * JITTER * luck
+        # what would be longer than the longest is as much shorter: the longest are spread, too
+        pause_s = min(pause_s, 2 * rules.open_s_max - pause_s)
         if retry_after_s is not None:
             # the upstream's own word beats our guess, within reason
             pause_s = _believed(retry_after_s)

@@ -465,3 +465,22 @@ async def test_whatever_happens_nothing_leaks_and_somebody_is_asked_while_anybod
         admitted += [n for n, guard in enumerate(guards) if guard.admit(clock()) is not None]
     assert set(admitted) == set(range(count))
     assert Counter(map(str, outcomes))["answered"] >= 50
+
+
+def test_where_all_fail_for_a_while_their_costs_stay_within_reason():
+    peers = peers_of(2)
+    heart = heart_of(peers, rules=Rules(ejection=ALWAYS))
+    for second in range(10):
+        for peer in peers:
+            heart.answered(peer, float(second), 0.1)
+            heart.pick(float(second))
+    for tick in range(10, 600):
+        # each review goes by what was seen of the other
+        for peer in peers:
+            heart.failed_at(peer, float(tick))
+            heart.pick(float(tick))
+    assert [peer.cost_s for peer in peers] == [pytest.approx(2.0)] * 2
+    for second in range(600, 660):
+        for peer in peers:
+            heart.answered(peer, float(second), 0.1)
+    assert all(peer.cost_s < 0.11 for peer in peers)

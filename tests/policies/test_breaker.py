@@ -92,6 +92,15 @@ def test_jitter_moves_an_open_time_by_a_quarter_either_way():
     assert (short.retry_after_s(0.0), long.retry_after_s(0.0)) == (3.75, 6.25)
 
 
+def test_no_jitter_makes_an_open_time_longer_than_the_longest_and_the_longest_differ_too():
+    rules, pauses = Rules(consecutive=1, open_s=60, open_s_max=60), list[float]()
+    for luck in (0.0, 0.25, 0.5, 0.75, 0.99):
+        heart = Breaker(rules)
+        heart.failed(0.0, 0, luck)
+        pauses.append(round(heart.retry_after_s(0.0), 1))
+    assert pauses == [45.0, 52.5, 60.0, 52.5, 45.3]
+
+
 def test_the_upstreams_own_retry_after_beats_our_guess_within_bounds():
     for said, kept in ((20.0, 20.0), (0.1, 1.0), (86400.0, 300.0)):
         heart = Breaker(Rules(consecutive=1))
