@@ -105,6 +105,12 @@ class Embedder:
         """How many tokens, padding included, go through in one run; 1 means that every text runs alone."""
         return CUDA_BATCH_TOKENS_MAX if self.provider == "cuda" else 1
 
+    @property
+    def text_tokens_max(self) -> int:
+        """How many tokens of a text are read, besides the longer prefix and the special tokens that every text gets."""
+        prefixes = [self._space.query_prefix, self._space.document_prefix]
+        return self._manifest.tokens_max - max(map(len, self._tokenizer.encode_batch_fast(prefixes)))
+
     def embed(self, texts: Sequence[str], kind: Kind = "query") -> Vectors:
         """Vectors [n, d] float32 in the order of `texts`, of unit length if the space is; an empty text has one too.
 

@@ -7,19 +7,31 @@ from typing import Any, Literal
 
 from understudy.indexes.conditions import Condition
 
+EmbedKind = Literal["", "query", "document", "as_is", "other"]
+"""What the texts are, where that changes a vector: "" is not said, `as_is` brings the model's prefixes itself, `other`
+is neither a query nor a document (Cohere's classification and clustering)."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedAsk:
-    """Texts to be embedded. `tokens` holds what arrived as token ids instead of text (then `texts` is empty)."""
+    """Texts to be embedded. `tokens` holds what arrived as token ids instead of text (then `texts` is empty).
+
+    `whole` says that a text must not be cut to the model's length. `shape` is the dialect's own note of how to write
+    the answer down, and `id` what the answer may be called.
+    """
 
     texts: tuple[str, ...]
     model: str
     base64: bool = False
     dimensions: int | None = None
     tokens: tuple[tuple[int, ...], ...] = ()
+    kind: EmbedKind = ""
+    whole: bool = False
+    shape: str = ""
+    id: str = ""
 
 
-RetrieveOp = Literal["search", "scroll", "get", "count", "info", "exists", "collections", "version", "batch"]
+RetrieveOp = Literal["search", "scroll", "get", "count", "info", "infos", "exists", "collections", "version", "batch"]
 
 PayloadChoice = bool | tuple[str, ...] | dict[str, tuple[str, ...]]
 """All or none of a payload, the fields named, or {"include": fields} or {"exclude": fields}."""
@@ -32,6 +44,8 @@ class RetrieveAsk:
     `after` is the id a scroll's page begins with. `parts` are the searches of a batch, each a RetrieveAsk of its own.
     `text` is what is searched by its words: alone, or fused with the vector's neighbours. `filter` is Qdrant's JSON, or
     what the dialect made of its own words; `wants_total` asks how many points it lets through, beside those searched.
+    `with_near` keeps the point named by `near_id` among its own neighbours. `filter_or` is the filter as it may also be
+    read: where the two let different points through, nothing is certain, and the call is refused.
     """
 
     op: RetrieveOp
@@ -50,6 +64,8 @@ class RetrieveAsk:
     wants_total: bool = False
     shape: str = ""
     parts: tuple[RetrieveAsk, ...] = ()
+    with_near: bool = False
+    filter_or: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

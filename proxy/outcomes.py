@@ -27,6 +27,7 @@ HOSTS: tuple[tuple[str, Provider], ...] = (
     (".cohere.com", "cohere"),
     (".cohere.ai", "cohere"),
     (".cloud.qdrant.io", "qdrant"),
+    (".pinecone.io", "pinecone"),
     (".trychroma.com", "chroma"),
     (".elastic-cloud.com", "elasticsearch"),
     (".elastic.cloud", "elasticsearch"),

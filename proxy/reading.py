@@ -35,6 +35,12 @@ SHIPPED_DIALECTS: Mapping[str, str] = {
     "ollama-chat": "generate",
     "qdrant": "retrieve",
     "chroma": "retrieve",
+    "azure-openai-embeddings": "embed",
+    "azure-openai-chat": "generate",
+    "ollama-embed": "embed",
+    "cohere-embed": "embed",
+    "tei": "embed",
+    "pinecone": "retrieve",
     "plain": "pass",
 }
 """The dialects that ship and the kind of call each speaks; who has others passes them to `read_folder`."""

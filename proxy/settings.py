@@ -76,7 +76,9 @@ class PlannedFault(Frozen, frozen=True):
 
 # --- what errors mean ----------------------------------------------------------------------------------------------
 
-Provider = Literal["openai", "azure", "anthropic", "ollama", "cohere", "qdrant", "chroma", "elasticsearch", "plain"]
+Embedding = Literal["openai", "azure", "anthropic", "ollama", "cohere", "tei"]
+Database = Literal["qdrant", "chroma", "elasticsearch", "pinecone"]
+Provider = Literal[Embedding, Database, "plain"]
 """Who is asked, as far as the words of its errors go; OpenSearch has Elasticsearch's."""
 Unconnected = Literal["connect", "connect_refused", "connect_timeout", "dns", "tls"]
 Broken = Literal["reset", "first_byte_timeout", "truncated", "stalled", "garbage", "head_too_large", "upgrade"]

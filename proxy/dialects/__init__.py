@@ -7,22 +7,27 @@ from types import MappingProxyType
 
 from understudy.policies.service import Kind
 from understudy.proxy.dialects.anthropic import Anthropic
+from understudy.proxy.dialects.azure_openai import AzureChat, AzureEmbeddings
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.dialects.chroma import Chroma
+from understudy.proxy.dialects.cohere_embed import CohereEmbed
 from understudy.proxy.dialects.ollama import OllamaChat
+from understudy.proxy.dialects.ollama_embed import OllamaEmbed
 from understudy.proxy.dialects.openai_chat import OpenAIChat
 from understudy.proxy.dialects.openai_completions import OpenAICompletions
 from understudy.proxy.dialects.openai_embeddings import OpenAIEmbeddings
 from understudy.proxy.dialects.openai_responses import OpenAIResponses
+from understudy.proxy.dialects.pinecone import Pinecone
 from understudy.proxy.dialects.plain import Plain
 from understudy.proxy.dialects.qdrant import Qdrant
+from understudy.proxy.dialects.tei import Tei
 from understudy.proxy.handles import Naming
 
 _CHROMA = Chroma()
 _OF_KIND: Mapping[Kind, tuple[Dialect, ...]] = {
-    "embed": (OpenAIEmbeddings(),),
-    "generate": (OpenAIChat(), OpenAICompletions(), OpenAIResponses(), Anthropic(), OllamaChat()),
-    "retrieve": (Qdrant(), _CHROMA),
+    "embed": (OpenAIEmbeddings(), AzureEmbeddings(), OllamaEmbed(), CohereEmbed(), Tei()),
+    "generate": (OpenAIChat(), OpenAICompletions(), OpenAIResponses(), Anthropic(), OllamaChat(), AzureChat()),
+    "retrieve": (Qdrant(), _CHROMA, Pinecone()),
     "pass": (Plain(),),
 }
 

@@ -88,8 +88,10 @@ class Dialect(Protocol):
         """An error of ours in the API's own shape."""
         ...
 
-    def embedded(self, ask: EmbedAsk, vectors: NDArray[np.float32], tokens: int, model: str) -> Answer:
-        """Vectors [n, d] written down as the API would."""
+    def embedded(
+        self, ask: EmbedAsk, vectors: NDArray[np.float32], tokens: int, model: str, took_s: float = 0.0
+    ) -> Answer:
+        """Vectors [n, d] written down as the API would; `took_s` seconds were spent on them."""
         ...
 
     def said(self, body: bytes) -> Written | None:

@@ -64,7 +64,14 @@ class OpenAIEmbeddings(OpenAI):
         call.asked = ask
         return ask
 
-    def embedded(self, ask: EmbedAsk, vectors: NDArray[np.float32], tokens: int, model: str) -> Answer:
+    def embedded(
+        self,
+        ask: EmbedAsk,
+        vectors: NDArray[np.float32],
+        tokens: int,
+        model: str,
+        took_s: float = 0.0,  # noqa: ARG002
+    ) -> Answer:
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if ask.base64 else vector.tolist()}
             for index, vector in enumerate(vectors)

@@ -59,7 +59,9 @@ class Plain:
     def said(self, body: bytes) -> Written | None:
         return None
 
-    def embedded(self, ask: EmbedAsk, vectors: NDArray[np.float32], tokens: int, model: str) -> Answer:
+    def embedded(
+        self, ask: EmbedAsk, vectors: NDArray[np.float32], tokens: int, model: str, took_s: float = 0.0
+    ) -> Answer:
         raise Refused("unsupported", f"{self.name} has no words for vectors")
 
     def retrieved(self, ask: RetrieveAsk, result: Retrieved, took_s: float) -> Answer:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from understudy.indexes.faults import BadQuestion, IndexFault, UnknownFilter
 from understudy.models.errors import DeadlinePassed, ModelError, Overloaded
-from understudy.models.space import same_space
+from understudy.models.space import Space, same_space
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.proxy.asks import (
     CollectionInfo,
@@ -32,7 +33,7 @@ from understudy.proxy.dialects.base import BadRequest, Dialect
 from understudy.proxy.handles import Handles
 from understudy.proxy.http.stepping import in_task
 from understudy.proxy.settings import LocalTier
-from understudy.proxy.tiers.knowing import WORK_S_MAX, Knowing, Model, Shelf, Shelved
+from understudy.proxy.tiers.knowing import WORK_S_MAX, Counts, Knowing, Model, Shelf, Shelved
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,15 +122,19 @@ class _Local:
 
     async def embed(self, call: Call, ask: EmbedAsk) -> Answer:
         model = self.knowing.model()
+        now = asyncio.get_running_loop().time
+        began = now()
         self._refuse_unless_embeddable(ask, model)
-        # The API does not say which; one text alone is mostly a question, and to a model without prefixes it's all one.
-        kind = "query" if len(ask.texts) == 1 else "document"
-        vectors = await _embedded(model, ask.texts, kind, call.until)
+        if ask.whole:
+            await self.knowing.in_thread(lambda: _refuse_too_long(ask.texts, model.embedder), call.until)
+        texts, kind = _as_read(ask, model.embedder.space)
+        vectors = await _embedded(model, texts, kind, call.until)
         name = model.embedder.space.name
 
         def written() -> Answer:
             # in a thread: 2,048 vectors take 60 ms to write down, and their texts longer to count
-            return self.dialect.embedded(ask, vectors, model.embedder.count_tokens(ask.texts), name)
+            tokens = model.embedder.count_tokens(ask.texts)
+            return self.dialect.embedded(ask, vectors, tokens, name, now() - began)
 
         return await self.knowing.in_thread(written, call.until)
 
@@ -165,6 +170,8 @@ class _Local:
         try:
             if ask.op == "collections":
                 return self._listed(shelf)
+            if ask.op == "infos":
+                return Retrieved(infos=self._infos(shelf))
             name, collection = self._found(shelf, ask.collection)
             self._refuse_unless_same_space(ask, collection)
             if ask.op == "info":
@@ -228,6 +235,12 @@ class _Local:
         there = {name for name in shelf.names() if shelf.get(name) is not None}
         renamed = {ours: theirs for theirs, ours in self.settings.collections.items() if ours in there}
         return sorted(renamed.get(name, name) for name in there)
+
+    def _infos(self, shelf: Shelf) -> list[CollectionInfo]:
+        """What there is to say of each collection that the settings name; those they don't are somebody else's."""
+        if not self.settings.collections:
+            raise Refused("no_collection", "`collections` of the local tier names none")
+        return [self._info(name, self._collection(shelf, name)) for name in self.settings.collections]
 
     # --- generate --------------------------------------------------------------------------------------------------
 
@@ -320,6 +333,29 @@ def _named(space: str) -> str:
     return space or "of a space that nobody named"
 
 
+def _as_read(ask: EmbedAsk, space: Space) -> tuple[Sequence[str], TextKind]:
+    """The texts without prefixes, and which of the model's own stands before them. Raises Refused for texts that the
+    model reads neither as queries nor as documents."""
+    prefixes: list[tuple[str, TextKind]] = [(space.query_prefix, "query"), (space.document_prefix, "document")]
+    if ask.kind in ("query", "document"):
+        return ask.texts, ask.kind
+    if not ask.kind or not any(prefix for prefix, _ in prefixes):
+        # The API does not say which; one text alone is mostly a question, and to a model without prefixes it's all one.
+        return ask.texts, "query" if len(ask.texts) == 1 else "document"
+    if ask.kind == "as_is":
+        for prefix, kind in sorted(prefixes, reverse=True):
+            if all(text.startswith(prefix) for text in ask.texts):
+                return [text[len(prefix) :] for text in ask.texts], kind
+    raise Refused("prefix", f"{space.name} reads queries and documents, each with a prefix; these texts are neither")
+
+
+def _refuse_too_long(texts: Sequence[str], embedder: Counts) -> None:
+    """Raise Refused if a text that must not be cut is longer than the model reads."""
+    longest = max(map(embedder.count_tokens, ([text] for text in texts)), default=0)
+    if longest > embedder.text_tokens_max:
+        raise Refused("too_long", f"a text of {longest} tokens; the local model reads {embedder.text_tokens_max}")
+
+
 async def _embedded(model: Model, texts: Sequence[str], kind: TextKind, until: float) -> NDArray[np.float32]:
     """Vectors [n, d], asked for in slices."""
     until = min(until, asyncio.get_running_loop().time() + WORK_S_MAX)
@@ -359,6 +395,8 @@ def _reach(collection: Shelved, ask: RetrieveAsk) -> int:
 
 
 def _search(collection: Shelved, ask: RetrieveAsk) -> list[Found]:
+    if ask.filter_or is not None and collection.count_matching(ask.filter) != collection.count_matching(ask.filter_or):
+        raise Refused("unsupported_filter", "what the filter does to points without its fields is not certain")
     if ask.text:
         return [_found(hit) for hit in _worded(collection, ask)]
     if ask.near_id is None:
@@ -372,6 +410,8 @@ def _search(collection: Shelved, ask: RetrieveAsk) -> list[Found]:
         )
         return [_found(hit) for hit in hits]
     there = collection.get([ask.near_id], with_vectors=True)
+    if ask.with_near:
+        return _search(collection, replace(ask, near_id=None, vector=there[0].vector)) if there else []
     if not there:
         raise BadRequest(f"Not found: No point with id {ask.near_id} found", status=404)
     # One more than asked for, since the point itself, which Qdrant leaves out, is among its own neighbours.

@@ -28,6 +28,12 @@ def test_every_dialect_has_a_kind_and_every_kind_a_dialect():
         "ollama-chat": "generate",
         "qdrant": "retrieve",
         "chroma": "retrieve",
+        "azure-openai-embeddings": "embed",
+        "azure-openai-chat": "generate",
+        "ollama-embed": "embed",
+        "cohere-embed": "embed",
+        "tei": "embed",
+        "pinecone": "retrieve",
         "plain": "pass",
     }
     assert DIALECTS.keys() == KINDS.keys()

@@ -57,16 +57,16 @@ class Service:
         return web.json_response({"object": "list", "data": data})
 
     async def embeddings(self, request: web.Request) -> web.Response:
-        asked = await _json(request)
+        asked = await json_of(request)
         given = asked.get("input")
         texts = [given] if isinstance(given, str) else given
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             return _error(400, "'input' must be a string or a list of strings here")
-        embedder = await self._loaded()
+        embedder = await self.loaded()
         vectors = np.asarray(await asyncio.to_thread(embedder.embed, texts), dtype=np.float32)
         as_base64 = asked.get("encoding_format") == "base64"
         data = [
-            {"object": "embedding", "index": index, "embedding": _base64(row) if as_base64 else row.tolist()}
+            {"object": "embedding", "index": index, "embedding": base64_of(row) if as_base64 else row.tolist()}
             for index, row in enumerate(vectors)
         ]
         tokens = sum(len(text.split()) for text in texts)
@@ -74,7 +74,7 @@ class Service:
         return web.json_response({"object": "list", "data": data, "model": asked.get("model"), "usage": usage})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        asked = await _json(request)
+        asked = await json_of(request)
         messages = asked.get("messages")
         if not isinstance(messages, list) or not messages:
             return _error(400, "'messages' must be a list that is not empty")
@@ -115,7 +115,7 @@ class Service:
         await response.write_eof()
         return response
 
-    async def _loaded(self) -> Embedder:
+    async def loaded(self) -> Embedder:
         async with self._loading:
             if self._embedder is None:
                 self._embedder = await asyncio.to_thread(load, None, self._model_cache, "cpu")
@@ -144,7 +144,7 @@ def _content(message: Any) -> str:
     return str(content or "")
 
 
-async def _json(request: web.Request) -> dict[str, Any]:
+async def json_of(request: web.Request) -> dict[str, Any]:
     try:
         asked = await request.json()
     except ValueError:
@@ -162,13 +162,13 @@ def _error_body(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
 
 
-def _base64(row: np.ndarray) -> str:
+def base64_of(row: np.ndarray) -> str:
     return base64.b64encode(row.astype("<f4").tobytes()).decode()
 
 
-def main() -> None:
+def serve(service: type[Service] = Service) -> None:
     """Serve until a signal comes."""
-    words = argparse.ArgumentParser(description="A fake OpenAI service.")
+    words = argparse.ArgumentParser(description=service.__doc__)
     words.add_argument("--port", type=int, required=True)
     cache = os.environ.get("UNDERSTUDY_TEST_MODELS") or str(Path(tempfile.gettempdir()) / "understudy-test-models")
     words.add_argument("--model-cache", type=Path, default=Path(cache))
@@ -177,10 +177,10 @@ def main() -> None:
     given.model_cache.mkdir(parents=True, exist_ok=True)
 
     async def app() -> web.Application:
-        return Service(given.model_cache, given.token_gap_s).app()
+        return service(given.model_cache, given.token_gap_s).app()
 
     web.run_app(app(), host="127.0.0.1", port=given.port, print=None, access_log=None)
 
 
 if __name__ == "__main__":
-    main()
+    serve()

@@ -233,3 +233,15 @@ class QdrantService(Service):
     """`tests.kit.qdrant_service`: what it stores is gone when it is killed."""
 
     module = "tests.kit.qdrant_service"
+
+
+class EmbeddersService(Service):
+    """`tests.kit.embedders_service`: Azure, Ollama, Cohere and TEI in one; `--model-cache` as OpenAIService has it."""
+
+    module = "tests.kit.embedders_service"
+
+
+class PineconeService(Service):
+    """`tests.kit.pinecone_service`: what it stores is gone when it is killed."""
+
+    module = "tests.kit.pinecone_service"

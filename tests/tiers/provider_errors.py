@@ -42,6 +42,14 @@ def _elastic(status: int, kind: str, reason: str, root: str | None = None) -> di
     return {"error": {"root_cause": causes, "type": kind, "reason": reason}, "status": status}
 
 
+def _tei(kind: str, text: str) -> dict[str, Any]:
+    return {"error": text, "error_type": kind}
+
+
+def _pinecone(code: int, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message, "details": []}
+
+
 def _rows(provider: str, *rows: tuple[Any, ...]) -> list[Recorded]:
     found: list[Recorded] = []
     for status, body, verdict, *headers in rows:
@@ -459,6 +467,48 @@ ELASTIC = _rows(
         "caller back status_401",
     ),
 )
+# router/src/http/server.rs and core/src/lib.rs of huggingface/text-embeddings-inference
+TEI = _rows(
+    "tei",
+    (424, _tei("Backend", "Backend error: Could not execute the model"), "failure here server_error"),
+    (424, _tei("Backend", "Backend error: CUDA out of memory"), "failure here server_error"),
+    (429, _tei("Overloaded", "Model is overloaded"), "soft here status_429"),
+    (503, _tei("Unhealthy", "unhealthy"), "failure here status_503"),
+    (422, _tei("Tokenizer", "tokenizer error: TruncationError"), "caller back status_422"),
+    (
+        413,
+        _tei("Validation", "Input validation error: `inputs` must have less than 512 tokens. Given: 900"),
+        "caller back too_large",
+    ),
+    (413, _tei("Validation", "batch size 64 > maximum allowed batch size 32"), "caller back too_large"),
+    (400, _tei("Empty", "`inputs` cannot be empty"), "caller back status_400"),
+    (401, "", "caller back status_401"),
+)
+# docs.pinecone.io/reference/api/errors, docs.pinecone.io/reference/api/database-limits
+PINECONE = _rows(
+    "pinecone",
+    (
+        429,
+        _pinecone(8, "Request failed. You've reached your read unit limit for the current month (1000000)."),
+        "failure tier quota",
+    ),
+    (
+        429,
+        _pinecone(8, "Request failed. You've reached your write unit limit for the current month (2000000)."),
+        "failure tier quota",
+    ),
+    (
+        429,
+        {"error": {"code": "RESOURCE_EXHAUSTED", "message": "Too many requests"}, "status": 429},
+        "soft here status_429",
+    ),
+    (400, _pinecone(3, "Vector dimension 3 does not match the dimension of the index 4"), "caller back status_400"),
+    (401, "Unauthorized", "caller back status_401"),
+    (404, _pinecone(5, "Namespace not found"), "caller back status_404"),
+    (500, _pinecone(13, "Internal error"), "failure here status_500"),
+    (503, _pinecone(14, "upstream connect error"), "failure here status_503"),
+    (504, _pinecone(4, "deadline exceeded"), "failure here status_504"),
+)
 # RFC 9110, RFC 6585, RFC 8470; 499 is nginx's, 520 to 530 are Cloudflare's, 529 is Anthropic's and others'
 PLAIN = _rows(
     "plain",
@@ -477,4 +527,4 @@ PLAIN = _rows(
     (524, "error code: 524", "failure here status_524"),
     (529, "", "soft here status_529"),
 )
-RECORDED = (*OPENAI, *AZURE, *ANTHROPIC, *OLLAMA, *COHERE, *QDRANT, *CHROMA, *ELASTIC, *PLAIN)
+RECORDED = (*OPENAI, *AZURE, *ANTHROPIC, *OLLAMA, *COHERE, *QDRANT, *CHROMA, *ELASTIC, *TEI, *PINECONE, *PLAIN)

@@ -43,7 +43,7 @@ async def come_of(bench: Bench) -> str:
 def test_enough_errors_are_recorded_of_each_provider():
     count = Counter(recorded.provider for recorded in RECORDED)
     assert len(RECORDED) >= 100
-    assert len(count) == 9
+    assert len(count) == 11
     assert min(count.values()) >= 8
 
 

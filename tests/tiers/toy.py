@@ -34,6 +34,7 @@ class ToyEmbedder:
 
     provider = "cpu"
     batch_tokens_max = 2048
+    text_tokens_max = 64
 
     def __init__(self, space: str = SPACE) -> None:
         self.space = Space(space, DIMENSIONS)
