@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from understudy.indexes.faults import BadId
 
+if TYPE_CHECKING:
+    # a worker without the local tier reads conditions on points too, and does without numpy's 12 MB
+    import numpy as np
+    from numpy.typing import NDArray
+
 PointId: TypeAlias = int | str
 Payload: TypeAlias = dict[str, Any]
-Vector: TypeAlias = NDArray[np.float32]
+Vector: TypeAlias = "NDArray[np.float32]"
 
 ID_BYTES_MAX: Final = 1024
 ID_MAX: Final = 2**64 - 1

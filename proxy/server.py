@@ -15,12 +15,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import uvloop
 
 from understudy.proxy.cli import Complaint
-from understudy.proxy.control.admin import Admin, OfSidecar
 from understudy.proxy.control.reload import watch_policies
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.reading import BadPolicies, Reading, read_folder
@@ -76,6 +75,13 @@ def _on_signals(stop: asyncio.Event) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
+class Front(Protocol):
+    """Whom the sidecar is seen through: its own admin port, or the parent that it reports to."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
 async def _serve(start: Start, reading: Reading) -> None:
     """One sidecar: the whole of it, or a worker of several."""
     loop = asyncio.get_running_loop()
@@ -83,6 +89,7 @@ async def _serve(start: Start, reading: Reading) -> None:
     _on_signals(stop)
     loop.add_signal_handler(signal.SIGHUP, hurry.set)
     watching: asyncio.Task[None] | None = None
+    front: Front | None = None
     if start.post:
         from understudy.proxy.control.worker import Post, Worker
 
@@ -92,10 +99,13 @@ async def _serve(start: Start, reading: Reading) -> None:
         places, place = post.sockets(), post.place
     else:
         sidecar = Sidecar(start.policies, start.state, start.environ, reading)
-        front = Admin(OfSidecar(sidecar), sidecar.settings.server.admin)
         places, place = None, 0
     try:
         await sidecar.start(places, place)
+        # callers are answered meanwhile: what serves the admin port takes as long to import as all the rest
+        if front is None:
+            admin = await loop.run_in_executor(None, _admin_of, sidecar)
+            front = admin
         await front.start()
         if not start.post:
             log.info("metrics, probes and status on http://%s", sidecar.settings.server.admin)
@@ -110,7 +120,14 @@ async def _serve(start: Start, reading: Reading) -> None:
     finally:
         if watching is not None:
             watching.cancel()
-        await front.stop()
+        if front is not None:
+            await front.stop()
+
+
+def _admin_of(sidecar: Sidecar) -> Front:
+    from understudy.proxy.control.admin import Admin, OfSidecar
+
+    return Admin(OfSidecar(sidecar), sidecar.settings.server.admin)
 
 
 def _settle_memory() -> None:
@@ -126,6 +143,7 @@ def _settle_memory() -> None:
 
 
 async def _serve_with_workers(start: Start, settings: Settings) -> None:
+    from understudy.proxy.control.admin import Admin
     from understudy.proxy.control.handover import Estate, Handover, inherit
     from understudy.proxy.control.listening import worker_count
     from understudy.proxy.control.parent import Parent

@@ -203,3 +203,14 @@ def test_an_import_against_the_grain_is_caught(file: str, line: str, tmp_path: P
     told = _lint_imports(tree)
     assert told.returncode != 0
     assert "straying" in told.stdout.replace("\n", ""), told.stdout + told.stderr
+
+
+def test_the_server_starts_without_what_only_the_local_tier_and_the_admin_port_need():
+    heavy = ("numpy", "hnswlib", "onnxruntime", "tokenizers", "aiohttp", "aiocache", "rich", "prometheus_client")
+    told = subprocess.run(
+        [sys.executable, "-c", f"import sys, understudy.proxy.server; print([m for m in {heavy} if m in sys.modules])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() == "[]"
