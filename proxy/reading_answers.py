@@ -22,7 +22,7 @@ BODY_BYTES_MAX = 1024 * 1024
 
 
 def results_of(_call: Call, answer: Answer) -> Results:
-    """What a search by one of our dialects or an embeddings answer of OpenAI's found.
+    """What a search or an embeddings answer of one of our dialects found.
 
     Raises ValueError where it can't be read.
     """
@@ -32,6 +32,9 @@ def results_of(_call: Call, answer: Answer) -> Results:
         body: Any = msgspec.json.decode(answer.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise ValueError("no JSON") from fault
+    if isinstance(body, list) and body:
+        # TEI's, which has nothing around its vectors
+        return Results(vectors=_vectors(_bare(cast("list[Any]", body))))
     if not isinstance(body, dict):
         raise ValueError("no JSON object")
     fields = cast("dict[str, Any]", body)
@@ -41,7 +44,26 @@ def results_of(_call: Call, answer: Answer) -> Results:
         return Results(rankings=_chroma_rankings(fields["ids"]))
     if isinstance(fields.get("hits"), dict):
         return Results(rankings=[_ids(fields["hits"].get("hits"), "_id")])
-    return Results(vectors=_vectors(fields.get("data")))
+    if "matches" in fields:
+        return Results(rankings=[_ids(fields["matches"])])
+    return Results(vectors=_vectors(_data(fields)))
+
+
+def _data(fields: dict[str, Any]) -> Any:
+    """The vectors as OpenAI writes them: Ollama's are bare, or one alone, and Cohere's stand under their type."""
+    if "data" in fields:
+        return fields["data"]
+    if "embedding" in fields:
+        return [fields]
+    bare: Any = fields.get("embeddings")
+    if isinstance(bare, dict):
+        by_type = cast("dict[str, Any]", bare)
+        bare = by_type.get("float", by_type.get("base64"))
+    return _bare(cast("list[Any]", bare)) if isinstance(bare, list) else None
+
+
+def _bare(vectors: list[Any]) -> list[dict[str, Any]]:
+    return [{"embedding": vector} for vector in vectors]
 
 
 def _rankings(result: Any) -> Sequence[Sequence[str]]:

@@ -30,7 +30,7 @@ from understudy.policies.cache import (
 from understudy.policies.coalesce import Flights
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
-from understudy.proxy.caching.items import ITEMIZED, Batch, batch_of, together, values_of
+from understudy.proxy.caching.items import LAYOUTS, Batch, batch_of, together, values_of
 from understudy.proxy.caching.keys import (
     Front,
     Scope,
@@ -216,8 +216,9 @@ class RouteCache:
                 return None
             if self.rules.answers == "deterministic" and not is_deterministic(fields):
                 return None
-        if call.kind == "embed" and self.dialect.name in ITEMIZED:
-            batch = batch_of(fields, front.prefix, idle) if fields is not None else None
+        layout = LAYOUTS.get(self.dialect.name) if call.kind == "embed" else None
+        if layout is not None and (fields is None or layout.input in fields):
+            batch = batch_of(layout, fields, front.prefix, idle) if fields is not None else None
             if batch is None:
                 return None
             key = digest(front.prefix, *batch.keys) if batch.is_many else batch.keys[0]
@@ -353,7 +354,7 @@ class RouteCache:
             return answer
         value: Value | None = Value(answer.status, block_of(answer), answer.body)
         if plan.batch is not None and answer.status < 300:
-            values = values_of(answer.body, value.block, plan.batch.raws)
+            values = values_of(plan.batch.layout, answer.body, value.block, plan.batch.raws)
             value = values[0] if values else None
         if value is not None:
             self._put(plan, began, value, fresh_s)
@@ -494,7 +495,7 @@ class RouteCache:
         is_whole = len(missing) == len(batch.keys)
         values: list[Value] | None = None
         if answer.stream is None and 200 <= answer.status < 300 and not is_encoded(answer):
-            values = values_of(answer.body, block_of(answer), [batch.raws[place] for place in missing])
+            values = values_of(batch.layout, answer.body, block_of(answer), [batch.raws[place] for place in missing])
         if values is not None and front.writes and (fresh_s := self._fresh_s(call, began, answer)) > 0:
             for place, value in zip(missing, values, strict=True):
                 self._put(plan, began, value, fresh_s, batch.keys[place])
@@ -530,7 +531,7 @@ class RouteCache:
 
     def _assembled(self, batch: Batch, have: dict[bytes, Kept[Value]]) -> Value:
         values = [have[key].value for key in batch.keys]
-        return together(values, values[0].block)
+        return together(batch.layout, values, values[0].block)
 
     def _age_s(self, have: dict[bytes, Kept[Value]]) -> float:
         return self._clock() - min(kept.at for kept in have.values())

@@ -21,6 +21,11 @@ from understudy.proxy.stack import RouteParts, World, assemble
 
 TARGETS = {
     "openai-embeddings": b"/v1/embeddings",
+    "azure-openai-embeddings": b"/openai/deployments/d/embeddings",
+    "ollama-embed": b"/api/embed",
+    "tei": b"/embed",
+    "cohere-embed": b"/v2/embed",
+    "pinecone": b"/query",
     "openai-chat": b"/v1/chat/completions",
     "qdrant": b"/collections/books/points/query",
 }

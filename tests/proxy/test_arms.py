@@ -325,10 +325,30 @@ async def test_a_shadows_vectors_are_compared_with_the_callers():
         (b'{"result": [{"points": [{"id": 1}]}, {"points": []}]}', [["1"], []]),
         (b'{"result": {"count": 3}}', [[]]),
         (b'{"result": true}', []),
+        (b'{"results": [], "matches": [{"id": "a", "score": 0.9}, {"id": "b"}]}', [["a", "b"]]),
     ],
 )
 def test_the_points_of_every_kind_of_answer_are_read(body: bytes, rankings: list[list[str]]):
     assert results_of(call_of("retrieve", "x"), Answer(200, [], body)).rankings == rankings
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"data": [{"embedding": [0.5, 2]}, {"embedding": [1, 0]}]}',
+        b'{"embeddings": [[0.5, 2], [1, 0]]}',
+        b'{"embeddings": {"float": [[0.5, 2], [1, 0]]}, "texts": ["a", "b"]}',
+        b'{"embeddings": {"base64": ["AAAAPwAAAEA=", "AACAPwAAAAA="]}}',
+        b"[[0.5, 2], [1, 0]]",
+    ],
+)
+def test_the_vectors_of_every_kind_of_answer_are_read(body: bytes):
+    vectors = results_of(call_of("embed", "x"), Answer(200, [], body)).vectors
+    assert [list(vector) for vector in vectors] == [[0.5, 2], [1, 0]]
+
+
+def test_a_vector_alone_is_read():
+    assert results_of(call_of("embed", "x"), Answer(200, [], b'{"embedding": [0.5, 2]}')).vectors == [[0.5, 2]]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"nonsense", b'{"data": [{"embedding": "%"}]}'])
