@@ -136,6 +136,16 @@ class Breaker:
     def _heeds(self) -> bool:
         return self.rules.enabled or self.mode == "metrics-only"
 
+    def obey(self, rules: BreakerRules) -> None:
+        """Go by other rules from now on. One that is switched off knows of nothing any more: a state that nobody heeds
+        and nothing can change must not be taken for the endpoint's by those who look at it."""
+        self.rules = rules
+        if not self._heeds and self.state != "closed":
+            self._forget()
+            self.opened_in_a_row = 0
+            self.generation += 1
+            self.state = "closed"
+
     def force(self, mode: Mode, now: float) -> None:
         """Do as an operator says until told `auto`. What is in flight was admitted under other rules and counts for
         nothing; who was forced open is probed before it is trusted."""

@@ -512,7 +512,7 @@ def _endpoint_stack(
     own = parts.endpoints[endpoint.name] = _carried(old, endpoint.name, endpoint.place, route, tier)
     rules = _set(tier.breaker, route.breaker)
     own.breaker = own.breaker or Breaker(rules)
-    own.breaker.rules = rules
+    own.breaker.obey(rules)
     service = make_tier(route, at_endpoint(tier, endpoint), endpoint.name)
     service = limit(service, own.bulkhead, clock=world.clock)
     allowed = _set(tier.quota, route.quota)

@@ -23,6 +23,7 @@ from understudy.policies.service import Answer, Call, Failed, HeldStream, Refuse
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.http.stepping import Waiter
 from understudy.proxy.settings import UpstreamTier
+from understudy.proxy.stack import EndpointParts
 from understudy.proxy.tiers.judging import Judge, tier_judge
 
 JSON_BLOCK = b"content-type: application/json\r\n"
@@ -132,10 +133,11 @@ class Spot:
         self.tier = tier
         self.weather: Weather | None = weather
         self.attempts = 0
-        self.inside = 0
+        self.ids_inside: Counter[str] = Counter()
         self.asked: set[str] = set()
         """The calls that have come here, by id; a hedge has its call's."""
         self.breaker: Breaker | None = None
+        self._own: EndpointParts | None = None
         self.broken: list[str] = []
         self.opened_at = float("inf")
         self._dialect = dialect
@@ -156,29 +158,52 @@ class Spot:
         call.attempts += 1
         self.attempts += 1
         self.asked.add(call.id)
-        self.inside += 1
+        self.ids_inside[call.id] += 1
         generation = self._comes_in(began)
         try:
             return await self._played(call, fault, number, began)
         finally:
             call.upstream_s += loop.time() - began
-            self.inside -= 1
+            self.ids_inside -= Counter((call.id,))
             self._probes[generation] -= 1
             # the breaker hears of it in this same turn
             loop.call_soon(self.note)
 
     # --- that the breaker's word is kept ---------------------------------------------------------------------------
 
+    def known_as(self, own: EndpointParts) -> None:
+        """Whose breaker and places are before it."""
+        self._own, self.breaker = own, own.breaker
+        self.note()
+
+    @property
+    def inside(self) -> int:
+        """Calls that it has now."""
+        return self.ids_inside.total()
+
+    @property
+    def permits_lost(self) -> int:
+        """Permits that are neither there, nor spent on an answer, nor with a call; as far as that can be told."""
+        heart, own = self.breaker, self._own
+        if heart is None or own is None or heart.state != "half-open" or heart.mode != "auto":
+            return 0
+        if not heart.rules.enabled:
+            return 0
+        if own.bulkhead.waiting or (own.quota is not None and own.quota.beliefs):
+            # somebody who has one may be on the way
+            return 0
+        return heart.rules.permits - heart._permits_left - heart._answered - self._probes[heart.generation]
+
     def note(self) -> None:
         """Look at the breaker's state: since when it has been open."""
-        if self.breaker is None or self.breaker.shown != "open":
+        if self.breaker is None or self.breaker.shown != "open" or not self.breaker.rules.enabled:
             self.opened_at = float("inf")
         elif self.opened_at == float("inf"):
             self.opened_at = asyncio.get_running_loop().time()
 
     def _comes_in(self, now: float) -> int:
         heart = self.breaker
-        if heart is None or heart.mode not in ("auto", "forced-open"):
+        if heart is None or not heart.rules.enabled:
             return -1
         self.note()
         if now - self.opened_at > WAITS_S:
@@ -194,6 +219,8 @@ class Spot:
 
     async def _played(self, call: Call, fault: Fault, number: int, began: float) -> Answer:
         takes_s = fault.wait_s + self._dice.expovariate(40.0)
+        # what a read sees is what was there when it came, however long it takes
+        version = self._base.version
         left_s = max(0.0, call.until - began)
         patience_s = min(left_s, self.tier.first_byte_s, PATIENCE_S)
         if fault.plight == "hangs" or takes_s > patience_s:
@@ -216,7 +243,7 @@ class Spot:
             raise self._heard(call, "truncated")
         if call.kind == "pass":
             self._base.version += 1
-        answer = answer_for(call, self._base.version, self._dice, cut=fault.plight == "cut")
+        answer = answer_for(call, version, self._dice, cut=fault.plight == "cut")
         if self._quota_each and number % self._quota_each == 0:
             answer.block += b"x-ratelimit-remaining-requests: 0\r\nx-ratelimit-limit-requests: 60\r\n"
             answer.block += b"x-ratelimit-reset-requests: 40s\r\n"

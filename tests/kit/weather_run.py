@@ -73,9 +73,12 @@ def route_of(name: str, time_it_is: int) -> Route:
         "match": Match(prefix="/"),
         "dialect": DIALECT[name],
         "deadline": settings.Deadline(total_s=TOTAL_S, reserve_s=0.5),
-        "breaker": settings.Breaker(open_s=2.0, open_s_max=20.0, slow_s=1.5, probing_s_max=8.0, consecutive=5 + turned),
+        # without breakers for a while: then it is the budget that has to hold
+        "breaker": settings.Breaker(
+            enabled=name != EMBED or not turned, open_s=2.0, open_s_max=20.0, slow_s=1.5, probing_s_max=8.0
+        ),
         "balance": settings.Balance(ejection=Ejection(pause_s=3.0, pause_s_max=20.0, share_max=0.5)),
-        "retry": settings.Retry(attempts=2 + turned),
+        "retry": settings.Retry(attempts=2 + 2 * turned),
         "hedge": settings.Hedge(samples_min=32),
         "limit": settings.Limit(concurrent_max=64 - 24 * turned),
         "ramp": settings.Ramp(over_s=10.0),
@@ -133,6 +136,7 @@ class Asked:
     born: float
     patience_s: float
     version: int
+    id: str = ""
     is_write: bool = False
     is_stream: bool = False
 
@@ -236,8 +240,7 @@ class Season:
                     self.known[id(own)] = (f"{name}/{tier}/{endpoint}", own)
                     spot = self.spots.get((name, tier, endpoint))
                     if spot is not None:
-                        spot.breaker = own.breaker
-                        spot.note()
+                        spot.known_as(own)
 
     def _made(self, route: Route, tier: Tier, endpoint: str) -> Service:
         if isinstance(tier, LocalTier):
@@ -258,7 +261,9 @@ class Season:
         route = dice.choice((EMBED, RETRIEVE, CHAT))
         tenant = TENANTS[min(int(dice.expovariate(0.7)), len(TENANTS) - 1)]
         count = dice.randrange(2, 5) if route == EMBED and dice.random() < 0.2 else 1
-        texts = [f"question {int(dice.expovariate(0.02))}" for _ in range(count)]
+        # few searches are asked again and again, so that they meet writes and each other
+        rarity = 0.3 if route == RETRIEVE else 0.02
+        texts = [f"question {int(dice.expovariate(rarity))}" for _ in range(count)]
         is_stream = route == CHAT and dice.random() < 0.4
         is_write = route == RETRIEVE and dice.random() < 0.03
         method, target = b"POST", TARGET[route]
@@ -283,9 +288,9 @@ class Season:
         if dice.random() < 0.05:
             headers.append((b"x-stainless-retry-count", b"1"))
         request = Request(method, target, headers, json.dumps(body).encode(), {})
-        return Asked(
-            route, tenant, texts, request, self.loop.time(), patience_s, self.acknowledged, is_write, is_stream
-        )
+        asked = Asked(route, tenant, texts, request, self.loop.time(), patience_s, self.acknowledged)
+        asked.is_write, asked.is_stream = is_write, is_stream
+        return asked
 
     async def one(self, asked: Asked) -> None:
         """One caller. Raises nothing but CancelledError, as what is stepped by hand must."""
@@ -296,6 +301,7 @@ class Season:
                 call = DIALECTS[DIALECT[asked.route]].read(asked.request)
                 call.dialect, call.route, call.id = DIALECT[asked.route], asked.route, f"call-{next(self.ids)}"
                 call.born, call.wants_stream = asked.born, asked.is_stream
+                asked.id = call.id
                 answer = await parts.service(call)
             self._answered(asked, answer)
         except (Failed, Refused) as error:
@@ -310,6 +316,14 @@ class Season:
             self.wrong(f"{type(error).__name__}: {error}")
         finally:
             self._in_time(asked)
+            if asked.id:
+                # who was called off is told so in a turn of its own
+                self.loop.call_later(EPSILON_S, self._called_off, asked)
+
+    def _called_off(self, asked: Asked) -> None:
+        for (*where, _), spot in self.spots.items():
+            if asked.id in spot.ids_inside and where != [EMBED, "mirrored"]:
+                self.wrong(f"{asked.id} is over, and {spot.name} is still asked for it")
 
     def _in_time(self, asked: Asked) -> None:
         late_s = self.loop.time() - asked.until
@@ -434,6 +448,9 @@ class Season:
             bulkhead = own.bulkhead
             if bulkhead.in_flight < 0 or len(bulkhead.waiting) > bulkhead.rules.queue:
                 self.wrong(f"{name}: {bulkhead.in_flight} in flight, {len(bulkhead.waiting)} waiting")
+        for (*_, name), spot in self.spots.items():
+            if spot.permits_lost:
+                self.wrong(f"{name}: {spot.permits_lost} permits are lost, or too many")
         for name, parts in self.routes.items():
             for tier, each in parts.tiers.items():
                 if each.balance is None:

@@ -92,6 +92,20 @@ def test_jitter_moves_an_open_time_by_a_quarter_either_way():
     assert (short.retry_after_s(0.0), long.retry_after_s(0.0)) == (3.75, 6.25)
 
 
+def test_one_that_is_switched_off_by_a_reload_is_closed_and_what_was_admitted_before_counts_for_nothing():
+    heart = Breaker(Rules(consecutive=1, permits=2))
+    heart.failed(0.0, 0, EVEN)
+    probe = heart.admit(10.0)
+    assert (heart.state, probe) == ("half-open", heart.generation)
+    heart.obey(Rules(enabled=False))
+    assert (heart.state, heart.admit(10.0) is not None) == ("closed", True)
+    heart.obey(Rules(consecutive=1, permits=2))
+    heart.failed(11.0, probe or 0, EVEN)
+    assert heart.state == "closed"
+    heart.failed(11.0, heart.generation, EVEN)
+    assert heart.state == "open"
+
+
 def test_no_jitter_makes_an_open_time_longer_than_the_longest_and_the_longest_differ_too():
     rules, pauses = Rules(consecutive=1, open_s=60, open_s_max=60), list[float]()
     for luck in (0.0, 0.25, 0.5, 0.75, 0.99):
