@@ -148,10 +148,7 @@ class RouteCache:
 
         The answer is to be sent and not to be changed: the next caller gets the same object.
         """
-        remembered = request.remembered
-        front = None if remembered is None else cast("Front | None", remembered.get(self))
-        if front is None:
-            front = self._front(request)
+        front = self._front(request)
         if not front.reads:
             return None
         raw = sha256(front.prefix + request.body).digest()
@@ -190,7 +187,8 @@ class RouteCache:
 
     def _front(self, request: Request) -> Front:
         remembered = request.remembered
-        if remembered is None:
+        if remembered is None or request.hop.subject:
+            # whom the certificate names is the connection's: who sends the same head by another may be somebody else
             return front_of(request, self.scope)
         front = remembered.get(self)
         if front is None:

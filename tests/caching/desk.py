@@ -106,7 +106,10 @@ class Desk:
         at_the_door: bool = True,
     ) -> Answer:
         """Ask as the door does: the cache's own look-up first, and then the stack."""
-        request = self.request(body, headers, target, method)
+        return await self.ask_with(self.request(body, headers, target, method), at_the_door=at_the_door)
+
+    async def ask_with(self, request: Request, *, at_the_door: bool = True) -> Answer:
+        """The same with a request made elsewhere."""
         assert self.parts.hit is not None
         if at_the_door and (found := self.parts.hit(request)) is not None:
             return found

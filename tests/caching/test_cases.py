@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.caching.desk import Desk, answer, as_json, embedder, vector_of
-from understudy.policies.service import Answer, Call, Failed, Request
+from understudy.policies.service import Answer, Call, Failed, Hop, Request
 from understudy.proxy import settings
 from understudy.proxy.caching.keys import canonical, digest, fields_of, front_of, scope_of
 from understudy.proxy.settings import Match, Route, UpstreamTier
@@ -95,6 +95,21 @@ async def test_T35_tenants_never_see_each_others_answers():
     for headers in callers:
         assert (await desk.ask({"model": "m", "input": "x"}, headers)).source == "cache"
     assert len(asked) == len(callers)
+    await desk.close()
+
+
+async def test_T35_two_certificates_behind_one_and_the_same_head_are_two_tenants():
+    asked: list[list[Any]] = []
+    desk = Desk("openai-embeddings", embedder(asked))
+    # the door remembers heads by their bytes, for all connections together
+    remembered: dict[object, object] = {}
+    sources: list[str] = []
+    for subject in (b"CN=a", b"CN=b", b"", b"CN=a", b"CN=b", b""):
+        request = desk.request({"model": "m", "input": "x"})
+        request.remembered = remembered
+        request.hop = Hop(b"127.0.0.1", b"https", subject)
+        sources.append((await desk.ask_with(request)).source)
+    assert (sources, len(asked)) == (["first"] * 3 + ["cache"] * 3, 3)
     await desk.close()
 
 
