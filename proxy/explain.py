@@ -218,8 +218,12 @@ def _is_there(owner: Route | Tier, layer: str) -> bool:
 
 
 def _unsaid(tier: Tier) -> tuple[str, ...]:
-    """The keys that mean nothing beside those that were written: a tier has a url, or endpoints."""
-    return ("url", "socket") if isinstance(tier, UpstreamTier) and tier.endpoints else ("endpoints",)
+    """The keys that mean nothing beside those that were written: a tier has a url, or endpoints; models are another
+    provider's."""
+    if not isinstance(tier, UpstreamTier):
+        return ("endpoints",)
+    places = ("url", "socket") if tier.endpoints else ("endpoints",)
+    return places if tier.speaks is not None else (*places, "speaks", "models", "answer_tokens_max")
 
 
 def _provider(route: Route, tier: Tier, at: str, described: _Described) -> dict[str, Any]:

@@ -46,7 +46,7 @@ VERIFYING_MAX = 4
 """Comparisons under way at once; more are not begun, as one is as good as another."""
 VERIFY_S_MAX = 5.0
 OVERHEAD_BYTES = 1024
-_IDENTITY = ("name", "url", "socket", "space", "endpoints")
+_IDENTITY = ("name", "url", "socket", "space", "endpoints", "speaks", "models")
 """What makes a tier the one it is."""
 _KEPT_HEADERS = (b"content-type", b"content-encoding")
 

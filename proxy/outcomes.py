@@ -90,7 +90,7 @@ def provider_of(tier: UpstreamTier, dialect: str) -> Provider:
     if port == 11434:
         return "ollama"
     # dialects are named for their providers: openai-chat, qdrant
-    named = dialect.partition("-")[0]
+    named = (tier.speaks or dialect).partition("-")[0]
     if named != "plain" and named in get_args(Provider):
         return cast("Provider", named)
     return PORTS.get(port or 0, "plain")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
 from urllib.parse import urlsplit
 
 from understudy.proxy.addresses import (
@@ -22,7 +23,7 @@ from understudy.proxy.addresses import (
     unix_path,
 )
 from understudy.proxy.arm_rules import arm_faults, arm_warnings
-from understudy.proxy.outcomes import providers_of, row_faults
+from understudy.proxy.outcomes import providers_of, row_faults, sets_key
 from understudy.proxy.scalars import did_you_mean
 from understudy.proxy.settings import (
     Endpoint,
@@ -32,6 +33,7 @@ from understudy.proxy.settings import (
     Route,
     Secret,
     Settings,
+    Speech,
     Tier,
     UpstreamTier,
     endpoints_of,
@@ -41,6 +43,9 @@ from understudy.proxy.spots import Fault, Place, named
 ENDPOINTS_MAX = 256
 PLAIN = "plain"
 SPACED_KINDS = ("embed", "retrieve")
+TRANSLATED = get_args(Speech)
+# Ollama asks nobody for a key.
+KEYLESS = "ollama-chat"
 
 # What belongs to one connection, or is ours to write: a tier that set these would break the framing.
 OWN_HEADERS = frozenset(
@@ -97,6 +102,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
                 asked = providers_of(tier, route.dialect)
                 yield from _outcome_faults(tier.outcomes, asked, at.at(key).at("outcomes"))
                 yield from _upstream_faults(settings, tier, at.at(key), there=tier.name not in missing)
+                yield from _speech_faults(route, tier, at.at(key))
 
 
 def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> Iterator[Fault]:
@@ -116,6 +122,10 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
         for key, tier in route.every_tier:
             if isinstance(tier, UpstreamTier):
                 yield from _upstream_warnings(tier, at.at(key))
+                if tier.speaks not in (None, KEYLESS) and not sets_key(tier):
+                    yield from at.at(key).fault(
+                        "no key is set in headers, and the caller's is not sent there", "speaks"
+                    )
         for m, _ in _unspaced(settings, route, dialects, active=False):
             yield from at.fault(NO_SPACE, f"tiers[{m}].space", reads=[f"tiers[{m}].kind", "space", "dialect"])
 
@@ -320,6 +330,16 @@ def _outcome_faults(rows: Sequence[Outcome], asked: Sequence[str] | None, at: Pl
     if at.grown.whole(at.path):
         for key, why in row_faults(rows, None if asked is None else frozenset(asked)):
             yield from at.fault(why, key)
+
+
+def _speech_faults(route: Route, tier: UpstreamTier, at: Place) -> Iterator[Fault]:
+    if tier.speaks is None:
+        for key in ("models", "answer_tokens_max"):
+            if at.has(key):
+                yield from at.fault("means nothing without speaks", key)
+    elif tier.speaks != route.dialect and route.dialect not in TRANSLATED:
+        why = f"nothing is translated from {route.dialect}; what is: {', '.join(TRANSLATED)}"
+        yield from at.fault(why, "speaks")
 
 
 def _gate_faults(tier: Tier, at: Place) -> Iterator[Fault]:

@@ -80,6 +80,8 @@ Embedding = Literal["openai", "azure", "anthropic", "ollama", "cohere", "tei"]
 Database = Literal["qdrant", "chroma", "elasticsearch", "pinecone"]
 Provider = Literal[Embedding, Database, "plain"]
 """Who is asked, as far as the words of its errors go; OpenSearch has Elasticsearch's."""
+Speech = Literal["openai-chat", "anthropic", "ollama-chat"]
+"""The dialects that are translated into each other."""
 Unconnected = Literal["connect", "connect_refused", "connect_timeout", "dns", "tls"]
 Broken = Literal["reset", "first_byte_timeout", "truncated", "stalled", "garbage", "head_too_large", "upgrade"]
 Transport = Literal[Unconnected, Broken, "deadline", "error_in_200", "error_in_stream"]
@@ -167,6 +169,12 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     """Only there when all these environment variables are set and not empty."""
     provider: Provider | None = None
     """Whose errors these are, where neither the URL's host nor the dialect says it."""
+    speaks: Speech | None = None
+    """Another provider, and its wire format: prompts and answers are translated, and the caller's keys stay here."""
+    models: dict[str, str] = {}
+    """With `speaks`: the caller's name of a model -> this provider's; `*` is any other. Empty: names are the same."""
+    answer_tokens_max: Count = 4096
+    """With `speaks: anthropic`: the max_tokens of a prompt that has none, since Anthropic must be told."""
     outcomes: list[Outcome] = []
     """What this tier's errors mean: rows put before the route's."""
     space: str | None = None

@@ -41,6 +41,7 @@ from understudy.proxy.settings import LocalTier, Route, Settings, Shedding, Tier
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.local import Knowing, local_tier
+from understudy.proxy.tiers.translating import translating
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
 log = logging.getLogger("understudy")
@@ -298,7 +299,13 @@ class Sidecar:
                 raise CannotStart(f"route {route.name}, tier {tier.name}: tls.ca_file: {error}") from None
         pools[key] = pool
         marks = Marks(self.pseudonym, forwarded=settings.server.forwarded, trace=settings.server.trace)
-        service = upstream_tier(tier, dialect, pool, self.world.clock, marks, tier_judge(route, tier, dialect, base))
+        judge = tier_judge(route, tier, dialect, base)
+        if tier.speaks is not None:
+            # whatever key it is sent is ours: the caller's stays here
+            judge = judge._replace(own_key=True)
+            spoken = upstream_tier(tier, DIALECTS[tier.speaks], pool, self.world.clock, marks, judge)
+            return translating(spoken, tier, dialect)
+        service = upstream_tier(tier, dialect, pool, self.world.clock, marks, judge)
         handles = self._handles_of(route)
         return service if handles is None else learning(service, NAMING[route.dialect], handles)
 

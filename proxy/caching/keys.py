@@ -58,7 +58,10 @@ def scope_of(route: Route, dialect: str, space: str) -> Scope:
     """The scope of `route`: who is asked, for what, in which words. Whoever changes an upstream begins anew."""
     told: list[object] = [route.name, dialect, space, route.cache.scope]
     for tier in route.tiers:
-        told += [repr(getattr(tier, name, None)) for name in ("name", "url", "socket", "space", "endpoints")]
+        told += [
+            repr(getattr(tier, name, None))
+            for name in ("name", "url", "socket", "space", "endpoints", "speaks", "models")
+        ]
     shared = route.cache.scope == "shared"
     besides = tuple(sorted(name.lower().encode() for name in route.cache.tenant_headers))
     return Scope(sha256(repr(told).encode()).digest(), None if shared else besides)
