@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from understudy.indexes.points import Payload, PointId
-
-Test: TypeAlias = Callable[[PointId, Payload, str], bool]
+# written out: `points` brings numpy, and who only reads a filter needs none
+Test: TypeAlias = Callable[[int | str, dict[str, Any], str], bool]
 """Whether a point passes, by its id, its payload and its text."""
 
 

@@ -90,7 +90,8 @@ def provider_of(tier: UpstreamTier, dialect: str) -> Provider:
     if port == 11434:
         return "ollama"
     # dialects are named for their providers: openai-chat, qdrant
-    named = (tier.speaks or dialect).partition("-")[0]
+    spoken = tier.speaks or dialect
+    named = "elasticsearch" if spoken == "opensearch" else spoken.partition("-")[0]
     if named != "plain" and named in get_args(Provider):
         return cast("Provider", named)
     return PORTS.get(port or 0, "plain")

@@ -41,6 +41,8 @@ SHIPPED_DIALECTS: Mapping[str, str] = {
     "cohere-embed": "embed",
     "tei": "embed",
     "pinecone": "retrieve",
+    "elasticsearch": "retrieve",
+    "opensearch": "retrieve",
     "plain": "pass",
 }
 """The dialects that ship and the kind of call each speaks; who has others passes them to `read_folder`."""

@@ -11,6 +11,7 @@ from understudy.proxy.dialects.azure_openai import AzureChat, AzureEmbeddings
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.dialects.chroma import Chroma
 from understudy.proxy.dialects.cohere_embed import CohereEmbed
+from understudy.proxy.dialects.elasticsearch import Elasticsearch
 from understudy.proxy.dialects.ollama import OllamaChat
 from understudy.proxy.dialects.ollama_embed import OllamaEmbed
 from understudy.proxy.dialects.openai_chat import OpenAIChat
@@ -27,7 +28,7 @@ _CHROMA = Chroma()
 _OF_KIND: Mapping[Kind, tuple[Dialect, ...]] = {
     "embed": (OpenAIEmbeddings(), AzureEmbeddings(), OllamaEmbed(), CohereEmbed(), Tei()),
     "generate": (OpenAIChat(), OpenAICompletions(), OpenAIResponses(), Anthropic(), OllamaChat(), AzureChat()),
-    "retrieve": (Qdrant(), _CHROMA, Pinecone()),
+    "retrieve": (Qdrant(), _CHROMA, Pinecone(), Elasticsearch(), Elasticsearch("opensearch")),
     "pass": (Plain(),),
 }
 

@@ -18,7 +18,6 @@ from typing import Any, TypeAlias, cast
 import msgspec
 
 from understudy.indexes.conditions import Condition, Test
-from understudy.indexes.points import Payload, PointId
 from understudy.policies.service import Refused
 from understudy.proxy.dialects.base import BadRequest
 
@@ -57,7 +56,7 @@ def condition_of(where: Any, where_document: Any, ids: tuple[str, ...] | None) -
     return Condition(key, parts[0] if len(parts) == 1 else _every(parts), reader.reads_text)
 
 
-def document_of(payload: Payload, text: str) -> str | None:
+def document_of(payload: dict[str, Any], text: str) -> str | None:
     """A point's document: the words it was indexed by, or else what its payload has under `text`; None without any."""
     held = text or payload.get("text")
     return held if isinstance(held, str) and held else None
@@ -96,7 +95,7 @@ class _Reader:
         wanted = word == "$contains"
         self.reads_text = True
 
-        def holds(_id: PointId, payload: Payload, text: str) -> bool:
+        def holds(_id: int | str, payload: dict[str, Any], text: str) -> bool:
             document = document_of(payload, text)
             return (document is not None and value in document) is wanted
 

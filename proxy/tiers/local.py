@@ -381,7 +381,8 @@ def _read(collection: Shelved, ask: RetrieveAsk) -> Retrieved:
     if ask.op == "scroll":
         limit = ask.limit + ask.offset
         points, next_id = collection.scroll(ask.after, limit, ask.filter, with_vectors=ask.with_vector)
-        return Retrieved(found=[_found(point) for point in points[ask.offset :]], next_id=next_id)
+        found = [_found(point) for point in points[ask.offset :]]
+        return Retrieved(found=found, next_id=next_id, count=_reach(collection, ask))
     if ask.op == "get":
         return Retrieved(found=[_found(point) for point in collection.get(ask.ids, with_vectors=ask.with_vector)])
     if ask.op == "count":

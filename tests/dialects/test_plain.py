@@ -34,6 +34,8 @@ def test_every_dialect_has_a_kind_and_every_kind_a_dialect():
         "cohere-embed": "embed",
         "tei": "embed",
         "pinecone": "retrieve",
+        "elasticsearch": "retrieve",
+        "opensearch": "retrieve",
         "plain": "pass",
     }
     assert DIALECTS.keys() == KINDS.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from qdrant_client import QdrantClient, models
 from tests.indexes.check_index import CHECKS, DIMENSIONS, Index, Maker
 from tests.indexes.some import TOPICS, ids, some_points
 from understudy.indexes.collection import Collection
+from understudy.indexes.conditions import Condition
 from understudy.indexes.points import Point
 from understudy.indexes.snapshot import write_snapshot
 
@@ -201,3 +203,27 @@ def test_payloads_too_many_to_hold_are_read_from_the_store(tmp_path: Path, monke
     monkeypatch.setattr("understudy.indexes.collection.PAYLOADS_HELD_MAX", 5)
     collection = _collection(tmp_path / "docs", some_points(30))
     assert collection.count_matching({"must": [{"key": "n", "range": {"lt": 12}}]}) == 12
+
+
+def test_a_condition_sees_ids_payloads_and_texts_and_is_remembered_by_its_key(tmp_path: Path):
+    collection = _collection(tmp_path / "docs", some_points(30))
+    points, _ = collection.scroll(None, 30)
+    word = points[4].text.split()[-1]
+
+    def asked(seen: list[object]) -> Condition:
+        def passes(point_id: int | str, payload: dict[str, Any], text: str) -> bool:
+            seen.append((point_id, payload, text))
+            return word in text
+
+        return Condition(b"by its word", passes, reads_text=True)
+
+    first: list[object] = []
+    again: list[object] = []
+    expected = sum(word in point.text for point in points)
+    assert collection.count_matching(asked(first)) == expected > 0
+    assert first == [(point.id, point.payload, point.text) for point in points]
+    assert collection.count_matching(asked(again)) == expected
+    assert again == []
+    without_text = Condition(b"by its id", lambda point_id, _payload, text: point_id == points[7].id and not text)
+    found = collection.scroll(None, 30, without_text)[0]
+    assert [point.id for point in found] == [points[7].id]
