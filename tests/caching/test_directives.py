@@ -426,3 +426,18 @@ async def test_cache_outside_the_chain_answers_while_the_breaker_is_open_and_tak
     assert endpoint.breaker.state == "open"
     assert (await desk.ask({"query": [1]})).source == "cache"
     await desk.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kept"),
+    [
+        (b"/collections/4647e5e8-2f00-48be-a3a7-cbc01dfd6d53/query", {"query_embeddings": [[1.0]]}, True),
+        (b"/collections", {"name": "docs", "get_or_create": True}, False),
+    ],
+)
+async def test_what_may_change_something_is_asked_each_time_though_it_reads(path: bytes, body: Any, kept: bool):
+    desk = Desk("chroma", counting())
+    target = b"/api/v2/tenants/default_tenant/databases/default_database" + path
+    first, second = [await desk.ask(body, target=target) for _ in range(2)]
+    assert (first.body == second.body) is kept
+    await desk.close()
