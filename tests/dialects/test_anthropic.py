@@ -18,6 +18,7 @@ from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.dialects.anthropic import event_bytes
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.dialects.sse import events
+from understudy.proxy.scopes import prompt_of
 
 ANTHROPIC = DIALECTS["anthropic"]
 HELLO = [{"role": "user", "content": "Hello?"}]
@@ -228,6 +229,22 @@ def test_a_streamed_thought_is_not_taken_for_a_text():
     assert ANTHROPIC.said(START + EMPTY + said("x") + end + STOP) is not None
     assert ANTHROPIC.said(START + thought + EMPTY + said("x") + end + STOP) is None
     assert ANTHROPIC.said(START + EMPTY + said("x") + STOP) is None
+
+
+@pytest.mark.parametrize(("dialect", "path"), [("anthropic", "/v1/messages"), ("ollama-chat", "/api/chat")])
+def test_prompts_that_differ_in_their_question_alone_can_be_alike_and_those_with_another_system_not(
+    dialect: str, path: str
+):
+    def scope(system: str, question: str, **more: Any) -> bytes | None:
+        body = {"model": "m", "system": system, "messages": [{"role": "user", "content": question}]} | more
+        prompted = prompt_of(DIALECTS[dialect].read(request("POST", path, body)), DIALECTS[dialect], ())
+        return None if prompted is None else prompted.scope
+
+    one = scope("s", "How long do refunds take?")
+    assert one is not None
+    assert scope("s", "How long does a refund take?") == one
+    assert scope("t", "How long do refunds take?") != one
+    assert scope("s", "How long do refunds take?", tools=[{"name": "f"}]) is None
 
 
 def test_a_200_may_hold_a_failure():
