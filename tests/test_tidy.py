@@ -321,3 +321,11 @@ def test_a_number_without_a_unit_is_seen():
         name: str = ""
 
     assert [field.rpartition(".")[2] for field in unitless(Sloppy)] == ["timeout", "wait"]
+
+
+def test_the_map_names_every_room():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"[a-z_]+", text[text.index("## Map") : text.index("Imports run one way")]))
+    rooms = ("policies", "indexes", "models", "envoy", "proxy", "proxy/http", "proxy/caching", "proxy/tiers")
+    modules = {path.stem for room in rooms for path in (REPOSITORY / room).glob("*.py")}
+    assert sorted(modules - drawn - {"__init__", "__main__"}) == []
