@@ -332,10 +332,14 @@ def _outcome_faults(rows: Sequence[Outcome], asked: Sequence[str] | None, at: Pl
             yield from at.fault(why, key)
 
 
+_UNSPOKEN = UpstreamTier(name="unspoken")
+
+
 def _speech_faults(route: Route, tier: UpstreamTier, at: Place) -> Iterator[Fault]:
     if tier.speaks is None:
         for key in ("models", "answer_tokens_max"):
-            if at.has(key):
+            # what is written out in full says what it would say unwritten
+            if at.has(key) and getattr(tier, key) != getattr(_UNSPOKEN, key):
                 yield from at.fault("means nothing without speaks", key)
     elif tier.speaks != route.dialect and route.dialect not in TRANSLATED:
         why = f"nothing is translated from {route.dialect}; what is: {', '.join(TRANSLATED)}"
