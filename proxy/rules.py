@@ -342,7 +342,8 @@ def _speech_faults(route: Route, tier: UpstreamTier, at: Place) -> Iterator[Faul
             if at.has(key) and getattr(tier, key) != getattr(_UNSPOKEN, key):
                 yield from at.fault("means nothing without speaks", key)
     elif tier.speaks != route.dialect and route.dialect not in TRANSLATED:
-        why = f"nothing is translated from {route.dialect}; what is: {', '.join(TRANSLATED)}"
+        # the route's own word is not repeated: it may have come from a variable
+        why = f"nothing is translated from the route's dialect; what is: {', '.join(TRANSLATED)}"
         yield from at.fault(why, "speaks")
 
 
