@@ -219,14 +219,16 @@ class Stream:
 
     A stream is primed: its first content is in hand before an Answer carries it. `relay` delivers what is held and
     then whatever comes. Exactly one of `end` and `cut` reaches the sink, unless `close` came first. `length` is the
-    number of bytes to come where that is known beforehand.
+    number of bytes to come where that is known beforehand. `trailers` are header lines that came behind the body, each
+    with its line end; whole once the stream has ended.
     """
 
-    __slots__ = ("_watchers", "ended", "length")
+    __slots__ = ("_watchers", "ended", "length", "trailers")
 
     def __init__(self, length: int | None = None) -> None:
         self.ended: End | None = None
         self.length = length
+        self.trailers = b""
         self._watchers: list[Callable[[End], None]] = []
 
     def relay(self, sink: Sink) -> None:

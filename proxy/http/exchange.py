@@ -9,7 +9,7 @@ from typing import Protocol
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, End, Headers, Request, Service, Stream, find_header
 from understudy.proxy.dialects.base import Dialect, is_encoded
-from understudy.proxy.http.heads import header_safe, status_line
+from understudy.proxy.http.heads import header_safe, status_line, takes_trailers
 from understudy.proxy.http.request_head import RequestHead
 from understudy.proxy.http.stepping import Stepped
 
@@ -95,7 +95,11 @@ class Exchange(Stepped):
 
     def end(self) -> None:
         if self.chunked:
-            self.door.send(b"0\r\n\r\n")
+            stream = self.stream
+            trailers = stream.trailers if stream is not None and stream.trailers else b""
+            if trailers and not takes_trailers(self.request.headers):
+                trailers = b""
+            self.door.send(b"0\r\n%b\r\n" % trailers)
         self.door.finished(self, "done")
 
     def cut(self, reason: str) -> None:

@@ -26,6 +26,10 @@ HOP_BY_HOP = frozenset(
 NOT_FORWARDED = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 """Of a request: what each hop says for itself."""
 
+_TRAILER_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+NO_TRAILERS = HOP_BY_HOP | {b"content-length", b"host", b"content-encoding", b"content-type", b"content-range"}
+"""What must not come behind a body: it would say how the body is to be read (RFC 9110 section 6.5.1)."""
+
 OURS = b"x-understudy-"
 """How the headers begin by which we say where an answer came from: nobody else may."""
 
@@ -55,6 +59,22 @@ def connection_options(headers: Headers) -> frozenset[bytes]:
             options.update(option.strip().lower() for option in value.split(b","))
     options.discard(b"")
     return frozenset(options - {b"close", b"keep-alive"})
+
+
+def takes_trailers(headers: Headers) -> bool:
+    """Whether the sender of these headers says that it reads what comes behind a body (RFC 9110 section 10.1.4)."""
+    return any(
+        len(name) == 2 and name.lower() == b"te" and b"trailers" in [one.strip().lower() for one in value.split(b",")]
+        for name, value in headers
+    )
+
+
+def trailer_line(name: bytes, value: bytes) -> bytes:
+    """A header that came behind a body, as a line to be passed on; empty for one that must not be."""
+    lower = name.lower()
+    if lower in NO_TRAILERS or lower.startswith(OURS) or not _TRAILER_VALUE.fullmatch(value):
+        return b""
+    return b"%b: %b\r\n" % (name, value)
 
 
 def body_is_absent(method: bytes, status: int) -> bool:

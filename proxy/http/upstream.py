@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol, cast
 import httptools
 
 from understudy.policies.service import Answer, Failed
-from understudy.proxy.http.heads import body_is_absent
+from understudy.proxy.http.heads import body_is_absent, trailer_line
 from understudy.proxy.http.response_head import ResponseHead, check_status_line, plain_head
 from understudy.proxy.http.stepping import Waiter
 from understudy.proxy.http.tunnel import OFFERED, UPGRADE_LINES, Tunnel
@@ -379,6 +379,11 @@ class Connection(asyncio.Protocol):
         whole = head.length is not None and head.length <= self._hold_bytes_max
         if not whole and status < 400 and (self._terms.stream_at_head or (head.length or 0) > self._hold_bytes_max):
             self._become_stream(status)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # those of the head are read from its bytes, all at once; what comes behind a body is read here
+        if self._head_is_done and self._stream is not None:
+            self._stream.trailers += trailer_line(name, value)
 
     def on_body(self, piece: bytes) -> None:
         self._dry_bytes = 0

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from understudy.policies.service import Answer, Call, Failed, Headers, Request, Service, Stream
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.http.forwarding import FORWARDED_FOR, TRACE, Marks, forwarded_for, trace_of
-from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept
+from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept, takes_trailers
 from understudy.proxy.http.names import Resolve
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.resuming import resuming_context
@@ -92,6 +92,8 @@ class Target:
             # what the caller has of a trace is broken: ours begins another
             dropped |= TRACE
         way = [header for header in self.marks.of_the_way(request) if header[0] not in self.overridden]
+        if takes_trailers(request.headers):
+            way += [(b"te", b"trailers"), (b"connection", b"te")]
         lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, self.host_header)]
         lines += [b"%b: %b\r\n" % header for header in (*kept(request.headers, dropped), *way, *self.own_headers)]
         untraced = not traced and self.marks.trace == "make" and b"traceparent" not in self.overridden

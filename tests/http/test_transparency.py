@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from tests.http.house import House, chunked, request
-from tests.kit.acts import answer
+from tests.kit.acts import answer, raw
 from tests.kit.fake_upstream import Heard
 from understudy.policies.service import Call
 from understudy.proxy.dialects import DIALECTS
@@ -80,9 +80,38 @@ async def test_headers_keep_their_case_their_order_and_their_repetitions_in_both
         assert [header for header in got.headers if header[0].lower() in kept] == [*odd, *cookies]
 
 
-async def test_trailers_end_with_us_whichever_way_they_came():
+LATE = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunked(
+    b"abc", trailers=b"X-Sum: 1\r\nContent-Type: text/x\r\nx-understudy-tier: primary\r\nx-two: b\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "end"),
+    [
+        ([(b"TE", b"trailers"), (b"Connection", b"TE")], [b"trailers"], b"0\r\nX-Sum: 1\r\nx-two: b\r\n\r\n"),
+        ([(b"te", b"gzip, Trailers")], [b"trailers"], b"0\r\nX-Sum: 1\r\nx-two: b\r\n\r\n"),
+        ([(b"TE", b"gzip")], [], b"0\r\n\r\n"),
+        ([], [], b"0\r\n\r\n"),
+    ],
+)
+async def test_what_comes_behind_an_answer_goes_on_to_who_says_that_it_reads_it(
+    said: list[tuple[bytes, bytes]], told: list[bytes], end: bytes
+):
+    async with House() as house:
+        house.up.then(raw(LATE), raw(LATE))
+        caller = await house.caller()
+        for _ in range(2):
+            caller.say(request("GET", "/x", said))
+            head = await caller.reader.readuntil(b"\r\n\r\n")
+            assert b"\r\ntransfer-encoding: chunked\r\n" in head
+            assert await caller.reader.readexactly(8 + len(end)) == b"3\r\nabc\r\n" + end
+        assert [[value for name, value in sent_on(heard) if name == b"te"] for heard in house.up.heard] == [told, told]
+
+
+async def test_what_comes_behind_a_request_ends_with_us():
     async with House() as house:
         house.up.then(answer(200, body=b"body", framing="chunked"))
+        # a body is sent on whole, with its length: there is nothing behind it
         coded = [(b"Transfer-Encoding", b"chunked"), (b"Trailer", b"x-late")]
         got = await house.ask(request("POST", "/x", coded) + chunked(b"abc", trailers=b"x-late: 1\r\n"))
         [heard] = house.up.heard
