@@ -189,6 +189,9 @@ def _differences(got: Said, meant: Said, host: bytes) -> list[str]:
         if offered and (name, value) in ((b"connection", b"upgrade"), (b"upgrade", b"websocket")):
             # the one switch that is passed on, once it was offered in form
             continue
+        if b"trailers" in meant.listed(b"te") and (name, value) in ((b"te", b"trailers"), (b"connection", b"te")):
+            # said anew, by us and for our own connection
+            continue
         hop = name in HOP_BY_HOP and name != b"transfer-encoding"
         if hop or (not ADDED.fullmatch(name) and (name in dropped or (name, value) not in meant.headers)):
             found.append(f"a header nobody meant for the upstream: {name!r}: {value!r}")
