@@ -24,14 +24,13 @@ from understudy.proxy.dialects.base import (
     BadRequest,
     Malformed,
     Primed,
-    is_encoded,
+    asked_once,
     json_answer,
-    looks_like_object,
     parsed,
+    parsed_or_none,
 )
 from understudy.proxy.dialects.generating import EVENT_HEADERS, NO_RETRY, asks_for_stream, failed_inside, pieces_of
-from understudy.proxy.dialects.openai import error_in, error_name
-from understudy.proxy.dialects.plain import Plain
+from understudy.proxy.dialects.openai import ErrorsInside, error_name
 from understudy.proxy.dialects.sse import events
 
 _TYPES = {
@@ -101,7 +100,7 @@ _MESSAGE = msgspec.json.Decoder(_Message)
 _EVENT = msgspec.json.Decoder(_Event)
 
 
-class Anthropic(Plain):
+class Anthropic(ErrorsInside):
     """`anthropic`: a POST to `…/messages` is of kind generate, everything else is passed through."""
 
     name = "anthropic"
@@ -116,39 +115,25 @@ class Anthropic(Plain):
 
     def ask(self, call: Call) -> GenerateAsk:
         """The prompt. Raises BadRequest where Anthropic would answer 400, Refused for what one text cannot answer."""
-        if isinstance(call.asked, GenerateAsk):
-            return call.asked
+        return asked_once(call, GenerateAsk, self._asked, "The request body is not valid JSON")
+
+    def _asked(self, call: Call) -> GenerateAsk:
         if call.kind != "generate":
             raise Refused("unsupported", "only a POST to …/messages asks for a text")
-        try:
-            body = parsed(_BODY, call.request.body)
-        except Malformed as fault:
-            raise BadRequest(f"The request body is not valid JSON: {fault}") from None
+        body = parsed(_BODY, call.request.body)
         messages = _believed(body.messages)
         if body.system:
             messages.insert(0, {"role": "system", "content": body.system})
         if any(map(_beyond_text, messages)):
             raise Refused("unsupported", "content other than text cannot be answered from passages")
-        call.asked = GenerateAsk(
-            tuple(messages), body.model, stream=body.stream is True, structured=_structure_asked(body)
-        )
-        return call.asked
-
-    def failure_within(self, answer: Answer) -> str:
-        """`garbage` for what cannot be JSON, `error_in_200` for an error; costs a parse only on suspicion."""
-        if is_encoded(answer):
-            return ""
-        body = answer.body
-        if not looks_like_object(body):
-            return "garbage"
-        return "error_in_200" if error_in(body) else ""
+        return GenerateAsk(tuple(messages), body.model, stream=body.stream is True, structured=_structure_asked(body))
 
     def primed(self, held: bytes) -> Primed:
         """`go` at the first words, thought, tool or stop reason; the start, empty blocks and pings are none."""
         if held[:64].lstrip(SPACE)[:1] in (b"{", b"<", b"["):
             raise Failed("garbage", "a stream was asked for, and no event stream came")
         for name, data in events(held):
-            event = _event(data)
+            event = parsed_or_none(_EVENT, data)
             if name == b"error" or (event is not None and (event.error or event.type == "error")):
                 raise failed_inside(error_name(None if event is None else event.error), _LASTING)
             if event is not None and _has_content(event):
@@ -159,7 +144,7 @@ class Anthropic(Plain):
         """Whether `message_stop` is among the last events; `tail` may begin inside an event."""
         for _, data in events(tail, ended=True):
             if b"message_stop" in data:
-                event = _event(data)
+                event = parsed_or_none(_EVENT, data)
                 if event is not None and event.type == "message_stop":
                     return True
         return False
@@ -261,15 +246,6 @@ def _beyond_text(message: dict[str, Any]) -> bool:
         return False
     blocks = cast("list[Any]", content)
     return any(not isinstance(block, dict) or cast("dict[str, Any]", block).get("type") != "text" for block in blocks)
-
-
-def _event(data: bytes) -> _Event | None:
-    """One event's data, or None when it is malformed: a single bad event is the caller's to skip, as it would be
-    without us."""
-    try:
-        return parsed(_EVENT, data)
-    except Malformed:
-        return None
 
 
 def _has_content(event: _Event) -> bool:

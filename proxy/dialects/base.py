@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -18,6 +19,7 @@ JSON_HEADERS: Headers = [(b"content-type", b"application/json")]
 SPACE = b" \t\r\n"
 
 _Read = TypeVar("_Read")
+_Asked = TypeVar("_Asked", EmbedAsk, GenerateAsk, RetrieveAsk)
 
 
 class BadRequest(Exception):
@@ -123,6 +125,28 @@ def parsed(decoder: msgspec.json.Decoder[_Read], body: bytes | msgspec.Raw) -> _
         raise Malformed("the text is not UTF-8") from None
     except RecursionError:
         raise Malformed("nested too deeply") from None
+
+
+def parsed_or_none(decoder: msgspec.json.Decoder[_Read], data: bytes) -> _Read | None:
+    """One event or line of a stream, or None when it is malformed or cut: a single bad one is the caller's to skip, as
+    it would be without us."""
+    try:
+        return parsed(decoder, data)
+    except Malformed:
+        return None
+
+
+def asked_once(call: Call, kind: type[_Asked], read: Callable[[Call], _Asked], says: str, status: int = 400) -> _Asked:
+    """What a call asks for, read once and kept in `call.asked`. Where `read` raises Malformed, raises BadRequest with
+    the API's own words `says` in front."""
+    if isinstance(call.asked, kind):
+        return call.asked
+    try:
+        ask = read(call)
+    except Malformed as fault:
+        raise BadRequest(f"{says}: {fault}", status=status) from None
+    call.asked = ask
+    return ask
 
 
 def first_byte(raw: msgspec.Raw) -> bytes:

@@ -23,8 +23,8 @@ from msgspec import Meta
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
 from understudy.proxy.asks import CollectionInfo, Found, RetrieveAsk, Retrieved, RetrieveOp
 from understudy.proxy.dialects.base import (
-    BadRequest,
     Malformed,
+    asked_once,
     is_encoded,
     json_answer,
     looks_like_object,
@@ -165,20 +165,17 @@ class Chroma(Plain):
 
     def ask(self, call: Call) -> RetrieveAsk:
         """Raises BadRequest where Chroma would, Refused for what a local collection cannot answer."""
-        if isinstance(call.asked, RetrieveAsk):
-            return call.asked
+        return asked_once(
+            call, RetrieveAsk, self._asked, "Failed to deserialize the JSON body into the target type", 422
+        )
+
+    def _asked(self, call: Call) -> RetrieveAsk:
         shape = _shape_of(call.request)
         if shape is None:
             if call.request.method in (b"GET", b"HEAD") or call.request.path.endswith(b"/search"):
                 raise Refused("unsupported", "only the database itself can answer this")
             raise Refused("write", "writes go to the database itself or not at all")
-        try:
-            ask = _read_ask(shape, call.request.body)
-        except Malformed as fault:
-            text = f"Failed to deserialize the JSON body into the target type: {fault}"
-            raise BadRequest(text, status=422) from None
-        call.asked = ask
-        return ask
+        return _read_ask(shape, call.request.body)
 
     def failure_within(self, answer: Answer) -> str:
         """`garbage` for what is no whole JSON: an object, a list, a number or a text."""

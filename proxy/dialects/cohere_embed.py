@@ -21,6 +21,7 @@ from understudy.proxy.asks import EmbedAsk, EmbedKind
 from understudy.proxy.dialects.base import (
     BadRequest,
     Malformed,
+    asked_once,
     given,
     is_encoded,
     json_answer,
@@ -91,16 +92,14 @@ class CohereEmbed(Plain):
     def ask(self, call: Call) -> EmbedAsk:
         """Texts and what they are for. Raises BadRequest where Cohere would answer 400, Refused for images, for types
         that only Cohere can write, and for a text cut otherwise than at its end."""
-        if isinstance(call.asked, EmbedAsk):
-            return call.asked
+        return asked_once(call, EmbedAsk, self._asked, "invalid request")
+
+    def _asked(self, call: Call) -> EmbedAsk:
         if call.kind != "embed":
             raise Refused("unsupported", "only POST /v2/embed asks for vectors")
-        try:
-            body = parsed(_BODY, call.request.body)
-        except Malformed as fault:
-            raise BadRequest(f"invalid request: {fault}") from None
+        body = parsed(_BODY, call.request.body)
         cut = _cut(body)
-        ask = EmbedAsk(
+        return EmbedAsk(
             _texts(body),
             body.model,
             dimensions=body.output_dimension,
@@ -109,8 +108,6 @@ class CohereEmbed(Plain):
             shape=",".join(_wanted(body.embedding_types)),
             id=call.id,
         )
-        call.asked = ask
-        return ask
 
     def failure_within(self, answer: Answer) -> str:
         """`garbage` for what cannot be JSON, `error_in_200` for a message instead of vectors."""

@@ -22,6 +22,7 @@ from understudy.proxy.asks import Found, RetrieveAsk, Retrieved
 from understudy.proxy.dialects.base import (
     BadRequest,
     Malformed,
+    asked_once,
     is_encoded,
     json_answer,
     looks_like_object,
@@ -125,19 +126,15 @@ class Elasticsearch(Plain):
 
     def ask(self, call: Call) -> RetrieveAsk:
         """Raises BadRequest where the server would, Refused for what a local index cannot answer as it would."""
-        if isinstance(call.asked, RetrieveAsk):
-            return call.asked
+        return asked_once(call, RetrieveAsk, self._asked, "json_parse_exception")
+
+    def _asked(self, call: Call) -> RetrieveAsk:
         shape = _shape_of(call.request)
         if shape is None:
             if call.request.method in (b"GET", b"HEAD") or _READS.search(call.request.path):
                 raise Refused("unsupported", "only the database itself can answer this")
             raise Refused("write", "writes go to the database itself or not at all")
-        try:
-            ask = _read_ask(shape, call.request, self.name)
-        except Malformed as fault:
-            raise BadRequest(f"json_parse_exception: {fault}") from None
-        call.asked = ask
-        return ask
+        return _read_ask(shape, call.request, self.name)
 
     def failure_within(self, answer: Answer) -> str:
         """`garbage` for what is no object, `error_in_200` for what some shard did not answer, or not in time."""

@@ -22,17 +22,15 @@ from understudy.proxy.asks import GenerateAsk, Written
 from understudy.proxy.dialects.base import (
     SPACE,
     BadRequest,
-    Malformed,
     Primed,
-    is_encoded,
+    asked_once,
     json_answer,
-    looks_like_object,
     parsed,
+    parsed_or_none,
 )
 from understudy.proxy.dialects.generating import asks_for_stream, pieces_of
 from understudy.proxy.dialects.ndjson import lines
-from understudy.proxy.dialects.openai import error_in
-from understudy.proxy.dialects.plain import Plain
+from understudy.proxy.dialects.openai import ErrorsInside
 
 LINE_HEADERS: Headers = [(b"content-type", b"application/x-ndjson")]
 CHAT = b"/api/chat"
@@ -73,7 +71,7 @@ _BODY = msgspec.json.Decoder(_Body)
 _LINE = msgspec.json.Decoder(_Line)
 
 
-class OllamaChat(Plain):
+class OllamaChat(ErrorsInside):
     """`ollama-chat`: a POST to `…/api/chat` or `…/api/generate` is of kind generate, all else is passed through."""
 
     name = "ollama-chat"
@@ -88,38 +86,26 @@ class OllamaChat(Plain):
 
     def ask(self, call: Call) -> GenerateAsk:
         """The prompt. Raises BadRequest where Ollama would answer 400, Refused for what one text cannot answer."""
-        if isinstance(call.asked, GenerateAsk):
-            return call.asked
+        return asked_once(call, GenerateAsk, self._asked, "invalid JSON")
+
+    def _asked(self, call: Call) -> GenerateAsk:
         if call.kind != "generate":
             raise Refused("unsupported", "only a POST to /api/chat or /api/generate asks for a text")
-        try:
-            body = parsed(_BODY, call.request.body)
-        except Malformed as fault:
-            raise BadRequest(f"invalid JSON: {fault}") from None
+        body = parsed(_BODY, call.request.body)
         shape = "generate" if call.request.path.endswith(GENERATE) else "chat"
         messages = _messages(body, shape)
         if body.suffix or body.logprobs or body.images or any(message.get("images") for message in messages):
             raise Refused("unsupported", "images, a suffix and logprobs cannot be answered from passages")
-        call.asked = GenerateAsk(
+        return GenerateAsk(
             tuple(messages), body.model, stream=body.stream is not False, structured=_structure_asked(body), shape=shape
         )
-        return call.asked
-
-    def failure_within(self, answer: Answer) -> str:
-        """`garbage` for what cannot be JSON, `error_in_200` for an error; costs a parse only on suspicion."""
-        if is_encoded(answer):
-            return ""
-        body = answer.body
-        if not looks_like_object(body):
-            return "garbage"
-        return "error_in_200" if error_in(body) else ""
 
     def primed(self, held: bytes) -> Primed:
         """`go` at the first words, thought, tool call or `done`; an empty text is none."""
         if held[:64].lstrip(SPACE)[:1] not in (b"", b"{"):
             raise Failed("garbage", "a stream was asked for, and no lines of JSON came")
         for data in lines(held):
-            line = _line(data)
+            line = parsed_or_none(_LINE, data)
             if line is not None and line.error:
                 raise Failed("error_in_stream", "unnamed")
             if line is not None and _has_content(line):
@@ -130,7 +116,7 @@ class OllamaChat(Plain):
         """Whether the last line says `done: true`; `tail` may begin inside it, since it brings a context of any
         length."""
         *_, last = b"", *lines(tail, ended=True)
-        line = _line(last)
+        line = parsed_or_none(_LINE, last)
         if line is not None:
             return line.done is True
         if not last.rstrip(SPACE).endswith(b"}"):
@@ -158,7 +144,7 @@ class OllamaChat(Plain):
         """The text of an answer that came to its own end (`stop`), without calling tools."""
         text, model, last = "", "", None
         for data in lines(body, ended=True):
-            line = last = _line(data)
+            line = last = parsed_or_none(_LINE, data)
             if line is None or line.error:
                 return None
             message = cast("dict[str, Any]", line.message) if isinstance(line.message, dict) else {}
@@ -219,14 +205,6 @@ def _structure_asked(body: _Body) -> str:
 
 def _saying(ask: GenerateAsk, text: str) -> dict[str, Any]:
     return {"response": text} if ask.shape == "generate" else {"message": {"role": "assistant", "content": text}}
-
-
-def _line(data: bytes) -> _Line | None:
-    """One line, or None when it is malformed."""
-    try:
-        return parsed(_LINE, data)
-    except Malformed:
-        return None
 
 
 def _has_content(line: _Line) -> bool:

@@ -16,16 +16,8 @@ from msgspec import Meta
 
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
 from understudy.proxy.asks import EmbedAsk
-from understudy.proxy.dialects.base import (
-    BadRequest,
-    Malformed,
-    is_encoded,
-    json_answer,
-    looks_like_object,
-    parsed,
-)
-from understudy.proxy.dialects.openai import error_in
-from understudy.proxy.dialects.plain import Plain
+from understudy.proxy.dialects.base import asked_once, json_answer, parsed
+from understudy.proxy.dialects.openai import ErrorsInside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +45,7 @@ _EMBED = msgspec.json.Decoder(_Embed)
 _EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
 
 
-class OllamaEmbed(Plain):
+class OllamaEmbed(ErrorsInside):
     """`ollama-embed`: both forms are of kind embed, everything else is passed through."""
 
     name = "ollama-embed"
@@ -66,25 +58,13 @@ class OllamaEmbed(Plain):
 
     def ask(self, call: Call) -> EmbedAsk:
         """Texts as they are to be read. Raises BadRequest where Ollama would answer 400."""
-        if isinstance(call.asked, EmbedAsk):
-            return call.asked
+        return asked_once(call, EmbedAsk, self._asked, "invalid request")
+
+    def _asked(self, call: Call) -> EmbedAsk:
         if call.kind != "embed":
             raise Refused("unsupported", "only POST /api/embed and /api/embeddings ask for vectors")
         shape = _shape_of(call.request.path)
-        try:
-            ask = _asked(parsed(_EMBED, call.request.body)) if shape == "embed" else _asked_once(call.request.body)
-        except Malformed as fault:
-            raise BadRequest(f"invalid request: {fault}") from None
-        call.asked = ask
-        return ask
-
-    def failure_within(self, answer: Answer) -> str:
-        """`garbage` for what cannot be JSON, `error_in_200` for `{"error": …}`."""
-        if is_encoded(answer):
-            return ""
-        if not looks_like_object(answer.body):
-            return "garbage"
-        return "error_in_200" if error_in(answer.body) else ""
+        return _asks_many(parsed(_EMBED, call.request.body)) if shape == "embed" else _asks_one(call.request.body)
 
     def error(self, status: int, reason: str, detail: str, *, headers: Headers | None = None) -> Answer:  # noqa: ARG002
         """A sentence and no more: the reason stands in our own headers."""
@@ -111,7 +91,7 @@ def _shape_of(path: bytes) -> str:
     return _SHAPES.get(path[at:], "") if at >= 0 else ""
 
 
-def _asked(body: _Embed) -> EmbedAsk:
+def _asks_many(body: _Embed) -> EmbedAsk:
     given = [body.input] if isinstance(body.input, str) else body.input or []
     if len(given) > INPUTS_MAX:
         raise Refused("unsupported", f"{len(given)} texts at once; at most {INPUTS_MAX} are embedded here")
@@ -122,6 +102,6 @@ def _asked(body: _Embed) -> EmbedAsk:
     )
 
 
-def _asked_once(raw: bytes) -> EmbedAsk:
+def _asks_one(raw: bytes) -> EmbedAsk:
     body = parsed(_EMBEDDINGS, raw)
     return EmbedAsk((body.prompt,) if body.prompt else (), body.model, kind="as_is", shape="embeddings")

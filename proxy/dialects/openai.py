@@ -20,6 +20,7 @@ from understudy.proxy.dialects.plain import Plain
 
 LONG_BYTES = 4096
 END_BYTES = 1024
+UNREADABLE = "We could not read the JSON body of your request"
 
 _TYPES = {
     400: "invalid_request_error",
@@ -41,17 +42,21 @@ class _Peek(msgspec.Struct):
 _PEEK = msgspec.json.Decoder(_Peek)
 
 
-class OpenAI(Plain):
-    """Errors as {"error": {"message", "type", "param", "code"}}, and 200s with such an error found out."""
+class ErrorsInside(Plain):
+    """Answers that are JSON objects, and 200s with a top-level `error` found out: OpenAI's way, which others went."""
 
     def failure_within(self, answer: Answer) -> str:
-        """`garbage` for what cannot be JSON, `error_in_200` for a top-level error; costs a parse only on suspicion."""
+        """`garbage` for what cannot be JSON, `error_in_200` for an error; costs a parse only on suspicion."""
         if is_encoded(answer):
             return ""
         body = answer.body
         if not looks_like_object(body):
             return "garbage"
         return "error_in_200" if error_in(body) else ""
+
+
+class OpenAI(ErrorsInside):
+    """Errors as {"error": {"message", "type", "param", "code"}}."""
 
     def error(self, status: int, reason: str, detail: str, *, headers: Headers | None = None) -> Answer:
         kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")

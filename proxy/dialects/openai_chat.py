@@ -19,9 +19,18 @@ from msgspec import UNSET, UnsetType
 
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Request
 from understudy.proxy.asks import GenerateAsk, Written
-from understudy.proxy.dialects.base import SPACE, BadRequest, Malformed, Primed, json_answer, parsed
+from understudy.proxy.dialects.base import (
+    SPACE,
+    BadRequest,
+    Malformed,
+    Primed,
+    asked_once,
+    json_answer,
+    parsed,
+    parsed_or_none,
+)
 from understudy.proxy.dialects.generating import EVENT_HEADERS, asks_for_stream, failed_inside, pieces_of
-from understudy.proxy.dialects.openai import OpenAI, error_body, error_name
+from understudy.proxy.dialects.openai import UNREADABLE, OpenAI, error_body, error_name
 from understudy.proxy.dialects.sse import events
 
 DONE = b"[DONE]"
@@ -32,7 +41,9 @@ LASTING = frozenset(
 )
 
 
-class _StreamOptions(msgspec.Struct):
+class StreamOptions(msgspec.Struct):
+    """What a stream is to tell besides its text."""
+
     include_usage: bool | None = None
 
 
@@ -72,7 +83,7 @@ class _Body(msgspec.Struct):
     messages: list[dict[str, Any]] | None = None
     model: str = ""
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     n: int | None = None
     logprobs: bool | None = None
     audio: Any = None
@@ -114,14 +125,12 @@ class OpenAIChat(OpenAI):
 
     def ask(self, call: Call) -> GenerateAsk:
         """The prompt. Raises BadRequest where OpenAI would answer 400, Refused for what one text cannot answer."""
-        if isinstance(call.asked, GenerateAsk):
-            return call.asked
+        return asked_once(call, GenerateAsk, self._asked, UNREADABLE)
+
+    def _asked(self, call: Call) -> GenerateAsk:
         if call.kind != "generate":
             raise Refused("unsupported", "only POST asks for a completion")
-        try:
-            body = parsed(_BODY, call.request.body)
-        except Malformed as fault:
-            raise BadRequest(f"We could not read the JSON body of your request: {fault}") from None
+        body = parsed(_BODY, call.request.body)
         if body.messages is None:
             raise Refused("unsupported", "there are no `messages`: another endpoint than chat completions")
         ask = GenerateAsk(
@@ -132,7 +141,6 @@ class OpenAIChat(OpenAI):
             structured=_structure_asked(body),
         )
         _refuse_unsupported(body)
-        call.asked = ask
         return ask
 
     def primed(self, held: bytes) -> Primed:
@@ -142,7 +150,7 @@ class OpenAIChat(OpenAI):
         for name, data in events(held):
             if data.strip() == DONE:
                 return "go"
-            chunk = _chunk(data)
+            chunk = parsed_or_none(_CHUNK, data)
             if name == b"error" or (chunk is not None and chunk.error):
                 raise _failed(None if chunk is None else chunk.error)
             if chunk is not None and _has_content(chunk):
@@ -155,7 +163,7 @@ class OpenAIChat(OpenAI):
             if data.strip() == DONE:
                 return True
             if b"finish_reason" in data:
-                chunk = _chunk(data)
+                chunk = parsed_or_none(_CHUNK, data)
                 if chunk is not None and chunk.choices and any(choice.finish_reason for choice in chunk.choices):
                     return True
         return False
@@ -257,15 +265,6 @@ def _beyond_text(message: dict[str, Any]) -> bool:
 
 def _is_text(part: Any) -> bool:
     return isinstance(part, dict) and cast("dict[str, Any]", part).get("type") in ("text", "refusal")
-
-
-def _chunk(data: bytes) -> _Chunk | None:
-    """One event's data, or None when it is malformed: a single bad event is the caller's to skip, as it would be
-    without us."""
-    try:
-        return parsed(_CHUNK, data)
-    except Malformed:
-        return None
 
 
 def _has_content(chunk: _Chunk) -> bool:

@@ -12,20 +12,16 @@ import msgspec
 
 from understudy.policies.service import Answer, Call, HeldStream, Refused
 from understudy.proxy.asks import GenerateAsk, Written
-from understudy.proxy.dialects.base import BadRequest, Malformed, json_answer, parsed
+from understudy.proxy.dialects.base import json_answer, parsed
 from understudy.proxy.dialects.generating import EVENT_HEADERS, pieces_of
-from understudy.proxy.dialects.openai_chat import OpenAIChat, data_bytes, usage_of
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
+from understudy.proxy.dialects.openai_chat import OpenAIChat, StreamOptions, data_bytes, usage_of
 
 
 class _Body(msgspec.Struct):
     prompt: Any = None
     model: str = ""
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     n: int | None = None
     best_of: int | None = None
     logprobs: int | None = None
@@ -42,29 +38,22 @@ class OpenAICompletions(OpenAIChat):
     name = "openai-completions"
     idle_fields = frozenset({"user"})
 
-    def ask(self, call: Call) -> GenerateAsk:
-        """The prompt. Raises BadRequest where OpenAI would answer 400, Refused for what one text cannot answer."""
-        if isinstance(call.asked, GenerateAsk):
-            return call.asked
+    def _asked(self, call: Call) -> GenerateAsk:
         if call.kind != "generate":
             raise Refused("unsupported", "only POST asks for a completion")
-        try:
-            body = parsed(_BODY, call.request.body)
-        except Malformed as fault:
-            raise BadRequest(f"We could not read the JSON body of your request: {fault}") from None
+        body = parsed(_BODY, call.request.body)
         prompts = cast("list[Any]", body.prompt) if isinstance(body.prompt, list) else [body.prompt]
         prompt = prompts[0] if len(prompts) == 1 else None
         if not isinstance(prompt, str):
             raise Refused("unsupported", "several prompts, or one of tokens, cannot be answered from passages")
         if (body.n or 1) > 1 or (body.best_of or 1) > 1 or body.logprobs is not None or body.echo or body.suffix:
             raise Refused("unsupported", "n, best_of, logprobs, echo and suffix cannot be answered from passages")
-        call.asked = GenerateAsk(
+        return GenerateAsk(
             ({"role": "user", "content": prompt},),
             body.model,
             stream=body.stream is True,
             include_usage=body.stream_options is not None and body.stream_options.include_usage is True,
         )
-        return call.asked
 
     def said(self, body: bytes) -> Written | None:  # noqa: ARG002 - whatever it says
         """Nothing: a completion goes on with a text, and no other one would be the same."""

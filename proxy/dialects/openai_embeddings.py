@@ -14,8 +14,8 @@ from msgspec import Meta
 
 from understudy.policies.service import Answer, Call, Refused, Request
 from understudy.proxy.asks import EmbedAsk
-from understudy.proxy.dialects.base import BadRequest, Malformed, json_answer, parsed
-from understudy.proxy.dialects.openai import OpenAI
+from understudy.proxy.dialects.base import BadRequest, asked_once, json_answer, parsed
+from understudy.proxy.dialects.openai import UNREADABLE, OpenAI
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,20 +49,16 @@ class OpenAIEmbeddings(OpenAI):
 
     def ask(self, call: Call) -> EmbedAsk:
         """Texts, or token ids in `tokens`. Raises BadRequest where OpenAI would answer 400."""
-        if isinstance(call.asked, EmbedAsk):
-            return call.asked
+        return asked_once(call, EmbedAsk, self._asked, UNREADABLE)
+
+    def _asked(self, call: Call) -> EmbedAsk:
         if call.kind != "embed":
             raise Refused("unsupported", "only POST asks for embeddings")
-        try:
-            body = parsed(_BODY, call.request.body)
-        except Malformed as fault:
-            raise BadRequest(f"We could not read the JSON body of your request: {fault}") from None
+        body = parsed(_BODY, call.request.body)
         if body.encoding_format not in (None, "float", "base64"):
             raise BadRequest("encoding_format must be 'float' or 'base64'")
         texts, tokens = _sorted_out(body.input)
-        ask = EmbedAsk(texts, body.model, body.encoding_format == "base64", body.dimensions, tokens)
-        call.asked = ask
-        return ask
+        return EmbedAsk(texts, body.model, body.encoding_format == "base64", body.dimensions, tokens)
 
     def embedded(
         self,

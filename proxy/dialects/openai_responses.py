@@ -15,9 +15,19 @@ import msgspec
 
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Request
 from understudy.proxy.asks import GenerateAsk, Written
-from understudy.proxy.dialects.base import SPACE, BadRequest, Malformed, Primed, is_encoded, json_answer, parsed
+from understudy.proxy.dialects.base import (
+    SPACE,
+    BadRequest,
+    Malformed,
+    Primed,
+    asked_once,
+    is_encoded,
+    json_answer,
+    parsed,
+    parsed_or_none,
+)
 from understudy.proxy.dialects.generating import EVENT_HEADERS, asks_for_stream, failed_inside, pieces_of
-from understudy.proxy.dialects.openai import OpenAI, error_name
+from understudy.proxy.dialects.openai import UNREADABLE, OpenAI, error_name
 from understudy.proxy.dialects.openai_chat import LASTING
 from understudy.proxy.dialects.sse import events
 
@@ -77,20 +87,17 @@ class OpenAIResponses(OpenAI):
 
     def ask(self, call: Call) -> GenerateAsk:
         """The prompt. Raises BadRequest where OpenAI would answer 400, Refused for what one text cannot answer."""
-        if isinstance(call.asked, GenerateAsk):
-            return call.asked
+        return asked_once(call, GenerateAsk, self._asked, UNREADABLE)
+
+    def _asked(self, call: Call) -> GenerateAsk:
         if call.kind != "generate":
             raise Refused("unsupported", "only a POST to …/responses asks for a text")
-        try:
-            body = parsed(_BODY, call.request.body)
-        except Malformed as fault:
-            raise BadRequest(f"We could not read the JSON body of your request: {fault}") from None
+        body = parsed(_BODY, call.request.body)
         if body.previous_response_id or body.conversation or body.prompt or body.background:
             raise Refused("unsupported", "what was said before stands with OpenAI, and not in this request")
-        call.asked = GenerateAsk(
+        return GenerateAsk(
             tuple(_messages(body)), body.model, stream=body.stream is True, structured=_structure_asked(body)
         )
-        return call.asked
 
     def failure_within(self, answer: Answer) -> str:
         """As for every endpoint of OpenAI; a response's own `error` is one only where its status says so too."""
@@ -107,7 +114,7 @@ class OpenAIResponses(OpenAI):
         if held[:64].lstrip(SPACE)[:1] in (b"{", b"<", b"["):
             raise Failed("garbage", "a stream was asked for, and no event stream came")
         for name, data in events(held):
-            event = _event(data)
+            event = parsed_or_none(_EVENT, data)
             failed = None if event is None else _error_of(event)
             if name == b"error" or failed is not None:
                 raise failed_inside(error_name(failed), LASTING)
@@ -118,7 +125,7 @@ class OpenAIResponses(OpenAI):
     def stream_complete(self, tail: bytes) -> bool:
         """Whether the whole response has come once more; `tail` may begin inside it, since it is of any length."""
         *_, (_, data) = (b"", b""), *events(tail, ended=True)
-        event = _event(data)
+        event = parsed_or_none(_EVENT, data)
         if event is not None:
             return event.type in _ENDS
         # where its beginning is out of sight: only a response that has ended says what it cost
@@ -233,14 +240,6 @@ def _structure_asked(body: _Body) -> str:
     wanted = (body.text or {}).get("format")
     kind = cast("dict[str, Any]", wanted).get("type") if isinstance(wanted, dict) else None
     return "" if kind in (None, "text") else str(kind)[:32]
-
-
-def _event(data: bytes) -> _Event | None:
-    """One event's data, or None when it is malformed or cut."""
-    try:
-        return parsed(_EVENT, data)
-    except Malformed:
-        return None
 
 
 def _error_of(event: _Event) -> Any:

@@ -23,6 +23,7 @@ from understudy.proxy.asks import Found, RetrieveAsk, Retrieved
 from understudy.proxy.dialects.base import (
     BadRequest,
     Malformed,
+    asked_once,
     first_byte,
     given,
     is_encoded,
@@ -131,17 +132,13 @@ class Pinecone(Plain):
 
     def ask(self, call: Call) -> RetrieveAsk:
         """Raises BadRequest where Pinecone would, Refused for what an index of dense vectors cannot answer."""
-        if isinstance(call.asked, RetrieveAsk):
-            return call.asked
+        return asked_once(call, RetrieveAsk, self._asked, "Invalid request")
+
+    def _asked(self, call: Call) -> RetrieveAsk:
         shape = _shape_of(call.request)
         if not shape:
             raise Refused(*_why_not(call.request))
-        try:
-            ask = _ASKS[shape](call.request)
-        except Malformed as fault:
-            raise BadRequest(f"Invalid request: {fault}") from None
-        call.asked = ask
-        return ask
+        return _ASKS[shape](call.request)
 
     def failure_within(self, answer: Answer) -> str:
         """`garbage` for what cannot be JSON, `error_in_200` for a code and a message instead of a result."""

@@ -22,6 +22,7 @@ from understudy.proxy.asks import CollectionInfo, Found, PayloadChoice, Retrieve
 from understudy.proxy.dialects.base import (
     BadRequest,
     Malformed,
+    asked_once,
     first_byte,
     given,
     is_encoded,
@@ -166,18 +167,14 @@ class Qdrant(Plain):
 
     def ask(self, call: Call) -> RetrieveAsk:
         """Raises BadRequest where Qdrant would, Refused for what an index of single vectors cannot answer."""
-        if isinstance(call.asked, RetrieveAsk):
-            return call.asked
+        return asked_once(call, RetrieveAsk, self._asked, "Format error in JSON body")
+
+    def _asked(self, call: Call) -> RetrieveAsk:
         shape = _shape_of(call.request)
         if shape is None:
             raise Refused(*_why_not(call.request))
         op, collection, note = shape
-        try:
-            ask = _read_ask(op, collection, note, call.request)
-        except Malformed as fault:
-            raise BadRequest(f"Format error in JSON body: {fault}") from None
-        call.asked = ask
-        return ask
+        return _read_ask(op, collection, note, call.request)
 
     def failure_within(self, answer: Answer) -> str:
         """`garbage` for what cannot be JSON, `error_in_200` for an envelope whose status is not ok."""

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
 from understudy.proxy.asks import EmbedAsk, EmbedKind
-from understudy.proxy.dialects.base import SPACE, BadRequest, Malformed, is_encoded, json_answer, parsed
+from understudy.proxy.dialects.base import SPACE, BadRequest, asked_once, is_encoded, json_answer, parsed
 from understudy.proxy.dialects.plain import Plain
 
 if TYPE_CHECKING:
@@ -53,19 +53,17 @@ class Tei(Plain):
 
     def ask(self, call: Call) -> EmbedAsk:
         """Texts, or token ids in `tokens`. Raises BadRequest where TEI would, Refused for vectors of another length."""
-        if isinstance(call.asked, EmbedAsk):
-            return call.asked
+        return asked_once(call, EmbedAsk, self._asked, "Failed to deserialize the JSON body", 422)
+
+    def _asked(self, call: Call) -> EmbedAsk:
         if call.kind != "embed":
             raise Refused("unsupported", "only POST /embed asks for vectors")
-        try:
-            body = parsed(_BODY, call.request.body)
-        except Malformed as fault:
-            raise BadRequest(f"Failed to deserialize the JSON body: {fault}", status=422) from None
+        body = parsed(_BODY, call.request.body)
         if body.normalize is False:
             raise Refused("unsupported", "the local model's vectors are of unit length")
         texts, tokens = _sorted_out(body.inputs)
         from_left = (body.truncation_direction or "Right").lower() == "left"
-        ask = EmbedAsk(
+        return EmbedAsk(
             texts,
             "",
             dimensions=body.dimensions,
@@ -74,8 +72,6 @@ class Tei(Plain):
             # TEI cuts only when told to, and the local model keeps the beginning
             whole=not body.truncate or from_left,
         )
-        call.asked = ask
-        return ask
 
     def failure_within(self, answer: Answer) -> str:
         """`error_in_200` for an error instead of a list; `garbage` for what is no list of vectors, or one with nulls in

@@ -233,7 +233,7 @@ def refuse(what: str) -> NoReturn:
     raise Refused("untranslatable", f"{what} can't be translated for this provider")
 
 
-_OBJECT = msgspec.json.Decoder(dict[str, Any])
+OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 class Fields:
@@ -296,7 +296,7 @@ class Fields:
 def fields_of(body: bytes) -> Fields:
     """A request's body. Raises Refused for what is no JSON object: there is nothing to translate."""
     try:
-        return Fields(parsed(_OBJECT, body))
+        return Fields(parsed(OBJECT, body))
     except Malformed as fault:
         raise Refused("untranslatable", f"the body is no JSON object: {fault}") from None
 
@@ -306,7 +306,7 @@ def arguments_of(text: Any) -> dict[str, Any]:
     if isinstance(text, dict):
         return cast("dict[str, Any]", text)
     try:
-        return parsed(_OBJECT, str(text or "{}").encode())
+        return parsed(OBJECT, str(text or "{}").encode())
     except UnicodeEncodeError:
         raise Malformed("the text is not Unicode") from None
 
@@ -314,14 +314,6 @@ def arguments_of(text: Any) -> dict[str, Any]:
 def spelt(value: Any) -> str:
     """A value as JSON text."""
     return msgspec.json.encode(value).decode()
-
-
-def parsed_or_none(data: bytes) -> dict[str, Any] | None:
-    """One event's JSON object, or None when it is malformed: a single bad event is passed over."""
-    try:
-        return parsed(_OBJECT, data)
-    except Malformed:
-        return None
 
 
 def as_object(value: Any) -> dict[str, Any]:

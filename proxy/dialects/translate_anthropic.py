@@ -13,10 +13,11 @@ import msgspec
 
 from understudy.policies.service import Header
 from understudy.proxy.dialects.anthropic import event_bytes
-from understudy.proxy.dialects.base import Malformed, parsed
+from understudy.proxy.dialects.base import Malformed, parsed, parsed_or_none
 from understudy.proxy.dialects.openai import error_name
 from understudy.proxy.dialects.sse import events
 from understudy.proxy.dialects.translate import (
+    OBJECT,
     Arguments,
     Begun,
     Broke,
@@ -43,7 +44,6 @@ from understudy.proxy.dialects.translate import (
     check_last,
     fields_of,
     known_tool,
-    parsed_or_none,
     refuse,
     spelt,
 )
@@ -63,7 +63,6 @@ _ENDS: dict[str, End] = {
     "refusal": "filter",
 }
 _REASONS: dict[End, str] = {"stop": "end_turn", "length": "max_tokens", "tools": "tool_use", "filter": "refusal"}
-_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 class AnthropicWire:
@@ -119,7 +118,7 @@ class AnthropicWire:
         return msgspec.json.encode({name: value for name, value in body.items() if value is not None})
 
     def reply(self, body: bytes, prompt: Prompt) -> Reply:
-        fields = parsed(_OBJECT, body)
+        fields = parsed(OBJECT, body)
         if fields.get("type") != "message":
             raise Malformed("no message")
         usage = as_object(fields.get("usage"))
@@ -172,7 +171,7 @@ class AnthropicHearing:
     def hear(self, piece: bytes) -> list[Said]:
         saids: list[Said] = []
         for name, data in events(self._cut.take(piece)):
-            event = parsed_or_none(data)
+            event = parsed_or_none(OBJECT, data)
             if event is None:
                 continue
             if name == b"error" or event.get("type") == "error":

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from understudy.policies.service import Header
-from understudy.proxy.dialects.base import Malformed, parsed
+from understudy.proxy.dialects.base import Malformed, parsed, parsed_or_none
 from understudy.proxy.dialects.ndjson import lines
 from understudy.proxy.dialects.translate import (
+    OBJECT,
     Arguments,
     Begun,
     Broke,
@@ -37,7 +38,6 @@ from understudy.proxy.dialects.translate import (
     as_object,
     check_last,
     fields_of,
-    parsed_or_none,
     refuse,
     spelt,
     texts_of,
@@ -65,7 +65,6 @@ _NEUTRAL = {"repeat_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, 
 _HARMLESS = frozenset({"keep_alive", "think", "truncate", "shift"})
 # A picture of Ollama's has no type; base64 of its first bytes tells it.
 _MEDIA_TYPES = {"iVBORw0KGgo": "image/png", "/9j/": "image/jpeg", "R0lGOD": "image/gif", "UklGR": "image/webp"}
-_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 class OllamaWire:
@@ -124,7 +123,7 @@ class OllamaWire:
         return msgspec.json.encode(body | ({"options": said} if said else {}))
 
     def reply(self, body: bytes, prompt: Prompt) -> Reply:  # noqa: ARG002 - the answer says all of it
-        fields = parsed(_OBJECT, body)
+        fields = parsed(OBJECT, body)
         if fields.get("done") is not True:
             raise Malformed("not done")
         message = as_object(fields.get("message"))
@@ -168,7 +167,7 @@ class OllamaHearing:
         return list(self._line(held)) if held.strip() else []
 
     def _line(self, line: bytes) -> Iterator[Said]:
-        fields = parsed_or_none(line)
+        fields = parsed_or_none(OBJECT, line)
         if fields is None:
             return
         if fields.get("error"):

@@ -8,11 +8,12 @@ from typing import Any, cast
 import msgspec
 
 from understudy.policies.service import Header
-from understudy.proxy.dialects.base import Malformed, parsed
+from understudy.proxy.dialects.base import Malformed, parsed, parsed_or_none
 from understudy.proxy.dialects.openai import error_name
 from understudy.proxy.dialects.openai_chat import DONE, data_bytes
 from understudy.proxy.dialects.sse import events
 from understudy.proxy.dialects.translate import (
+    OBJECT,
     Arguments,
     Begun,
     Broke,
@@ -40,7 +41,6 @@ from understudy.proxy.dialects.translate import (
     check_last,
     fields_of,
     known_tool,
-    parsed_or_none,
     refuse,
     spelt,
     texts_of,
@@ -65,7 +65,6 @@ NEUTRAL = {"n": 1, "logprobs": False, "frequency_penalty": 0, "presence_penalty"
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _ENDS: dict[str, End] = {"stop": "stop", "length": "length", "tool_calls": "tools", "content_filter": "filter"}
 _REASONS: dict[End, str] = {end: reason for reason, end in _ENDS.items()}
-_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 class OpenAIWire:
@@ -125,7 +124,7 @@ class OpenAIWire:
         return msgspec.json.encode({name: value for name, value in body.items() if value is not None})
 
     def reply(self, body: bytes, prompt: Prompt) -> Reply:  # noqa: ARG002 - the answer says all of it
-        fields = parsed(_OBJECT, body)
+        fields = parsed(OBJECT, body)
         choices = as_list(fields.get("choices"))
         if not choices:
             raise Malformed("no choices")
@@ -176,7 +175,7 @@ class OpenAIHearing:
             if data.strip() == DONE:
                 saids += self.over()
                 continue
-            chunk = parsed_or_none(data)
+            chunk = parsed_or_none(OBJECT, data)
             if chunk is None:
                 continue
             if name == b"error" or chunk.get("error"):
