@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -29,7 +30,8 @@ _UUID: Final = re.compile(rf"[0-9a-f]{{32}}|{_HYPHENATED}|\{{{_HYPHENATED}\}}|ur
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Point:
-    """One stored thing. `vector` [d] float32 is as it was given, not normalised, or None where it was not asked for."""
+    """One stored thing. `vector` [d] float32 is as it was given, not normalised, or None where it was not asked for;
+    `named` holds the vectors that have a name beside it, [d] float32 each."""
 
     id: PointId
     vector: Vector | None = None
@@ -37,6 +39,7 @@ class Point:
     text: str = ""
     source: str = ""
     version: int = 0
+    named: Mapping[str, Vector] = field(default_factory=dict[str, "Vector"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -45,7 +45,8 @@ class RetrieveAsk:
     `text` is what is searched by its words: alone, or fused with the vector's neighbours. `filter` is Qdrant's JSON, or
     what the dialect made of its own words; `wants_total` asks how many points it lets through, beside those searched.
     `with_near` keeps the point named by `near_id` among its own neighbours. `filter_or` is the filter as it may also be
-    read: where the two let different points through, nothing is certain, and the call is refused.
+    read: where the two let different points through, nothing is certain, and the call is refused. `using` names which
+    of a point's vectors is searched, "" the one without a name.
     """
 
     op: RetrieveOp
@@ -66,6 +67,7 @@ class RetrieveAsk:
     parts: tuple[RetrieveAsk, ...] = ()
     with_near: bool = False
     filter_or: dict[str, Any] | None = None
+    using: str = ""
 
 
 @dataclass(frozen=True, slots=True)

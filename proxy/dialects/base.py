@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
+from understudy.indexes.writes import Change
 from understudy.policies.service import Answer, Call, Headers, Request, find_header
 from understudy.proxy.asks import Ask, EmbedAsk, GenerateAsk, RetrieveAsk, Retrieved, Written
 
@@ -61,6 +62,11 @@ class Dialect(Protocol):
     def ask(self, call: Call) -> Ask:
         """The whole meaning, parsed once and kept in `call.asked`. Raises BadRequest, or Refused for what no local
         tier could answer faithfully."""
+        ...
+
+    def changes(self, call: Call) -> tuple[Change, ...]:
+        """What a request that `written` names changes, in order; () for nothing that is stored in a collection. Raises
+        Malformed, or Refused where it cannot be told from the request alone: then whoever mirrors has to ask."""
         ...
 
     def failure_within(self, answer: Answer) -> str:

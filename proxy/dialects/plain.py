@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from understudy.indexes.writes import Change
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
 from understudy.proxy.asks import Ask, EmbedAsk, GenerateAsk, RetrieveAsk, Retrieved, Written
 from understudy.proxy.dialects.base import Primed, json_answer
@@ -39,6 +40,9 @@ class Plain:
     def ask(self, call: Call) -> Ask:
         """Raises Refused always: nobody here knows what the bytes mean."""
         raise Refused("unsupported", f"{call.request.method.decode('latin-1')} here is only ever forwarded")
+
+    def changes(self, call: Call) -> tuple[Change, ...]:
+        raise Refused("unsupported", f"{self.name} has no words for what {call.request.path.decode('latin-1')} changes")
 
     def failure_within(self, answer: Answer) -> str:
         return ""

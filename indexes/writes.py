@@ -1,0 +1,103 @@
+"""What changes a collection, said alike by every dialect: points put or taken away, payloads written, collections made.
+
+A dialect reads one request as a list of Changes, the database applies it, and a mirror applies the same list. What a
+request would do that none of these words say is nobody's guess: the reader refuses, and the mirror asks the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from understudy.indexes.points import Payload, Point, PointId
+
+DistanceName: TypeAlias = Literal["cosine", "dot", "euclid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Which:
+    """The points that are meant: those of `ids`, or all that `filter` lets through (Qdrant's JSON, or a Condition)."""
+
+    ids: tuple[PointId, ...] = ()
+    filter: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """Points put whole, in the place of what had their ids. `only` limits it to ids that are new, or that exist."""
+
+    points: tuple[Point, ...]
+    only: Literal["", "new", "existing"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Points taken away whole."""
+
+    which: Which
+
+
+@dataclass(frozen=True, slots=True)
+class PutVectors:
+    """The vectors that each point names, and its text where it brings one; payloads and other vectors stay."""
+
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropVectors:
+    """`names` of vectors ("" is the one without a name) taken from points that stay."""
+
+    which: Which
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutPayload:
+    """`payload` written into the points, or below their `key`: field by field, or in the place of everything there."""
+
+    which: Which
+    payload: Payload
+    key: str = ""
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DropPayload:
+    """The fields `keys` taken from the points; all of them where it is empty."""
+
+    which: Which
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VectorShape:
+    """What the vectors of one name have in common."""
+
+    dimensions: int
+    distance: DistanceName = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """The collection, with its vectors by name ("" is the one without a name); empty where the first point says it."""
+
+    vectors: Mapping[str, VectorShape] = field(default_factory=dict[str, VectorShape])
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The collection and everything in it."""
+
+
+Write: TypeAlias = Upsert | Delete | PutVectors | DropVectors | PutPayload | DropPayload | Create | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write to one collection, in the order in which the database was asked for it."""
+
+    collection: str
+    write: Write
