@@ -6,6 +6,8 @@
     in a group of up to 8:   a lottery among all, each with weight / (time^2 x load) tickets
     in a larger one:         two are drawn by weight, and the one with less  time x load  is asked
 
+    one whose quota is spent is passed over while another's is not
+
            fails in a row, or more than, or is slower than its peers          told to wait (Retry-After)
     IN  ------------------------------------------------------------> OUT <------------------------- IN
      ^                                                                 |
@@ -99,6 +101,14 @@ class Guard(Protocol):
     def retry_after_s(self, now: float) -> float: ...
 
 
+class Purse(Protocol):
+    """What is asked of an endpoint's quota; without `beliefs` there is nothing to ask."""
+
+    @property
+    def beliefs(self) -> Mapping[bytes, object]: ...
+    def pause_s(self, now: float, who: bytes = b"") -> float: ...
+
+
 class Peer:
     """What is known of one endpoint. `label` is its name among all tiers' endpoints, as `Call.tried` has it.
 
@@ -115,11 +125,13 @@ class Peer:
         "failed",
         "guard",
         "in_a_row",
+        "is_each_callers",
         "is_known",
         "label",
         "last_s",
         "out_in_a_row",
         "outstanding",
+        "quota",
         "rank",
         "refused",
         "seen_at",
@@ -135,6 +147,8 @@ class Peer:
         self.weight = weight
         self.rank = rank
         self.guard: Guard | None = None
+        self.quota: Purse | None = None
+        self.is_each_callers = False
         self.outstanding = 0
         self.cost_s = START_S
         self.last_s = START_S
@@ -167,6 +181,12 @@ class Peer:
         if self.guard is None or self.state == "closed":
             return 0.0
         return FORCED_S if self.guard.mode == "forced-open" else self.guard.retry_after_s(now)
+
+    def spent_s(self, now: float, tenant: bytes) -> float:
+        """Seconds until its quota has something left, for this caller where each has its own."""
+        if self.quota is None or not self.quota.beliefs:
+            return 0.0
+        return self.quota.pause_s(now, tenant if self.is_each_callers else b"")
 
 
 class _Group:
@@ -265,6 +285,21 @@ class Balance:
             key = (is_out, peer.label in tried, peer.rank, cost)
             if least is None or key < least:
                 best, least = peer, key
+        return best
+
+    def unspent(self, peer: Peer, now: float, tried: Sequence[str], refused: Sequence[Peer], tenant: bytes) -> Peer:
+        """`peer`, or, while its quota is spent, the one that may be asked soonest."""
+        pause_s = peer.spent_s(now, tenant)
+        if pause_s <= 0 or peer.state in NOT_CLOSED:
+            return peer
+        best, least = peer, (pause_s, (inf, True), inf)
+        for other in self.peers:
+            if other.label in tried or other in refused or not self._is_well(other, now):
+                continue
+            cost = other.cost_s * (other.outstanding / other.weight + 1.0) / other.weight
+            key = (other.spent_s(now, tenant), other.rank, cost)
+            if key < least:
+                best, least = other, key
         return best
 
     def retry_after_s(self, now: float) -> float:
@@ -465,6 +500,8 @@ def balance(services: Mapping[Peer, Service], heart: Balance, *, clock: Callable
             raise Refused("breaker", "every endpoint's breaker is open", retry_after_s=heart.retry_after_s(began))
         refused: list[Peer] | None = None
         while True:
+            if peer.quota is not None and peer.quota.beliefs:
+                peer = heart.unspent(peer, began, tried, refused or (), call.tenant)
             tried.append(peer.label)
             peer.outstanding += 1
             try:

@@ -489,6 +489,8 @@ def _peer(
     own.peer.weight = endpoint.weight
     own.peer.rank = (endpoint.priority, zone is not None and endpoint.zone != zone)
     own.peer.guard = own.breaker
+    own.peer.quota = own.quota
+    own.peer.is_each_callers = _is_each_callers(tier, endpoint)
     return own.peer
 
 
@@ -516,13 +518,19 @@ def _endpoint_stack(
     service = make_tier(route, at_endpoint(tier, endpoint), endpoint.name)
     service = limit(service, own.bulkhead, clock=world.clock)
     allowed = _set(tier.quota, route.quota)
-    if allowed.enabled:
+    if not allowed.enabled:
+        own.quota = None
+    else:
         own.quota = own.quota or Quota(allowed)
         own.quota.rules = allowed
-        # without credentials of ours in it, every call is on its own caller's quota
-        theirs = not any(name.lower().encode() in CREDENTIALS for name in at_endpoint(tier, endpoint).headers)
+        theirs = _is_each_callers(tier, endpoint)
         service = quota(service, own.quota, clock=world.clock, wall=world.wall, sleep=world.sleep, per_caller=theirs)
     return breaker(service, own.breaker, clock=world.clock, dice=world.dice)
+
+
+def _is_each_callers(tier: UpstreamTier, endpoint: Endpoint) -> bool:
+    """Whether every call is on its own caller's quota: it is where the endpoint has no credentials of ours."""
+    return not any(name.lower().encode() in CREDENTIALS for name in at_endpoint(tier, endpoint).headers)
 
 
 def _carried(old: TierParts | None, name: str, place: object, route: Route, tier: Tier) -> EndpointParts:

@@ -12,6 +12,7 @@ import pytest
 from tests.kit.weather import call_of
 from understudy.policies.balance import Balance, Peer, balance
 from understudy.policies.breaker import Breaker, breaker
+from understudy.policies.quota import Quota
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Service
 from understudy.proxy import settings
 from understudy.proxy.settings import Balance as Rules
@@ -374,6 +375,41 @@ async def test_it_refuses_only_when_all_do_and_says_why():
         await service(call_of("embed", "x"))
     assert refused.value.reason == "breaker"
     assert refused.value.retry_after_s is not None
+
+
+async def test_one_whose_quota_is_spent_is_passed_over_while_anothers_is_not_and_else_the_soonest_is_waited_for():
+    service, peers, heart = shelled([fine, fine, fine])
+    now = asyncio.get_running_loop().time()
+    quotas = [Quota(settings.Quota()) for _ in peers]
+    for peer, quota in zip(peers, quotas, strict=True):
+        peer.quota = quota
+    quotas[0].told(now, 0.4)
+    quotas[1].told(now, 0.2)
+    assert {(await service(call_of("embed", "x"))).source for _ in range(50)} == {"t/2"}
+    assert sum(quota.waited + quota.refused for quota in quotas) == 0
+    quotas[2].told(now, 0.3)
+    assert {(await service(call_of("embed", "x"))).source for _ in range(50)} == {"t/1"}
+    # one that has just been asked is no better place to wait
+    assert heart.unspent(peers[0], now, ["t/1"], (), b"") is peers[2]
+    await asyncio.sleep(0.5)
+    assert {(await service(call_of("embed", "x"))).source for _ in range(50)} == {"t/0", "t/1", "t/2"}
+
+
+def _asked_by(name: bytes) -> Call:
+    call = call_of("embed", "x")
+    call.request.headers.append((b"authorization", b"Bearer " + name))
+    return call
+
+
+async def test_where_each_caller_has_a_quota_only_the_one_whose_is_spent_goes_elsewhere():
+    service, peers, _ = shelled([fine, fine])
+    peers[0].quota, peers[0].is_each_callers = Quota(settings.Quota()), True
+    peers[0].quota.told(asyncio.get_running_loop().time(), 5.0, _asked_by(b"poor").tenant)
+    seen: dict[bytes, set[str]] = {b"poor": set(), b"rich": set()}
+    for _ in range(50):
+        for name in seen:
+            seen[name].add((await service(_asked_by(name))).source)
+    assert seen == {b"poor": {"t/1"}, b"rich": {"t/0", "t/1"}}
 
 
 async def test_a_failure_names_its_endpoint_and_a_stream_counts_until_it_ends():
