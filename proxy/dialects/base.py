@@ -69,6 +69,17 @@ class Dialect(Protocol):
         Malformed, or Refused where it cannot be told from the request alone: then whoever mirrors has to ask."""
         ...
 
+    def applied(self, call: Call, answer: Answer) -> tuple[Change, ...]:
+        """What of a call's `changes` came about, as its whole 2xx answer tells: what the database refused within a 200
+        is left out, ids that it made up are filled in. Raises as `changes` does, also where the answer can't be read.
+        """
+        ...
+
+    def write_failed(self, call: Call, answer: Answer) -> str:
+        """Why a whole 2xx answer to a call of kind `pass` tells of a failure of the database's (a short reason word),
+        or ''. It counts against health, and is given back as it is: some of it may have been carried out."""
+        ...
+
     def failure_within(self, answer: Answer) -> str:
         """Why a whole answer with a 2xx status is a failure all the same (a short reason word), or ''.
 

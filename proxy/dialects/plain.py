@@ -44,6 +44,13 @@ class Plain:
     def changes(self, call: Call) -> tuple[Change, ...]:
         raise Refused("unsupported", f"{self.name} has no words for what {call.request.path.decode('latin-1')} changes")
 
+    def applied(self, call: Call, answer: Answer) -> tuple[Change, ...]:
+        """All of them: a database of which nothing else is known carries out what it answers 2xx to."""
+        return self.changes(call)
+
+    def write_failed(self, call: Call, answer: Answer) -> str:
+        return ""
+
     def failure_within(self, answer: Answer) -> str:
         return ""
 

@@ -48,10 +48,11 @@ class Judge(NamedTuple):
         """The answer, or Failed when it says, in its status or within, that the upstream could not."""
         if answer.status >= 400:
             return self._error(call, answer)
-        if answer.stream is None and call.kind != "pass" and not answer.packed:
-            within = dialect.failure_within(answer)
+        if answer.stream is None and not answer.packed:
+            is_passed = call.kind == "pass"
+            within = dialect.write_failed(call, answer) if is_passed else dialect.failure_within(answer)
             if within:
-                return self._hidden(within, answer)
+                return self._hidden(within, answer, is_passed=is_passed)
         return answer
 
     def heard(self, failed: Failed) -> None:
@@ -62,14 +63,18 @@ class Judge(NamedTuple):
         verdict = self.table.of(Said(self.provider, transport=failed.reason, codes=codes, own_key=self.own_key))
         _settled(failed, verdict)
 
-    def _hidden(self, within: str, answer: Answer) -> Answer:
+    def _hidden(self, within: str, answer: Answer, *, is_passed: bool) -> Answer:
         codes, message = error_said(answer) if within == "error_in_200" else ((), "")
         said = Said(self.provider, answer.status, codes, message, within, own_key=self.own_key)
         verdict = self.table.of(said)
         if verdict.outcome == "caller" and verdict.follow == "back":
             answer.fault = verdict.reason or within
             return answer
-        raise _settled(Failed(within, f"a {answer.status} that is a failure ({within})"), verdict)
+        failed = Failed(within, f"a {answer.status} that is a failure ({within})")
+        if is_passed:
+            # some of a write may have been carried out, and only its caller can tell what to do about the rest
+            failed.answer, failed.again, failed.elsewhere = answer, False, False
+        raise _settled(failed, verdict)
 
     def _error(self, call: Call, answer: Answer) -> Answer:
         status = answer.status
