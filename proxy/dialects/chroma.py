@@ -20,9 +20,11 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 from msgspec import Meta
 
+from understudy.indexes.writes import Change
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
 from understudy.proxy.asks import CollectionInfo, Found, RetrieveAsk, Retrieved, RetrieveOp
 from understudy.proxy.dialects.base import (
+    BadRequest,
     Malformed,
     asked_once,
     is_encoded,
@@ -31,6 +33,7 @@ from understudy.proxy.dialects.base import (
     parsed,
 )
 from understudy.proxy.dialects.chroma_where import condition_of, document_of
+from understudy.proxy.dialects.chroma_writes import collection_changes, record_changes
 from understudy.proxy.dialects.plain import Plain
 from understudy.proxy.handles import Learnt
 
@@ -162,6 +165,28 @@ class Chroma(Plain):
         except Malformed:
             return []
         return [Learnt(scope + each.id, scope + each.name) for each in (told if isinstance(told, list) else [told])]
+
+    def changes(self, call: Call) -> tuple[Change, ...]:
+        """Collections are called as the request calls them: by id where records are written, else by name."""
+        request = call.request
+        match = _PATH.search(request.path)
+        if match is None or request.method in (b"GET", b"HEAD", b"OPTIONS"):
+            return ()
+        tenant, database, counted, called, rest, top = match.groups()
+        if top or counted or rest in (b"query", b"get", b"search"):
+            return ()
+        try:
+            if called and rest:
+                return record_changes(_scope(tenant, database) + _text(called), _text(rest), request.body)
+            if database is not None and _is_about_collections(request.path, match):
+                return collection_changes(request.method, _scope(tenant, database), _text(called or b""), request.body)
+        except BadRequest as fault:
+            # a filter that the server answers with an error deletes nothing
+            raise Malformed(fault.detail) from None
+        if request.method == b"POST":
+            # a tenant or a database, empty as yet
+            return ()
+        raise Refused("unsupported", "only the database knows what is left of its collections")
 
     def ask(self, call: Call) -> RetrieveAsk:
         """Raises BadRequest where Chroma would, Refused for what a local collection cannot answer."""

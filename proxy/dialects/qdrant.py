@@ -5,7 +5,7 @@
 
 Clients from 1.16 on search with `points/query` ({"points": […]}), older ones with `points/search` (a bare list).
 Writes and everything rarer are passed through, and no local tier answers them: an index that took a write the
-database has not seen would be lying from then on.
+database has not seen would be lying from then on. What a write changes is read in `qdrant_writes`, for mirrors.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import Meta, Raw
 
+from understudy.indexes.writes import Change
 from understudy.policies.service import Answer, Call, Headers, Kind, Refused, Request
 from understudy.proxy.asks import CollectionInfo, Found, PayloadChoice, RetrieveAsk, Retrieved, RetrieveOp
 from understudy.proxy.dialects.base import (
@@ -32,6 +33,7 @@ from understudy.proxy.dialects.base import (
 )
 from understudy.proxy.dialects.plain import Plain
 from understudy.proxy.dialects.qdrant_payload import chosen
+from understudy.proxy.dialects.qdrant_writes import changes_of
 
 LIMIT_MAX = 10_000
 """The most points of one local answer."""
@@ -164,6 +166,10 @@ class Qdrant(Plain):
         collection = unquote_to_bytes(match[1] or b"").decode("utf-8", "replace")
         # an alias that changes hands changes what another name means
         return "" if collection == "aliases" and request.method == b"POST" else collection
+
+    def changes(self, call: Call) -> tuple[Change, ...]:
+        """The whole of what `points/batch` does is told, one Change for each of its operations that does anything."""
+        return changes_of(call.request)
 
     def ask(self, call: Call) -> RetrieveAsk:
         """Raises BadRequest where Qdrant would, Refused for what an index of single vectors cannot answer."""
