@@ -2,8 +2,10 @@
 
     python -m tests.kit.qdrant_service --port N
 
-The engine is the one qdrant-client ships for local use: pure Python, exact search, the same filter semantics. It is
-not the real server: no gRPC, no HNSW, no write-ahead log, and what was stored is gone when the process is.
+Reads in the newer form (query) and the older ones (search, recommend, discover, with batches and groups), every write
+of points, vectors and payloads, aliases, facets. The engine is the one qdrant-client ships for local use: pure Python,
+exact search, the same filter semantics. It is not the real server: no gRPC, no HNSW, no write-ahead log, and what was
+stored is gone when the process is.
 """
 
 from __future__ import annotations
@@ -53,6 +55,10 @@ class Engine:
     def drop(self, asked: Fields) -> Any:
         return self.client.delete_collection(asked["name"])
 
+    def change(self, asked: Fields) -> Any:
+        """Settings of a collection; the engine has none that an answer would show."""
+        return self.client.collection_exists(asked["name"])
+
     def index(self, asked: Fields) -> Any:
         # The engine needs no payload index: it looks at every point.
         self.client.get_collection(asked["name"])
@@ -61,18 +67,61 @@ class Engine:
     def upsert(self, asked: Fields) -> Any:
         update = PointsUpdate.validate_python(_body(asked))
         points = update.points if isinstance(update, models.PointsList) else update.batch
-        self.client.upsert(asked["name"], points=points)
+        self.client.upsert(
+            asked["name"], points=points, update_filter=update.update_filter, update_mode=update.update_mode
+        )
         return self._written()
 
     def delete(self, asked: Fields) -> Any:
         self.client.delete(asked["name"], points_selector=Selector.validate_python(_body(asked)))
         return self._written()
 
+    def update_vectors(self, asked: Fields) -> Any:
+        wanted = models.UpdateVectors.model_validate(_body(asked))
+        self.client.update_vectors(asked["name"], points=wanted.points, update_filter=wanted.update_filter)
+        return self._written()
+
+    def delete_vectors(self, asked: Fields) -> Any:
+        wanted = models.DeleteVectors.model_validate(_body(asked))
+        self.client.delete_vectors(asked["name"], vectors=wanted.vector, points=_chosen(wanted))
+        return self._written()
+
     def set_payload(self, asked: Fields) -> Any:
         wanted = models.SetPayload.model_validate(_body(asked))
-        chosen = wanted.points if wanted.points is not None else wanted.filter
-        self.client.set_payload(asked["name"], payload=wanted.payload, points=chosen, key=wanted.key)
+        self.client.set_payload(asked["name"], payload=wanted.payload, points=_chosen(wanted), key=wanted.key)
         return self._written()
+
+    def overwrite_payload(self, asked: Fields) -> Any:
+        wanted = models.SetPayload.model_validate(_body(asked))
+        self.client.overwrite_payload(asked["name"], payload=wanted.payload, points=_chosen(wanted))
+        return self._written()
+
+    def delete_payload(self, asked: Fields) -> Any:
+        wanted = models.DeletePayload.model_validate(_body(asked))
+        self.client.delete_payload(asked["name"], keys=wanted.keys, points=_chosen(wanted))
+        return self._written()
+
+    def clear_payload(self, asked: Fields) -> Any:
+        self.client.clear_payload(asked["name"], points_selector=Selector.validate_python(_body(asked)))
+        return self._written()
+
+    def batch(self, asked: Fields) -> Any:
+        wanted = models.UpdateOperations.model_validate(_body(asked))
+        self.client.batch_update_points(asked["name"], update_operations=wanted.operations)
+        return [self._written() for _ in wanted.operations]
+
+    def change_aliases(self, asked: Fields) -> Any:
+        wanted = models.ChangeAliasesOperation.model_validate(_body(asked))
+        return self.client.update_collection_aliases(change_aliases_operations=wanted.actions)
+
+    def aliases(self, _asked: Fields) -> Any:
+        return self.client.get_aliases()
+
+    def facet(self, asked: Fields) -> Any:
+        wanted = models.FacetRequest.model_validate(_body(asked))
+        return self.client.facet(
+            asked["name"], key=wanted.key, facet_filter=wanted.filter, limit=wanted.limit or 10, exact=True
+        )
 
     def point(self, asked: Fields) -> Any:
         wanted = asked["id"]
@@ -128,13 +177,15 @@ class Engine:
             score_threshold=wanted.score_threshold,
         )
 
-    def search(self, asked: Fields) -> Any:
-        """The older form, still spoken by clients before 1.16: its result is a bare list."""
+    def older(self, asked: Fields) -> Any:
+        """A search, recommendation or discovery as clients before 1.16 put it: its result is a bare list."""
         return self.query(_modern(asked)).points
 
-    def search_batch(self, asked: Fields) -> Any:
-        name = asked["name"]
-        return [self.search({**one, "name": name}) for one in asked["searches"]]
+    def older_batch(self, asked: Fields) -> Any:
+        return [self.older({**one, "name": asked["name"]}) for one in asked["searches"]]
+
+    def older_groups(self, asked: Fields) -> Any:
+        return self.query_groups(_modern(asked))
 
     def _query(self, name: str, wanted: models.QueryRequest) -> models.QueryResponse:
         return self.client.query_points(
@@ -164,13 +215,24 @@ def _body(asked: Fields) -> Fields:
     return {key: value for key, value in asked.items() if key not in {"name", "id"}}
 
 
+def _chosen(wanted: models.SetPayload | models.DeletePayload | models.DeleteVectors) -> Any:
+    """The points that are meant: those listed, or else those that pass the filter."""
+    return wanted.points if wanted.points is not None else wanted.filter
+
+
 def _modern(asked: Fields) -> Fields:
-    """A search as a query: `vector` is a list, or a name and a list."""
-    rest = {key: value for key, value in asked.items() if key != "vector"}
-    vector = asked.get("vector")
-    if isinstance(vector, dict):
-        return {**rest, "query": vector["vector"], "using": vector["name"]}
-    return {**rest, "query": vector}
+    """The older forms as a query: `vector` is a list, or a name and a list; examples stand beside what is wanted."""
+    examples = ("positive", "negative", "strategy", "target", "context")
+    rest = {key: value for key, value in asked.items() if key not in ("vector", *examples)}
+    if "vector" in asked:
+        vector = asked["vector"]
+        if isinstance(vector, dict):
+            return {**rest, "query": vector["vector"], "using": vector["name"]}
+        return {**rest, "query": vector}
+    given = {key: asked[key] for key in examples if asked.get(key) is not None}
+    if given.keys() <= {"positive", "negative", "strategy"}:
+        return {**rest, "query": {"recommend": given}}
+    return {**rest, "query": {"discover": given} if "target" in given else given}
 
 
 def make_app() -> web.Application:
@@ -183,24 +245,37 @@ def make_app() -> web.Application:
     one = "/collections/{name}"
     routes: list[tuple[str, str, Work]] = [
         ("GET", "/collections", engine.collections),
+        ("POST", "/collections/aliases", engine.change_aliases),
+        ("GET", "/aliases", engine.aliases),
         ("GET", one, engine.info),
         ("GET", f"{one}/exists", engine.exists),
         ("PUT", one, engine.create),
+        ("PATCH", one, engine.change),
         ("DELETE", one, engine.drop),
         ("PUT", f"{one}/index", engine.index),
+        ("DELETE", f"{one}/index/{{field}}", engine.index),
+        ("POST", f"{one}/facet", engine.facet),
         ("PUT", f"{one}/points", engine.upsert),
         ("POST", f"{one}/points", engine.retrieve),
         ("POST", f"{one}/points/delete", engine.delete),
+        ("PUT", f"{one}/points/vectors", engine.update_vectors),
+        ("POST", f"{one}/points/vectors/delete", engine.delete_vectors),
         ("POST", f"{one}/points/payload", engine.set_payload),
+        ("PUT", f"{one}/points/payload", engine.overwrite_payload),
+        ("POST", f"{one}/points/payload/delete", engine.delete_payload),
+        ("POST", f"{one}/points/payload/clear", engine.clear_payload),
+        ("POST", f"{one}/points/batch", engine.batch),
         ("POST", f"{one}/points/scroll", engine.scroll),
         ("POST", f"{one}/points/count", engine.count),
         ("POST", f"{one}/points/query", engine.query),
         ("POST", f"{one}/points/query/batch", engine.query_batch),
         ("POST", f"{one}/points/query/groups", engine.query_groups),
-        ("POST", f"{one}/points/search", engine.search),
-        ("POST", f"{one}/points/search/batch", engine.search_batch),
         ("GET", f"{one}/points/{{id}}", engine.point),
     ]
+    for older in ("search", "recommend", "discover"):
+        path = f"{one}/points/{older}"
+        routes += [("POST", path, engine.older), ("POST", f"{path}/batch", engine.older_batch)]
+        routes += [("POST", f"{path}/groups", engine.older_groups)] if older != "discover" else []
     for method, path, work in routes:
         app.router.add_route(method, path, _handled(work))
     return app
