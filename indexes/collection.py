@@ -27,7 +27,7 @@ import numpy as np
 from understudy.indexes.conditions import Condition
 from understudy.indexes.faults import BadQuestion, CorruptIndex, UnknownFilter
 from understudy.indexes.filters import compile_filter
-from understudy.indexes.keywords import KeywordIndex
+from understudy.indexes.keywords import Keywords, open_keywords, write_keywords
 from understudy.indexes.points import Hit, Payload, Point, PointId, searchable
 from understudy.indexes.snapshot import (
     GRAPH,
@@ -296,14 +296,14 @@ class Collection:
         fill_matrix(self._store, self.distance, matrix)
         return matrix
 
-    def _opened_keywords(self, generation: Generation) -> KeywordIndex:
-        keywords = KeywordIndex.open(generation.folder / KEYWORDS)
+    def _opened_keywords(self, generation: Generation) -> Keywords:
+        keywords = open_keywords(generation.folder / KEYWORDS)
         if keywords.count != self.count:
             raise CorruptIndex(f"{KEYWORDS}: holds {keywords.count} texts, not {self.count}")
         return keywords
 
-    def _keywords_again(self) -> KeywordIndex:
-        return KeywordIndex.write(searchable(*words) for words in self._store.words())
+    def _keywords_again(self) -> Keywords:
+        return write_keywords(searchable(*words) for words in self._store.words())
 
     def _with_graph(self, generation: Generation) -> VectorIndex:
         manifest = generation.manifest

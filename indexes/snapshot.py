@@ -8,7 +8,7 @@
         manifest.json    what is what: dimensions, distance, space, and size and sha256 of every file; sealed itself
         points.sqlite    the truth
         vectors.npy      derived: prepared float32 [n, d], row = rank of the id
-        keywords/        derived: the tantivy index
+        keywords/        derived: the tantivy index, or SQLite's where there is no tantivy
         graph.hnsw       derived, and only in large collections
       .tmp-*             a generation being written, or what a crash left of one: swept by the next writer
 
@@ -40,7 +40,7 @@ import numpy as np
 
 from understudy.indexes.build_graph import build_graph
 from understudy.indexes.faults import BadPoint, Busy, CorruptIndex, IndexFault
-from understudy.indexes.keywords import KeywordIndex
+from understudy.indexes.keywords import write_keywords
 from understudy.indexes.points import Point, searchable
 from understudy.indexes.store import FrozenStore, Store
 from understudy.indexes.vectors import EF_CONSTRUCTION, EF_LEAST, EXACT_BELOW, Distance, M, Matrix, prepared
@@ -183,7 +183,7 @@ class _Writer:
             _write_matrix(store, shape, temporary / VECTORS)
             self._stage(2, "keywords")
             (temporary / KEYWORDS).mkdir()
-            KeywordIndex.write((searchable(*words) for words in store.words()), temporary / KEYWORDS)
+            write_keywords((searchable(*words) for words in store.words()), temporary / KEYWORDS)
             words_sum = store.words_sum()
         finally:
             store.close()
