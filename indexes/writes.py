@@ -6,10 +6,11 @@ request would do that none of these words say is nobody's guess: the reader refu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, cast
 
+from understudy.indexes.faults import BadQuestion
 from understudy.indexes.points import Payload, Point, PointId
 
 DistanceName: TypeAlias = Literal["cosine", "dot", "euclid"]
@@ -101,3 +102,44 @@ class Change:
 
     collection: str
     write: Write
+
+
+def fitted(write: Write, names: Collection[str]) -> Write:
+    """`write` to a collection whose vectors are called `names`, where only its mapping tells vectors from numbers.
+
+    Elasticsearch's and Milvus' documents hold their vectors among their fields. Dialects name what may be one by its
+    path, and leave it among the payload: what is in `names` is a vector and no payload, everything else is payload and
+    no vector. Raises BadQuestion for a vector written in a way that nobody here has read.
+    """
+    if isinstance(write, Upsert):
+        return replace(write, points=tuple(_fitted(point, names) for point in write.points))
+    if isinstance(write, PutVectors):
+        points = (_fitted(point, names) for point in write.points)
+        return PutVectors(tuple(point for point in points if point.named or point.vector is not None or point.text))
+    if isinstance(write, PutPayload) and not write.key:
+        return replace(write, payload=_without(write.payload, names))
+    return write
+
+
+def _fitted(point: Point, names: Collection[str]) -> Point:
+    named = {name: vector for name, vector in point.named.items() if name in names}
+    return replace(point, named=named, payload=_without(point.payload, names))
+
+
+def _without(payload: Payload, names: Collection[str]) -> Payload:
+    """`payload` less what is a vector."""
+    for name in names:
+        payload = _less(payload, name, name)
+    return payload
+
+
+def _less(payload: Payload, path: str, name: str) -> Payload:
+    if path in payload:
+        if not isinstance(payload[path], list | None):
+            raise BadQuestion(f"the vector {name!r} is no list of numbers")
+        return {field: value for field, value in payload.items() if field != path}
+    head, dot, rest = path.partition(".")
+    inner = payload.get(head)
+    if not dot or not isinstance(inner, dict):
+        return payload
+    return {**payload, head: _less(cast("Payload", inner), rest, name)}

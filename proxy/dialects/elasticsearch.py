@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
+from understudy.indexes.writes import Change
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
 from understudy.proxy.asks import Found, RetrieveAsk, Retrieved
 from understudy.proxy.dialects.base import (
@@ -29,10 +30,13 @@ from understudy.proxy.dialects.base import (
     parsed,
 )
 from understudy.proxy.dialects.elastic_query import Meaning, Nearest, condition_of, meaning_of, nearest_of, only
+from understudy.proxy.dialects.elastic_writes import applied_of, changes_of, item_statuses
 from understudy.proxy.dialects.plain import Plain
 
 HITS_MAX = 10_000
 """The last hit that may be asked for, as the server's own index.max_result_window."""
+ERRORS_WITHIN_BYTES = 128
+"""How far from its beginning a bulk's answer says whether there were errors."""
 PRODUCT: Headers = [(b"x-elastic-product", b"Elasticsearch")]
 
 _PATH = re.compile(rb"(?:^|/)([^/_*][^/]*)/(?:(_search|_count)|_doc/([^/]+))/?$")
@@ -123,6 +127,29 @@ class Elasticsearch(Plain):
         if request.method in (b"GET", b"HEAD", b"OPTIONS") or _READS.search(request.path):
             return None
         return ""
+
+    def changes(self, call: Call) -> tuple[Change, ...]:
+        """What was asked for; `applied` knows what came of it, and of documents to which the cluster gave the ids."""
+        return () if self.written(call.request) is None else changes_of(call.request)
+
+    def applied(self, call: Call, answer: Answer) -> tuple[Change, ...]:
+        return () if self.written(call.request) is None else applied_of(call.request, answer)
+
+    def write_failed(self, call: Call, answer: Answer) -> str:
+        """`error_in_200` for a bulk of which the cluster could not take everything, and for shards that failed. What
+        is the document's own fault, a conflict or a mapping that it breaks, says nothing of the cluster."""
+        body = answer.body
+        if self.written(call.request) is None or is_encoded(answer) or not looks_like_object(body):
+            return ""
+        if b'"failed":0}' in body and b'"errors":true' not in body[:ERRORS_WITHIN_BYTES]:
+            return ""
+        try:
+            said = parsed(_SAID, body)
+            statuses = item_statuses(body) if said.errors else []
+        except Malformed:
+            return ""
+        failed = said.timed_out or (said.shards and said.shards.failed)
+        return "error_in_200" if failed or any(status == 429 or status >= 500 for status in statuses) else ""
 
     def ask(self, call: Call) -> RetrieveAsk:
         """Raises BadRequest where the server would, Refused for what a local index cannot answer as it would."""

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, unquote_to_bytes
 import msgspec
 from msgspec import Meta, Raw
 
+from understudy.indexes.writes import Change, Write
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
 from understudy.proxy.asks import Found, RetrieveAsk, Retrieved
 from understudy.proxy.dialects.base import (
@@ -32,6 +33,7 @@ from understudy.proxy.dialects.base import (
     parsed,
 )
 from understudy.proxy.dialects.pinecone_filter import translated
+from understudy.proxy.dialects.pinecone_writes import deleted, deletes, namespace_changes, updated, upserted
 from understudy.proxy.dialects.plain import Plain
 
 DEFAULT_NAMESPACE = "__default__"
@@ -49,7 +51,8 @@ _READS = {
     (b"GET", b"describe_index_stats"): "stats",
 }
 _PATH = re.compile(rb"(?:^|/)(query|vectors/fetch|describe_index_stats)/?$")
-_WRITES_IN_BODY = re.compile(rb"(?:^|/)vectors/(?:upsert|update|delete)/?$")
+_WRITES_IN_BODY = re.compile(rb"(?:^|/)vectors/(upsert|update|delete)/?$")
+_NAMESPACES = re.compile(rb"(?:^|/)namespaces(?:/([^/]+))?/?$")
 _IN_PATH = re.compile(rb"(?:^|/)namespaces/([^/]+)(?:/([^/]+))?/?$")
 # Reads that only the database itself can answer, told from writes for the sake of an honest reason.
 _OTHER_READS = re.compile(rb"(?:^|/)(?:vectors/(?:list|fetch_by_metadata)|records/namespaces/[^/]+/search)/?$")
@@ -128,7 +131,20 @@ class Pinecone(Plain):
         if _WRITES_IN_BODY.search(path):
             return _of_query(request) if method == b"DELETE" else _of_body(request)
         found = _IN_PATH.search(path)
-        return _named(unquote_to_bytes(found[1]).decode("utf-8", "replace")) if found else ""
+        return _named(_text(found[1])) if found else ""
+
+    def changes(self, call: Call) -> tuple[Change, ...]:
+        """Collections are called as `collection_of` calls them: by namespace."""
+        request = call.request
+        if self.written(request) is None:
+            return ()
+        writes = _WRITES_IN_BODY.search(request.path)
+        if writes is not None:
+            return _vector_changes(request, writes[1])
+        namespace = _NAMESPACES.search(request.path)
+        if namespace is None:
+            raise Refused("unsupported", "only the database knows what this changes")
+        return namespace_changes(request.method, _text(namespace[1] or b""), request.body)
 
     def ask(self, call: Call) -> RetrieveAsk:
         """Raises BadRequest where Pinecone would, Refused for what an index of dense vectors cannot answer."""
@@ -267,6 +283,28 @@ def _describe(request: Request) -> RetrieveAsk:
 
 
 _ASKS = {"query": _query, "fetch": _fetch, "stats": _describe}
+
+
+def _vector_changes(request: Request, act: bytes) -> tuple[Change, ...]:
+    writes: list[Write]
+    if request.method == b"DELETE":
+        said = _parameters(request)
+        everything = [each.lower() for each in said.get("deleteAll", said.get("delete_all", []))] == ["true"]
+        if "filter" in said:
+            raise Refused("unsupported_filter", "a filter in a URL")
+        writes = deletes(said.get("ids"), None, everything=everything)
+        namespace = _of_query(request)
+    else:
+        writes = _CHANGES[act](request.body)
+        namespace = _named(parsed(_NAMESPACE, request.body).namespace)
+    return tuple(Change(namespace, write) for write in writes)
+
+
+def _text(raw: bytes) -> str:
+    return unquote_to_bytes(raw).decode("utf-8", "replace")
+
+
+_CHANGES = {b"upsert": upserted, b"update": updated, b"delete": deleted}
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

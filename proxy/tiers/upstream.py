@@ -26,6 +26,9 @@ from understudy.proxy.tiers.judging import Judge, tier_judge
 BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
 
 
+WRITE_WHOLE_BYTES_MAX = 8 * 1024 * 1024
+"""What a database answers to a write is read up to here, and says what of it came about: a bulk of 10,000 documents is
+answered with 2 MB."""
 NO_MARKS = Marks()
 
 
@@ -186,6 +189,7 @@ class _Upstream:
         # what is only passed through nobody here reads: it is handed over as it comes
         self.passing = Terms(None, PASSED_WHOLE_BYTES_MAX, stream_at_head=True)
         self.offering = self.passing._replace(offers=True)
+        self.writing = Terms(None, WRITE_WHOLE_BYTES_MAX)
 
     async def answer(self, call: Call) -> Answer:
         """What the upstream answers to `call`. Raises Failed, or Refused for want of a connection."""
@@ -229,7 +233,7 @@ class _Upstream:
     async def _exchanged(self, connection: Connection, call: Call) -> Answer:
         """The answer to `call` on this connection. Raises Failed or DeadConnection."""
         request = call.request
-        terms = self.usual if call.kind != "pass" else self.offering if request.offers else self.passing
+        terms = self.usual if call.kind != "pass" else self._passing_terms(request)
         due = self.clock() + self.first_byte_s
         # the caller's own impatience says less of the upstream than our clock does
         is_callers = call.until < due
@@ -249,6 +253,11 @@ class _Upstream:
         except asyncio.CancelledError:
             connection.let_go(waiter)
             raise
+
+    def _passing_terms(self, request: Request) -> Terms:
+        if request.offers:
+            return self.offering
+        return self.passing if self.dialect.written(request) is None else self.writing
 
 
 def _check_stream(stream: Stream) -> None:

@@ -39,7 +39,9 @@ def request(method: str, path: str, body: Any = None, headers: Headers | None = 
 
 def _exchange(entry: dict[str, Any]) -> Exchange:
     headers = [(name.encode(), value.encode()) for name, value in entry["headers"].items()]
-    asked = request(entry["method"], entry["path"], entry["request"], headers)
+    # what is no JSON, such as the lines of a bulk, is recorded as its text
+    sent = entry["request"].encode() if isinstance(entry["request"], str) else entry["request"]
+    asked = request(entry["method"], entry["path"], sent, headers)
     said = entry["answer"]
     body = said.encode() if isinstance(said, str) else json.dumps(said, separators=(",", ":")).encode()
     return Exchange(entry["call"], asked, Answer(entry["status"], [], body), said)

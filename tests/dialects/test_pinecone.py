@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -13,11 +14,13 @@ from tests.dialects.check_dialect import check_dialect, check_reading
 from tests.dialects.recorded_exchanges import recorded, request
 from tests.kit.pinecone_service import passes
 from understudy.indexes.filters import compile_filter
+from understudy.indexes.writes import Change, Create, Delete, Drop, PutPayload, PutVectors, Upsert, Which
 from understudy.policies.service import Answer, Refused
 from understudy.proxy.asks import CollectionInfo, Found, RetrieveAsk, Retrieved
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.dialects.base import BadRequest
+from understudy.proxy.dialects.base import BadRequest, Malformed
 from understudy.proxy.dialects.pinecone_filter import translated
+from understudy.proxy.dialects.pinecone_writes import EVERYTHING
 
 PINECONE = DIALECTS["pinecone"]
 VECTOR = [0.1, 0.2, 0.3, 0.4]
@@ -347,3 +350,92 @@ def test_a_200_may_hold_a_failure(body: bytes, why: str):
 @pytest.mark.parametrize(("status", "code"), [(400, 3), (404, 5), (429, 8), (500, 13), (503, 14), (418, 2)])
 def test_errors_carry_grpcs_code(status: int, code: int):
     assert json.loads(PINECONE.error(status, "r", "why").body) == {"code": code, "message": "why", "details": []}
+
+
+# --- what writes change --------------------------------------------------------------------------------------------
+
+
+def changed(method: str, path: str, body: Any = None) -> list[Any]:
+    return list(PINECONE.changes(PINECONE.read(request(method, path, body))))
+
+
+def test_the_recorded_writes_are_read():
+    said = {each.call: PINECONE.changes(PINECONE.read(each.request)) for each in recorded("pinecone")}
+    (upsert,) = said["pinecone upsert"]
+    assert isinstance(upsert.write, Upsert)
+    assert (upsert.collection, [point.id for point in upsert.write.points]) == ("__default__", ["a"])
+    assert upsert.write.points[0].payload == {"k": 1}
+    assert upsert.write.points[0].vector is not None
+    assert upsert.write.points[0].vector.tolist() == pytest.approx(VECTOR)
+    assert said["pinecone delete"] == (Change("__default__", Delete(Which(("a",)))),)
+    assert said["pinecone query"] == said["pinecone stats"] == said["pinecone fetch"] == ()
+
+
+def test_an_update_writes_the_vector_and_the_fields_it_brings():
+    vector, payload = changed("POST", "/vectors/update", {"id": "a", "values": VECTOR, "setMetadata": {"k": 2}})
+    assert isinstance(vector.write, PutVectors)
+    assert [point.id for point in vector.write.points] == ["a"]
+    assert payload == Change("__default__", PutPayload(Which(("a",)), {"k": 2}))
+    by_filter = {"filter": {"k": {"$gt": 1}}, "setMetadata": {"seen": True}, "namespace": "ns"}
+    (wide,) = changed("POST", "/vectors/update", by_filter)
+    assert wide.collection == "ns"
+    assert wide.write == PutPayload(Which(filter=translated({"k": {"$gt": 1}})[0]), {"seen": True})
+    assert changed("POST", "/vectors/update", {**by_filter, "dryRun": True}) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "change"),
+    [
+        (
+            "POST",
+            "/vectors/delete",
+            {"deleteAll": True, "namespace": "n"},
+            Change("n", Delete(Which(filter=EVERYTHING))),
+        ),
+        ("DELETE", "/vectors/delete?deleteAll=true&namespace=n", None, Change("n", Delete(Which(filter=EVERYTHING)))),
+        ("DELETE", "/vectors/delete?ids=a&ids=b", None, Change("__default__", Delete(Which(("a", "b"))))),
+        ("DELETE", "/namespaces/a%20b", None, Change("a b", Drop())),
+        ("POST", "/namespaces", {"name": "n"}, Change("n", Create())),
+    ],
+)
+def test_deletes_and_namespaces_are_read(method: str, path: str, body: Any, change: Change):
+    assert changed(method, path, body) == [change]
+
+
+def test_everything_is_what_the_filter_of_everything_lets_through():
+    assert compile_filter(EVERYTHING)("a", {})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/vectors/upsert", {"vectors": [{"id": "a", "sparseValues": {"indices": [1], "values": [0.5]}}]}),
+        ("POST", "/vectors/upsert", {"vectors": [{"id": "a", "values": [1e39]}]}),
+        ("POST", "/vectors/update", {"filter": {"k": {"$ne": 1}}, "setMetadata": {"k": 1}}),
+        ("POST", "/vectors/delete", {"filter": {"k": {"$nin": ["a"]}}}),
+        ("POST", "/records/namespaces/n/upsert", b'{"_id": "a", "text": "x"}'),
+        ("POST", "/bulk/imports", {"uri": "s3://x"}),
+        ("PATCH", "/namespaces/n", {}),
+    ],
+)
+def test_a_write_whose_effect_only_the_database_knows_is_refused(method: str, path: str, body: Any):
+    with pytest.raises(Refused):
+        changed(method, path, body)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"vectors": [{}]}', {"vectors": [{"id": "a", "values": ["x"]}]}])
+def test_a_write_that_is_malformed_is_told_from_one_that_is_not_understood(body: Any):
+    with pytest.raises(Malformed):
+        changed("POST", "/vectors/upsert", body)
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["/vectors/upsert", "/vectors/update", "/vectors/delete", "/namespaces", "/namespaces/%ff"]),
+    st.sampled_from(["POST", "DELETE", "PATCH"]),
+    st.binary(max_size=40)
+    | st.dictionaries(st.sampled_from([*FIELDS, "vectors", "ids", "deleteAll", "setMetadata", "name"]), JSON_VALUES),
+)
+def test_no_write_breaks_the_reading(path: str, method: str, body: Any):
+    with contextlib.suppress(Refused, Malformed):
+        changed(method, path, body)
