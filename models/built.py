@@ -21,10 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
+
+from numpy.typing import NDArray
 
 from understudy.models import graph
 from understudy.models.errors import ModelError
@@ -32,9 +34,21 @@ from understudy.models.graph import BertShape, bert_graph, quantised
 from understudy.models.manifest import Manifest, parse_manifest
 from understudy.models.weights import package_folder, read_safetensors, sha256_of
 
-__all__ = ["MINILM", "Recipe", "Variant", "build", "built", "manifest_path"]
+__all__ = [
+    "MINILM",
+    "VARIANTS",
+    "Recipe",
+    "Variant",
+    "build",
+    "built",
+    "found",
+    "manifest_path",
+    "publish",
+    "write_variant",
+]
 
-Variant = Literal["fp32", "int8"]
+Variant = Literal["fp32", "fp16", "int8"]
+VARIANTS: tuple[Variant, ...] = ("fp32", "fp16", "int8")
 
 FORMAT = 1
 BUILD_S_MAX = 600.0
@@ -71,18 +85,23 @@ def built(cache: Path, variant: Variant, *, source: Path | None = None, apart: b
     `source` is the folder with model.safetensors and tokenizer.json; by default that of the installed package, which
     is looked for only when there is something to build. `apart=False` builds in this process. Raises ModelError.
     """
-    found = _trusted(cache, variant)
-    if found is not None:
-        return found
+    manifest = _trusted(cache, variant)
+    if manifest is not None:
+        return manifest
     folder = source or package_folder()
     if apart and sys.executable:
         _build_apart(cache, variant, folder)
     else:
         build(cache, variant, folder)
-    found = _trusted(cache, variant)
-    if found is None:
+    manifest = _trusted(cache, variant)
+    if manifest is None:
         raise ModelError(f"the {variant} model was built but does not pass its own check", where=cache)
-    return found
+    return manifest
+
+
+def found(cache: Path, variant: Variant) -> Manifest | None:
+    """The manifest of a variant that is built and whole, or None. Builds nothing."""
+    return _trusted(cache, variant)
 
 
 def build(cache: Path, variant: Variant, source: Path) -> None:
@@ -146,21 +165,30 @@ def _build_in(work: Path, cache: Path, variant: Variant, source: Path, recipe: R
             raise ModelError("is missing", where=path)
         if sha256_of(path) != expected:
             raise ModelError(f"is not the file that makes {recipe.name} (its SHA-256 differs)", where=path)
-    result = work / "fp32.onnx"
-    result.write_bytes(bert_graph(read_safetensors(weights), recipe.shape))
-    if variant == "int8":
-        quantised(result, work / "int8.onnx")
-        result = work / "int8.onnx"
+    result = write_variant(work, variant, read_safetensors(weights), recipe.shape)
     words = work / "tokenizer.json"
     shutil.copyfile(tokenizer, words)
     stem = _stem(variant, recipe)
     manifest = _manifest_text(recipe, variant, result, f"{stem}.onnx")
-    _publish(result, cache / f"{stem}.onnx")
-    _publish(words, cache / "tokenizer.json")
+    publish(result, cache / f"{stem}.onnx")
+    publish(words, cache / "tokenizer.json")
     page = work / "manifest.json"
     page.write_text(manifest, encoding="utf-8")
     # Last, since it is what makes the other two count.
-    _publish(page, manifest_path(cache, variant, recipe))
+    publish(page, manifest_path(cache, variant, recipe))
+
+
+def write_variant(folder: Path, variant: Variant, weights: Mapping[str, NDArray[Any]], shape: BertShape) -> Path:
+    """Write a BERT's graph in one precision into `folder`, as `VARIANT.onnx`; its path."""
+    path = folder / f"{variant}.onnx"
+    if variant != "int8":
+        path.write_bytes(bert_graph(weights, shape, half=variant == "fp16"))
+        return path
+    full = folder / "fp32.onnx"
+    if not full.is_file():
+        full.write_bytes(bert_graph(weights, shape))
+    quantised(full, path)
+    return path
 
 
 def _manifest_text(recipe: Recipe, variant: Variant, result: Path, file_name: str) -> str:
@@ -191,7 +219,7 @@ def _manifest_text(recipe: Recipe, variant: Variant, result: Path, file_name: st
     )
 
 
-def _publish(made: Path, kept: Path) -> None:
+def publish(made: Path, kept: Path) -> None:
     """Move a finished file to its place, so that a reader, or a power cut, finds the old one or the new one whole."""
     with made.open("rb+") as file:
         os.fsync(file.fileno())
@@ -217,9 +245,9 @@ def _lock(cache: Path) -> Generator[None]:
 def _sweep(cache: Path) -> None:
     """Remove what killed builds left behind and what other builders' versions made, once a day has gone over it."""
     oldest = time.time() - LEFTOVER_S_MAX
-    kept = {_stem("fp32"), _stem("int8")}
+    kept = {_stem(variant) for variant in VARIANTS}
     for path in cache.iterdir():
-        ours = path.name.startswith(WORK_PREFIX) or path.name.startswith(("fp32-", "int8-"))
+        ours = path.name.startswith(WORK_PREFIX) or path.name.startswith(("fp32-", "fp16-", "int8-"))
         with contextlib.suppress(OSError):
             if ours and path.stem not in kept and path.stat().st_mtime < oldest:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -240,8 +268,8 @@ def _build_apart(cache: Path, variant: Variant, source: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m understudy.models.built CACHE fp32|int8 [SOURCE]`: build ahead, when an image is made, say."""
-    if len(arguments) not in (2, 3) or arguments[1] not in ("fp32", "int8"):
+    """`python -m understudy.models.built CACHE fp32|fp16|int8 [SOURCE]`: build ahead, when an image is made, say."""
+    if len(arguments) not in (2, 3) or arguments[1] not in VARIANTS:
         print(main.__doc__, file=sys.stderr)  # noqa: T201 - this is the command line
         return 2
     try:

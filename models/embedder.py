@@ -24,13 +24,14 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from understudy.models.bound import BUCKETS
 from understudy.models.built import MINILM, Variant, built
 from understudy.models.errors import ModelError
-from understudy.models.manifest import Manifest, read_manifest
+from understudy.models.manifest import MANIFEST_NAME, Manifest, read_manifest
 from understudy.models.runtime import Device, Provider, Runtime
 from understudy.models.space import Space, same_space
 
-__all__ = ["Embedder", "Kind", "Vectors", "load"]
+__all__ = ["Embedder", "Kind", "Vectors", "is_embedded", "load", "load_variant"]
 
 Kind = Literal["query", "document"]
 Vectors = NDArray[np.float32]
@@ -41,7 +42,9 @@ CUDA_BATCH_TOKENS_MAX = 16_384
 # megabyte of text would keep the tokeniser busy for a second before all but its first page were thrown away.
 CHARS_PER_TOKEN_MAX = 40
 UNIT_LENGTH_ERROR_MAX = 1e-3
-PROBE_COSINE_MIN: Mapping[Variant, float] = {"fp32": 0.9999, "int8": 0.97}
+PROBE_COSINE_MIN: Mapping[Variant, float] = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.97}
+LADDER: Mapping[Device, tuple[Variant, ...]] = {"cuda": ("fp16", "fp32"), "cpu": ("int8", "fp32")}
+"""Which precision is tried first where; the next one is taken when a self-test fails."""
 
 
 class Encoding(Protocol):
@@ -66,7 +69,11 @@ class Embedder:
     """A model ready to embed; `load` makes one. Synchronous, and safe to call from several threads."""
 
     def __init__(
-        self, manifest: Manifest, tokenizer: Tokenizer, runtime: Runtime, variants: Mapping[Device, Variant]
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        runtime: Runtime,
+        variants: Mapping[Device, Variant],
     ) -> None:
         # tokenizer.json may carry padding and truncation of its own: this model's pads every text to 128 tokens and
         # cuts it there, which costs half of a page's meaning and ten times the work of a question.
@@ -119,11 +126,16 @@ class Embedder:
         out = np.empty((len(texts), self._manifest.dimensions), np.float32)
         if not texts:
             return out
-        encodings = self._tokenizer.encode_batch_fast([self._presentable(text, kind) for text in texts])
-        ids = [encoding.ids for encoding in encodings]
+        ids = self.token_ids(texts, kind)
         for rows in batches([len(row) for row in ids], self.batch_tokens_max):
-            out[rows] = self._embed_batch([ids[row] for row in rows])
+            # The GPU may be lost between two batches, and the CPU takes texts one by one.
+            for part in [rows] if self.provider == "cuda" else [[row] for row in rows]:
+                out[part] = self._embed_batch([ids[row] for row in part])
         return out
+
+    def token_ids(self, texts: Sequence[str], kind: Kind) -> list[list[int]]:
+        """What the model is fed for each text: prefixed, cut, with special tokens, unpadded."""
+        return [each.ids for each in self._tokenizer.encode_batch_fast([self._presentable(t, kind) for t in texts])]
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """How many tokens the texts have in this model's words, uncut and without special tokens: for usage figures."""
@@ -138,12 +150,13 @@ class Embedder:
     def self_test(self) -> float:
         """Embed three sentences and compare them with what they must be. Returns the worst cosine.
 
-        The embedded model has stored vectors (a float64 reference's); any other is asked only for finite vectors of the
-        promised shape. Raises ModelError below cosine .9999 (fp32) or .97 (int8).
+        The embedded model and those that were built from weights have stored vectors (a float64 reference's); any other
+        is asked only for finite vectors of the promised shape. Raises ModelError below cosine .9999 (fp32), .999 (fp16)
+        or .97 (int8).
         """
-        sentences, expected = probes()
-        vectors = self.embed(sentences)
-        if not same_space(self._space.name, MINILM.name) or self._space.revision != MINILM.weights_sha256[:12]:
+        sentences, expected = self._probes()
+        vectors = self.embed(sentences, "document")
+        if expected is None:
             return 1.0
         worst = float((vectors * expected).sum(axis=1).min())
         least = PROBE_COSINE_MIN[self.variant]
@@ -153,9 +166,21 @@ class Embedder:
             )
         return worst
 
+    def _probes(self) -> tuple[list[str], Vectors | None]:
+        sentences, expected = probes()
+        if same_space(self._space.name, MINILM.name) and self._space.revision == MINILM.weights_sha256[:12]:
+            return sentences, expected
+        return (sentences, None) if self._manifest.probes is None else probes(self._manifest.probes)
+
     def warm_up(self) -> None:
-        """Run the shapes that real calls bring, so that the first of them does not pay for allocations. About 1 s."""
-        for rows, words in ((1, 12), (8, 28), (16, self._manifest.tokens_max)):
+        """Run the shapes that real calls bring, so that the first of them does not pay for allocations. About 1 s.
+
+        On a GPU every shape of `bound.BUCKETS` runs twice: the second run records its graph.
+        """
+        shapes = [(1, 12), (8, 28), (16, self._manifest.tokens_max)]
+        if self.provider == "cuda":
+            shapes += [(bucket.rows, bucket.tokens - 2) for bucket in BUCKETS] * 2
+        for rows, words in shapes:
             self.embed([" ".join(["word"] * words)] * rows, "document")
 
     def release_cuda(self, why: str, *, for_ever: bool = False) -> None:
@@ -210,69 +235,108 @@ def load(
     *,
     make_runtime: MakeRuntime = Runtime,
 ) -> Embedder:
-    """An Embedder that has passed its self-test: of the embedded model, or of the one whose manifest is at `model`.
+    """An Embedder that has passed its self-test: of the embedded model, or of another one.
 
     None or "all-MiniLM-L6-v2" (under any organisation) is the embedded one, kept in the folder `cache` and built there
-    when it is missing (5 s, once). A path is a folder with `understudy-model.yaml`, or such a file. The ladder: CUDA in
-    fp32, then the CPU in int8, then the CPU in fp32 (processors without VNNI may round int8 too coarsely). Raises
-    ModelError, saying what to install where something is missing.
+    when it is missing (5 s, once). Another name is a model that `understudy models add` put into `cache`; a path is a
+    folder with `understudy-model.yaml`, or such a file. The ladder: CUDA in fp16, then in fp32, then the CPU in int8,
+    then in fp32 (processors without VNNI may round int8 too coarsely). Raises ModelError, saying what to install where
+    something is missing.
     """
     # The tokeniser's own threads would take the application's cores, and warn whenever a process forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-    def made(on_cpu: Variant) -> Embedder:
-        variants: dict[Device, Variant] = {"cuda": "fp32", "cpu": on_cpu}
-        manifest = built(cache, on_cpu) if own is None else own
-
-        def graph_of(device: Device) -> Path:
-            return manifest.file if own is not None or device == "cpu" else built(cache, variants[device]).file
-
-        tokenizer = _tokenizer_from(_read(manifest.tokenizer))
-        return Embedder(manifest, tokenizer, make_runtime(graph_of, provider), variants)
-
-    own = (
-        None
-        if model is None or (isinstance(model, str) and same_space(model, MINILM.name))
-        else _own_manifest(Path(model))
-    )
-    embedder = made("fp32" if own is not None else "int8")
-    if _passes(embedder):
-        return embedder
-    embedder = made("fp32")
-    embedder.self_test()
-    return embedder
-
-
-def _passes(embedder: Embedder) -> bool:
-    """Whether it passes its self-test on CUDA or, that failing, on the CPU; False asks for another variant."""
-    try:
-        embedder.self_test()
-        return True
-    except ModelError as error:
-        if embedder.provider == "cuda":
+    own = None if is_embedded(model) else _own_manifest(_place_of(Path(str(model)), cache))
+    ladder = {each: [rung for rung in rungs if _has(own, rung)] for each, rungs in LADDER.items()}
+    while True:
+        embedder = _opened(own, cache, {"cuda": ladder["cuda"][0], "cpu": ladder["cpu"][0]}, provider, make_runtime)
+        try:
+            embedder.self_test()
+            return embedder
+        except ModelError as error:
+            rungs = ladder[embedder.provider]
+            if len(rungs) > 1:
+                rungs.pop(0)
+                continue
+            if embedder.provider == "cpu":
+                raise
             embedder.release_cuda(str(error), for_ever=True)
-            return _passes(embedder)
-        if embedder.variant == "fp32":
-            raise
-        return False
+        try:
+            embedder.self_test()
+            return embedder
+        except ModelError:
+            if len(ladder["cpu"]) == 1:
+                raise
+            ladder["cpu"].pop(0)
+
+
+def load_variant(model: str | Path | None, cache: Path, variant: Variant) -> Embedder:
+    """The model on the CPU in one precision, built if need be and not tested: to compare one with another. Raises
+    ModelError."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    own = None if is_embedded(model) else _own_manifest(_place_of(Path(str(model)), cache))
+    if not _has(own, variant):
+        raise ModelError(f"there is no {variant} of it", where=own.file if own is not None else None)
+    return _opened(own, cache, {"cuda": variant, "cpu": variant}, "cpu", Runtime)
+
+
+def is_embedded(model: str | Path | None) -> bool:
+    """Whether a model's name in the settings means the embedded one."""
+    return model is None or (isinstance(model, str) and same_space(model, MINILM.name))
+
+
+def _has(own: Manifest | None, variant: Variant) -> bool:
+    return own is None or variant == "fp32" or variant in own.variants
+
+
+def _opened(
+    own: Manifest | None,
+    cache: Path,
+    variants: Mapping[Device, Variant],
+    provider: Provider,
+    make_runtime: MakeRuntime,
+) -> Embedder:
+    """An Embedder that has not been tested yet, in one precision for each device."""
+    manifest = built(cache, variants["cpu"]) if own is None else own
+
+    def graph_of(device: Device) -> Path:
+        variant = variants[device]
+        if own is not None:
+            return own.variants.get(variant, own.file)
+        return manifest.file if device == "cpu" else built(cache, variant).file
+
+    tokenizer = _tokenizer_from(_read(manifest.tokenizer))
+    return Embedder(manifest, tokenizer, make_runtime(graph_of, provider), variants)
+
+
+def _place_of(model: Path, cache: Path) -> Path:
+    """Where a model is: the path itself, or the folder of `cache` that was registered under this name."""
+    added = cache / model
+    if not model.exists() and len(model.parts) == 1 and (added / MANIFEST_NAME).is_file():
+        return added
+    return model
 
 
 def _own_manifest(path: Path) -> Manifest:
     if not path.exists():
-        raise ModelError(f"no such model: neither a folder nor {MINILM.name}", where=path)
+        raise ModelError(
+            f"no such model: neither a folder, nor {MINILM.name}, nor one that `understudy models add` registered",
+            where=path,
+        )
     manifest = read_manifest(path)
-    if manifest.sha256:
-        from understudy.models.weights import sha256_of
-
-        if sha256_of(manifest.file) != manifest.sha256.lower():
-            raise ModelError("its SHA-256 is not the one in the manifest", where=manifest.file)
+    for file in manifest.wrong_sums():
+        raise ModelError("its SHA-256 is not the one in the manifest", where=file)
     return manifest
 
 
-def probes() -> tuple[list[str], Vectors]:
-    """The self-test's sentences and their vectors [3, 384], as the float64 reference gives them."""
-    data = cast(dict[str, Any], json.loads(_read(Path(__file__).with_name("probes.json"))))
-    return cast(list[str], data["sentences"]), np.array(data["vectors"], np.float32)
+def probes(path: Path | None = None) -> tuple[list[str], Vectors]:
+    """A self-test's sentences and their vectors [n, d], as the float64 reference gives them; the embedded model's
+    unless a file is named. Raises ModelError."""
+    path = path or Path(__file__).with_name("probes.json")
+    try:
+        data = cast(dict[str, Any], json.loads(_read(path)))
+        return cast(list[str], data["sentences"]), np.array(data["vectors"], np.float32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"not a file of probes: {error}", where=path) from None
 
 
 def batches(lengths: Sequence[int], tokens_max: int) -> Iterator[list[int]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +29,24 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True, slots=True)
 class BertShape:
-    """The sizes that a BERT's weights do not tell by themselves."""
+    """What a BERT's weights do not tell by themselves: its sizes, and how one vector is made of those of its tokens."""
 
     layers: int
     heads: int
     norm_epsilon: float = 1e-12
+    pooling: Literal["mean", "cls"] = "mean"
+    normalise: bool = True
 
 
-def bert_graph(weights: Mapping[str, NDArray[Any]], shape: BertShape) -> bytes:
-    """A serialised ONNX model: input_ids, attention_mask int64 [n, t] → embedding float32 [n, d], of unit length.
+def bert_graph(weights: Mapping[str, NDArray[Any]], shape: BertShape, *, half: bool = False) -> bytes:
+    """A serialised ONNX model: input_ids, attention_mask int64 [n, t] → embedding float32 [n, d], pooled as `shape`
+    says.
 
-    Token types are taken to be zero and baked in. Raises ModelError when a tensor is missing.
+    `half` keeps weights and activations in fp16, for GPUs; pooling stays fp32, since a mean over 256 tokens rounds in
+    eleven bits. Token types are taken to be zero and baked in. Raises ModelError when a tensor is missing.
     """
     try:
-        return _Pen(weights, shape).model()
+        return _Pen(weights, shape, half=half).model()
     except KeyError as error:
         raise ModelError(f"the weights lack the tensor {error}") from None
 
@@ -50,12 +54,12 @@ def bert_graph(weights: Mapping[str, NDArray[Any]], shape: BertShape) -> bytes:
 class _Pen:
     """Collects nodes and initialisers while the graph is written from top to bottom."""
 
-    def __init__(self, weights: Mapping[str, NDArray[Any]], shape: BertShape) -> None:
+    def __init__(self, weights: Mapping[str, NDArray[Any]], shape: BertShape, *, half: bool) -> None:
         # onnx takes 0.3 s to import, and only a build needs it.
         from onnx import helper, numpy_helper
 
         self._helper, self._from_array = helper, numpy_helper.from_array
-        self._weights, self._shape = weights, shape
+        self._weights, self._shape, self._half = weights, shape, half
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
         self._width = int(weights["embeddings.word_embeddings.weight"].shape[1])
@@ -129,6 +133,20 @@ class _Pen:
         )
 
     def _pooled(self, hidden: str) -> None:
+        if self._half:
+            hidden = self._node("Cast", hidden, out="hidden_float", to=1)
+        if self._shape.pooling == "cls":
+            first = self._constant("first", np.array(0))
+            pooled = self._node("Gather", hidden, first, out="pooled", axis=1)
+        else:
+            pooled = self._mean(hidden)
+        if not self._shape.normalise:
+            self._node("Identity", pooled, out="embedding")
+            return
+        length = self._node("ReduceL2", pooled, out="length", axes=[-1], keepdims=1)
+        self._node("Div", pooled, self._node("Max", length, self._tiny(), out="length_some"), out="embedding")
+
+    def _mean(self, hidden: str) -> str:
         last, middle = self._constant("last", np.array([-1])), self._constant("middle", np.array([1]))
         mask = self._node("Cast", "attention_mask", out="mask_float", to=1)
         column = self._node("Unsqueeze", mask, last, out="mask_column")
@@ -136,18 +154,20 @@ class _Pen:
             "ReduceSum", self._node("Mul", hidden, column, out="masked"), middle, out="summed", keepdims=0
         )
         counted = self._node("ReduceSum", mask, middle, out="counted", keepdims=1)
+        return self._node("Div", summed, self._node("Max", counted, self._tiny(), out="counted_some"), out="mean")
+
+    def _tiny(self) -> str:
         # A row of padding alone (nobody sends one, but a batch may be padded with one) must not divide by zero.
-        tiny = self._constant("tiny", np.array(1e-9, np.float32))
-        mean = self._node("Div", summed, self._node("Max", counted, tiny, out="counted_some"), out="mean")
-        length = self._node("ReduceL2", mean, out="length", axes=[-1], keepdims=1)
-        self._node("Div", mean, self._node("Max", length, tiny, out="length_some"), out="embedding")
+        return self._constant("tiny", np.array(1e-9, np.float32), exact=True)
 
     def _matrix(self, name: str) -> str:
         # torch keeps Linear as [out, in]; MatMul wants [in, out].
         return self._constant(name, self._weights[name].T)
 
-    def _constant(self, name: str, value: NDArray[Any]) -> str:
+    def _constant(self, name: str, value: NDArray[Any], *, exact: bool = False) -> str:
         if name not in self._constants:
+            if self._half and not exact and value.dtype.kind == "f":
+                value = value.astype(np.float16)
             self._constants[name] = self._from_array(np.ascontiguousarray(value), name)
         return name
 

@@ -13,6 +13,9 @@
     sha256: "…"                      # of `file`; a file that does not match is refused
     inputs: {input_ids: ids, attention_mask: mask}     # where the graph's names are not the usual ones
     output: last_hidden_state        # where the first output is not the one
+    variants: {int8: int8.onnx, fp16: fp16.onnx}       # the same model in other precisions; `file` is fp32
+    sums: {int8.onnx: "…"}           # SHA-256 of any file beside this one; `understudy models verify` asks for all
+    probes: probes.json              # sentences and the vectors that they must have
 
 The embedded model's own manifest, which the builder writes, is read by the same code.
 """
@@ -26,11 +29,13 @@ from typing import Any, Literal, cast
 
 from understudy.models.errors import ModelError
 from understudy.models.space import Space
+from understudy.models.weights import sha256_of
 
 __all__ = ["MANIFEST_NAME", "Manifest", "Pooling", "parse_manifest", "read_manifest"]
 
 MANIFEST_NAME = "understudy-model.yaml"
 MANIFEST_BYTES_MAX = 64 << 10
+OTHER_VARIANTS = ("int8", "fp16")
 INPUT_ROLES = ("input_ids", "attention_mask", "token_type_ids")
 
 Pooling = Literal["mean", "cls", "none-in-graph"]
@@ -53,6 +58,9 @@ class Manifest:
     sha256: str = ""
     inputs: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
     output: str = ""
+    variants: Mapping[str, Path] = field(default_factory=lambda: dict[str, Path]())
+    sums: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
+    probes: Path | None = None
 
     @property
     def space(self) -> Space:
@@ -65,6 +73,13 @@ class Manifest:
             document_prefix=self.document_prefix,
             revision=self.revision,
         )
+
+    def wrong_sums(self) -> list[Path]:
+        """The files whose SHA-256 is not the one that is written here; a file that is gone is one of them."""
+        due = {self.file.parent / name: sum_ for name, sum_ in self.sums.items()}
+        if self.sha256:
+            due[self.file] = self.sha256
+        return [path for path, sum_ in due.items() if not path.is_file() or sha256_of(path) != sum_.lower()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,20 @@ def _is_roles(value: object) -> bool:
         return False
     entries = cast(Mapping[object, object], value)
     return all(role in INPUT_ROLES and _is_name(name) for role, name in entries.items())
+
+
+def _is_variants(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    entries = cast(Mapping[object, object], value)
+    return all(name in OTHER_VARIANTS and _is_name(file) for name, file in entries.items())
+
+
+def _is_sums(value: object) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    entries = cast(Mapping[object, object], value)
+    return all(_is_name(name) and isinstance(sum_, str) and len(sum_) == 64 for name, sum_ in entries.items())
 
 
 def _whole_number(least: int, most: int) -> _Key:
@@ -113,6 +142,9 @@ _KEYS: Mapping[str, _Key] = {
     "sha256": _Key("64 hex digits", lambda value: isinstance(value, str) and len(value) == 64),
     "inputs": _Key("a mapping from " + ", ".join(INPUT_ROLES) + " to the graph's names", _is_roles),
     "output": _Key("a name", _is_name),
+    "variants": _Key("a mapping from " + ", ".join(OTHER_VARIANTS) + " to file names", _is_variants),
+    "sums": _Key("a mapping from file names to 64 hex digits each", _is_sums),
+    "probes": _Key("a file name", _is_name),
 }
 
 
@@ -148,13 +180,20 @@ def parse_manifest(data: object, where: Path) -> Manifest:
         elif name in entries and not key.fits(entries[name]):
             faults.append(f"{name}: expected {key.expected}, got {_word_for(entries[name])}")
     if not faults:
-        for name in ("file", "tokenizer"):
-            entries[name] = where.parent / cast(str, entries[name])
-            if not cast(Path, entries[name]).is_file():
-                faults.append(f"{name}: no file at {entries[name]}")
+        faults = _made_real(entries, where.parent)
     if faults:
         raise ModelError("; ".join(faults), where=where)
     return Manifest(**entries)
+
+
+def _made_real(entries: dict[str, Any], folder: Path) -> list[str]:
+    """Make the names of files in `entries` paths; what is not there."""
+    variants = cast(dict[str, str], entries.get("variants", {}))
+    named = {name: cast(str, entries[name]) for name in ("file", "tokenizer", "probes") if name in entries}
+    named |= {f"variants.{name}": file for name, file in variants.items()}
+    entries["variants"] = {name: folder / file for name, file in variants.items()}
+    entries |= {name: folder / file for name, file in named.items() if not name.startswith("variants.")}
+    return [f"{name}: no file at {folder / file}" for name, file in named.items() if not (folder / file).is_file()]
 
 
 def _word_for(value: object) -> str:

@@ -26,6 +26,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from understudy.models.bound import Bound
 from understudy.models.errors import ModelError
 
 __all__ = ["Device", "OpenSession", "Provider", "Runtime", "Session", "cuda_is_absent", "open_session"]
@@ -37,6 +38,7 @@ Feed = Mapping[str, NDArray[np.int64]]
 CUDA_RETRY_S = 60.0
 GPU_MEMORY_BYTES_MAX = 1 << 30
 REASON_CHARS_MAX = 300
+MEMORY_WORDS = ("bfcarena", "failed to allocate memory", "out of memory")
 CUDA_FAULT_WORDS = ("cuda", "cublas", "cudnn", "cufft", "bfcarena", "failed to allocate memory", "out of memory", "gpu")
 
 
@@ -121,7 +123,9 @@ class Runtime:
         self._fall(session, _brief(fault))
         # Drop this frame's own hold on the broken session, whose arena would else live through the run below.
         del session, fault
-        return self._run_on_cpu(feed, output)
+        # What was one batch for a GPU is run text by text, as the CPU's own batches are: its int8 graph rounds each
+        # text by its company, and 16,384 tokens at once would take half a gigabyte.
+        return np.concatenate([self._run_on_cpu(alone(feed, row), output) for row in range(rows)])
 
     def release_cuda(self, why: str, *, for_ever: bool = False) -> None:
         """Give back what is held on the GPU and go on with the CPU; CUDA is asked again after the pause, or never."""
@@ -202,6 +206,12 @@ def looks_like_cuda_fault(error: BaseException) -> bool:
     return any(word in words for word in CUDA_FAULT_WORDS)
 
 
+def looks_like_memory(error: BaseException) -> bool:
+    """Whether an exception says that the GPU's memory is full."""
+    words = str(error).casefold()
+    return any(word in words for word in MEMORY_WORDS)
+
+
 def open_session(graph: Path, device: Device, *, gpu_memory_bytes_max: int = GPU_MEMORY_BYTES_MAX) -> Session:
     """Open a graph with ONNX Runtime, tuned for a sidecar: little memory kept, no core spun, nothing said.
 
@@ -230,8 +240,28 @@ def open_session(graph: Path, device: Device, *, gpu_memory_bytes_max: int = GPU
             "cudnn_conv_algo_search": "DEFAULT",
         }
         providers.insert(0, ("CUDAExecutionProvider", cuda))
+    if device == "cuda":
+        return _on_cuda(ort, graph, options, providers)
     # Its own fallback prints, and hides from us that it happened.
     return cast(Session, ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0))
+
+
+def _on_cuda(ort: Any, graph: Path, options: Any, providers: list[Any]) -> Session:
+    """A session whose inputs and outputs are bound on the device, with CUDA graphs where it can have them."""
+    name, settings = providers[0]
+    for graphs in (True, False):
+        chosen = [(name, settings | {"enable_cuda_graph": "1"} if graphs else settings), *providers[1:]]
+        try:
+            session = ort.InferenceSession(str(graph), options, providers=chosen, enable_fallback=0)
+        except Exception as error:
+            # a GPU that is full is full without graphs too, and the next step of the ladder is the CPU
+            if not graphs or looks_like_memory(error):
+                raise
+            continue
+        if session.get_providers()[0] != "CUDAExecutionProvider":
+            return cast(Session, session)
+        return Bound(session, ort, graphs=graphs)
+    raise AssertionError("one of the two was returned or raised")
 
 
 _open_session = open_session
@@ -271,6 +301,13 @@ def _find_cuda_libraries(ort: Any) -> None:
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
             ort.preload_dlls(directory="")
+
+
+def alone(feed: Feed, row: int) -> Feed:
+    """One row of a batch, without the padding that its company asked for: columns at the end that hold only zeros."""
+    held = np.flatnonzero(np.any([rows[row] != 0 for rows in feed.values()], axis=0))
+    tokens = int(held[-1]) + 1 if len(held) else 1
+    return {name: np.ascontiguousarray(rows[row : row + 1, :tokens]) for name, rows in feed.items()}
 
 
 def _outcome(session: Session, feed: Feed, output: str) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Commands on the local tier: `index build|search|list|verify` and `models build|list|verify`."""
+"""Commands on local collections: `index build|search|list|verify`."""
 
 from __future__ import annotations
 
@@ -41,27 +41,22 @@ def add_to(groups: Groups) -> None:
     )
     build.add_argument("paths", nargs="+", metavar="FILES")
     build.add_argument("--name", default="knowledge", help="the collection's name (default: knowledge)")
-    _add_common(build, build_index)
+    add_common(build, build_index)
 
     search = verbs.add_parser("search", help="search a collection by meaning and by words")
     search.add_argument("words", nargs="+", metavar="QUESTION")
     search.add_argument("--name", default="knowledge")
     search.add_argument("-k", type=int, default=5, help="how many passages (default 5)")
-    _add_common(search, search_index)
+    add_common(search, search_index)
 
-    _add_common(verbs.add_parser("list", help="list the collections"), list_indexes)
+    add_common(verbs.add_parser("list", help="list the collections"), list_indexes)
     verify = verbs.add_parser("verify", help="check a collection on disk, byte by byte")
     verify.add_argument("--name", default="knowledge")
-    _add_common(verify, verify_index)
-
-    models = groups.add_parser("models", help="build, list and verify local models")
-    acts = models.add_subparsers(dest="verb", metavar="VERB", required=True)
-    _add_common(acts.add_parser("build", help="build the ONNX graph now rather than at first start"), build_model)
-    _add_common(acts.add_parser("verify", help="build if need be, test it, and say where it runs"), build_model)
-    _add_common(acts.add_parser("list", help="list what is built"), list_models)
+    add_common(verify, verify_index)
 
 
-def _add_common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+def add_common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    """The arguments that every command on local models and collections takes, and what it runs."""
     parser.add_argument("--state", metavar="DIR", help="state folder (or UNDERSTUDY_STATE)")
     parser.add_argument("--model", default=os.environ.get("UNDERSTUDY_MODEL", DEFAULT_MODEL))
     parser.set_defaults(run=run)
@@ -81,7 +76,8 @@ def complaining() -> Generator[None]:
         raise Complaint(f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")) from None
 
 
-def _embedder(arguments: argparse.Namespace) -> Embedder:
+def embedder_of(arguments: argparse.Namespace) -> Embedder:
+    """The model that the command names, loaded and tested."""
     from understudy.models.embedder import load
 
     return load(arguments.model, models_folder(state_folder(arguments, os.environ)))
@@ -99,7 +95,7 @@ def build_index(arguments: argparse.Namespace) -> int:
     from understudy.indexes.build import build
 
     with complaining():
-        embedder = _embedder(arguments)
+        embedder = embedder_of(arguments)
         folder = _collections(arguments)
         folder.mkdir(parents=True, exist_ok=True)
         with Progress(console=Console(stderr=True)) as bars:
@@ -129,7 +125,7 @@ def search_index(arguments: argparse.Namespace) -> int:
     question = " ".join(arguments.words)
     with complaining():
         collection = Library(_collections(arguments)).open(arguments.name)
-        embedder = _embedder(arguments)
+        embedder = embedder_of(arguments)
         hits = collection.search_fused(embedder.embed([question])[0], question, arguments.k)
     for hit in hits:
         text = " ".join(hit.text.split())
@@ -160,23 +156,3 @@ def verify_index(arguments: argparse.Namespace) -> int:
     if not findings:
         sys.stdout.write(f"{arguments.name}: well\n")
     return NOT_WELL if findings else WELL
-
-
-def build_model(arguments: argparse.Namespace) -> int:
-    """Build the model if need be, run its self-test, and say where it runs."""
-    with complaining():
-        embedder = _embedder(arguments)
-        embedder.self_test()
-    space = embedder.space
-    sys.stdout.write(
-        f"{space.name}: {space.dimensions} d, {embedder.variant}, on {embedder.provider} ({embedder.provider_reason})\n"
-    )
-    return WELL
-
-
-def list_models(arguments: argparse.Namespace) -> int:
-    """Print what is built."""
-    folder = models_folder(state_folder(arguments, os.environ))
-    for path in sorted(folder.rglob("*.onnx")):
-        sys.stdout.write(f"{path.relative_to(folder)}  {path.stat().st_size / 1e6:.0f} MB\n")
-    return WELL

@@ -490,7 +490,7 @@ class Local(Frozen, frozen=True):
     """The local model and the local indexes."""
 
     model: str = "all-MiniLM-L6-v2"
-    """The embedded default, or the path of a folder with an understudy-model.yaml."""
+    """The embedded default, a name that `understudy models add` gave, or a folder with an understudy-model.yaml."""
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes CUDA where there is a device."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1

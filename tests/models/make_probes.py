@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from tests.models.reference import Reference
+from understudy.models.built import MINILM
+from understudy.models.reference import Reference
 from understudy.models.weights import package_folder, read_safetensors
 
 SENTENCES = [
@@ -25,7 +26,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     rows = [encoding.ids for encoding in tokenizer.encode_batch(SENTENCES)]
-    vectors = Reference(read_safetensors(folder / "model.safetensors")).embed(rows)
+    vectors = Reference(read_safetensors(folder / "model.safetensors"), MINILM.shape).embed(rows)
     page = {
         "about": "all-MiniLM-L6-v2 in float64 (tests/models/make_probes.py), rounded to six places",
         "sentences": SENTENCES,

@@ -269,4 +269,4 @@ def test_cuda_gives_the_vectors_the_reference_gives(cache: Path) -> None:
 
     embedder = load(None, cache, "cuda")
     assert embedder.provider == "cuda", embedder.provider_reason
-    assert embedder.self_test() > 0.9999
+    assert embedder.self_test() > 0.999
