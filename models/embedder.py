@@ -246,7 +246,9 @@ def load(
     # The tokeniser's own threads would take the application's cores, and warn whenever a process forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     own = None if is_embedded(model) else _own_manifest(_place_of(Path(str(model)), cache))
-    ladder = {each: [rung for rung in rungs if _has(own, rung)] for each, rungs in LADDER.items()}
+    ladder: dict[Device, list[Variant]] = {
+        device: [rung for rung in rungs if _has(own, rung)] for device, rungs in LADDER.items()
+    }
     while True:
         embedder = _opened(own, cache, {"cuda": ladder["cuda"][0], "cpu": ladder["cpu"][0]}, provider, make_runtime)
         try:
