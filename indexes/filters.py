@@ -1,8 +1,8 @@
 """Decide whether a payload passes a Qdrant filter, without Qdrant.
 
     filter  = {must, should, must_not: [condition] | condition, min_should: {conditions, min_count}}
-    condition = filter | {key, match | range | values_count | is_empty | is_null} | {has_id} | {nested: {key, filter}}
-              | {is_empty: {key}} | {is_null: {key}}
+    condition = filter | {key, match | range | geo_… | values_count | is_empty | is_null} | {nested: {key, filter}}
+              | {has_id} | {has_vector} | {is_empty: {key}} | {is_null: {key}}
 
 A filter is compiled once, and then only asked. Whatever is not listed here raises UnknownFilter when it is compiled:
 a filter often keeps one tenant's data from another, so a guess is worse than no answer. Semantics follow Qdrant's
@@ -20,10 +20,13 @@ from functools import lru_cache
 from typing import Any, Final, TypeAlias, cast
 
 from understudy.indexes.faults import UnknownFilter
+from understudy.indexes.geo import Inside, in_box, in_circle, in_polygon, place_of
 from understudy.indexes.points import Payload, PointId, canonical_id
 from understudy.indexes.reach import Path, parse_path, reach
 
 Predicate: TypeAlias = Callable[[PointId | None, Payload], bool]
+HasVector: TypeAlias = Callable[[PointId, str], bool]
+"""Whether a point has a vector of this name; "" is the one without a name."""
 _Test: TypeAlias = Callable[[Any], bool]
 
 DEPTH_MAX: Final = 16
@@ -31,7 +34,12 @@ CONDITIONS_MAX: Final = 1_000
 LIST_ITEMS_MAX: Final = 100_000
 
 _FILTER_WORDS: Final = frozenset({"must", "should", "must_not", "min_should"})
-_FIELD_WORDS: Final = ("match", "range", "values_count", "is_empty", "is_null")
+_GEO_WORDS: Final[Mapping[str, Callable[[object], Inside]]] = {
+    "geo_bounding_box": in_box,
+    "geo_radius": in_circle,
+    "geo_polygon": in_polygon,
+}
+_FIELD_WORDS: Final = ("match", "range", *_GEO_WORDS, "values_count", "is_empty", "is_null")
 _MATCH_WORDS: Final = ("value", "any", "except", "text", "text_any", "phrase", "prefix", "substring")
 _BOUNDS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "lt": operator.lt,
@@ -46,21 +54,23 @@ _MOMENT: Final = re.compile(
 )
 
 
-def compile_filter(json: object) -> Callable[[PointId, Payload], bool]:
+def compile_filter(json: object, has_vector: HasVector | None = None) -> Callable[[PointId, Payload], bool]:
     """A predicate over (id, payload) for a Qdrant filter given as decoded JSON; None passes everything.
 
-    Raises UnknownFilter, naming the part, for anything whose meaning is not certain.
+    `has_vector` answers conditions of that name, which are not understood without it. Raises UnknownFilter, naming the
+    part, for anything whose meaning is not certain.
     """
     if json is None:
         return lambda _id, _payload: True
-    return _Compiler().filter(json, depth=0)
+    return _Compiler(has_vector).filter(json, depth=0)
 
 
 class _Compiler:
     """Walks one filter, counting its conditions: a filter is asked of every point, so its size is bounded."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_vector: HasVector | None) -> None:
         self._conditions = 0
+        self._vector_test = has_vector
 
     def filter(self, json: object, depth: int) -> Predicate:
         if depth > DEPTH_MAX:
@@ -100,6 +110,8 @@ class _Compiler:
             return _field_condition(fields)
         if "has_id" in fields:
             return _has_id(_fields(fields, "has_id", {"has_id"})["has_id"])
+        if "has_vector" in fields:
+            return self._has_vector(_fields(fields, "has_vector", {"has_vector"})["has_vector"])
         if "nested" in fields:
             return self._nested(_fields(fields, "nested", {"nested"})["nested"], depth)
         for word, test in (("is_empty", _is_empty), ("is_null", _is_null)):
@@ -107,6 +119,15 @@ class _Compiler:
                 inner = _fields(_fields(fields, word, {word})[word], word, {"key"})
                 return _over_whole(_path(inner.get("key")), test)
         return self.filter(fields, depth + 1)
+
+    def _has_vector(self, name: object) -> Predicate:
+        has_vector = self._vector_test
+        if has_vector is None:
+            raise UnknownFilter("a condition in has_vector, where nobody knows of vectors")
+        if not isinstance(name, str):
+            raise UnknownFilter(f"has_vector must be a vector's name, got {name!r}")
+        # an element of a nested array has no vectors of its own
+        return lambda point, _payload: point is not None and has_vector(point, name)
 
     def _nested(self, json: object, depth: int) -> Predicate:
         fields = _fields(json, "nested", {"key", "filter"})
@@ -146,6 +167,8 @@ def _field_condition(fields: Mapping[str, object]) -> Predicate:
         return _over_items(path, _match(json))
     if word == "range":
         return _over_items(path, _range(json))
+    if word in _GEO_WORDS:
+        return _over_items(path, _placed(_GEO_WORDS[word](json)))
     if word == "values_count":
         return _over_whole(path, _values_count(json))
     if not isinstance(json, bool):
@@ -189,6 +212,14 @@ def _one_of(wanted: object, word: str) -> _Test:
         return lambda value: type(value) is kind and value in values
     # null is absence, not a value that differs
     return lambda value: value is not None and not (type(value) is kind and value in values)
+
+
+def _placed(inside: Inside) -> _Test:
+    def holds(value: Any) -> bool:
+        place = place_of(value)
+        return place is not None and inside(place)
+
+    return holds
 
 
 def _words(text: str) -> list[str]:
