@@ -37,7 +37,7 @@ FORGET_S = 20.0
 PACE_S_MAX = 30.0
 DEADLINE_OF_USUAL = 3.0
 """A call that ran into its caller's deadline speaks of overload if it had this many times as long as usual."""
-OVERLOAD = frozenset(("first_byte_timeout", "timeout"))
+OVERLOAD = frozenset(("first_byte_timeout", "first_content_timeout", "timeout"))
 """Reasons of a failure that are a sign of overload though the upstream did not say so."""
 NOT_OVERLOAD = frozenset(("quota", "insufficient_quota", "deadline"))
 """Soft failures that are none: an account that is spent, and an impatient caller."""

@@ -62,11 +62,12 @@ class Deadline:
     total_s: float
     reserve_s: float
 
-    def for_call(self, born: float, patience_s: float | None) -> float:
-        """The moment by which the call must be answered."""
+    def for_call(self, born: float, patience_s: float | None, longer_s: float = 0.0) -> float:
+        """The moment by which the call must be answered; `longer_s` is how long some tier may take to begin."""
+        total_s = max(self.total_s, longer_s + self.reserve_s) if longer_s else self.total_s
         if patience_s is None:
-            return born + self.total_s
-        return born + min(self.total_s, patience_s * HEADROOM)
+            return born + total_s
+        return born + min(total_s, patience_s * HEADROOM)
 
     def for_tier(self, now: float, deadline: float, *, last: bool, fallback_s: float = 0.0) -> float:
         """The moment by which a tier must answer.
@@ -101,8 +102,18 @@ def _patience_s(request: Request) -> float | None:
     return cast("float | None", remembered[caller_patience_s])
 
 
-def deadline(service: Service, heart: Deadline) -> Service:
-    """Write the deadline on each call."""
+def deadline(service: Service, heart: Deadline, longer_s: Callable[[bytes], float] | None = None) -> Service:
+    """Write the deadline on each call. `longer_s` says how long what a body asks may take to begin, in seconds, where
+    that depends on what is asked."""
+
+    if longer_s is not None:
+
+        async def patient(call: Call) -> Answer:
+            patience_s, longest_s = _patience_s(call.request), longer_s(call.request.body)
+            call.deadline = call.until = heart.for_call(call.born, patience_s, longest_s)
+            return await service(call)
+
+        return patient
 
     async def punctual(call: Call) -> Answer:
         call.deadline = call.until = heart.for_call(call.born, _patience_s(call.request))

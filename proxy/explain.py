@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from understudy.policies.outcomes import FOLLOWS
 from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.outcomes import providers_of
-from understudy.proxy.reading import Reading
+from understudy.proxy.reading import SHIPPED_DIALECTS, Reading
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, claims_of, parse_address
 from understudy.proxy.settings import LocalTier, Match, Outcome, Route, Secret, Settings, Tier, UpstreamTier
@@ -27,7 +27,7 @@ Order = Sequence[tuple[str, str]]
 BUILT_IN = "built in"
 OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow"}
 """Layers that are only there where the settings have this key."""
-_STACKED = ("balance", "ramp", "retry", "budget", "hedge", "breaker", "quota", "limit", "deadline", "faults")
+_STACKED = ("balance", "ramp", "retry", "budget", "hedge", "breaker", "quota", "limit", "deadline", "faults", "stream")
 _APART = ("name", "provider", "outcomes", *_STACKED)
 
 
@@ -75,7 +75,7 @@ def explain_data(
         "layers": [
             {"name": name, "why": why, "values": described.policy(route, name, at)}
             for name, why in route_order
-            if _is_there(route, name)
+            if _is_there(route, name, route)
         ],
         "outcomes": _rows(route.outcomes, f"{at}.outcomes", described),
         "tiers": [
@@ -152,9 +152,10 @@ class _Described:
         """Every value in `owner`, the nested ones under `outer.inner`."""
         values: dict[str, Any] = {}
         for name in owner.__struct_fields__:
-            if name in skipped:
-                continue
             value, path = cast("object", getattr(owner, name)), join(at, name)
+            # an endpoint's own, where it has none
+            if name in skipped or value is UNSET:
+                continue
             if isinstance(value, Struct):
                 values |= {join(name, inner): each for inner, each in self.fields(value, path).items()}
             elif structs := _structs(value):
@@ -206,14 +207,18 @@ def _tier_data(
         "layers": [
             {"name": name, "why": why, "values": values}
             for name, why in order
-            if name != "tier" and _is_there(tier, name) and ((values := described.policy(tier, name, at)) or not local)
+            if name != "tier"
+            and _is_there(tier, name, route)
+            and ((values := described.policy(tier, name, at)) or not local)
         ],
     }
 
 
-def _is_there(owner: Route | Tier, layer: str) -> bool:
+def _is_there(owner: Route | Tier, layer: str, route: Route) -> bool:
     if layer == "balance":
         return isinstance(owner, UpstreamTier) and len(owner.endpoints) > 1
+    if layer == "stream":
+        return SHIPPED_DIALECTS.get(route.dialect) == "generate"
     return layer not in OFF_UNLESS_WRITTEN or bool(getattr(owner, OFF_UNLESS_WRITTEN[layer], None))
 
 

@@ -183,7 +183,17 @@ def _completed_tier(tier: Tree, policies: dict[str, Tree]) -> Tree:
     if not isinstance(tier, Branch):
         return tier
     own = {name: _over(tier.parts.get(name), policies[name], name) for name in policies if _has(tier.type, name)}
+    endpoints = tier.parts.get("endpoints")
+    if isinstance(endpoints, Row) and "stream" in own:
+        own["endpoints"] = Row(endpoints.spot, [_completed_endpoint(each, own["stream"]) for each in endpoints.items])
     return replace(tier, parts={**tier.parts, **own})
+
+
+def _completed_endpoint(endpoint: Tree, stream: Tree) -> Tree:
+    """An endpoint that has limits of its own for streams has them laid over the tier's."""
+    if not isinstance(endpoint, Branch) or "stream" not in endpoint.parts:
+        return endpoint
+    return replace(endpoint, parts={**endpoint.parts, "stream": _over(endpoint.parts["stream"], stream, "stream")})
 
 
 def _has(type: type[Any], name: str) -> bool:

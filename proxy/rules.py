@@ -39,6 +39,7 @@ from understudy.proxy.settings import (
     endpoints_of,
 )
 from understudy.proxy.spots import Fault, Place, named
+from understudy.proxy.stream_rules import stream_warnings
 
 ENDPOINTS_MAX = 256
 PLAIN = "plain"
@@ -117,6 +118,8 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
             missing = "; ".join(settings.inactive[route.name].values())
             yield from at.fault(f"no tier is there ({missing}), so this route isn't either", "tiers")
         yield from arm_warnings(settings, route, at)
+        if dialects.get(route.dialect) == "generate":
+            yield from stream_warnings(route, at)
         if route.cache.enabled and dialects.get(route.dialect) == "pass":
             yield from at.fault("nothing is kept of what this dialect speaks", "cache.enabled", reads=["dialect"])
         for key, tier in route.every_tier:

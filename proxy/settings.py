@@ -4,14 +4,14 @@
 
 `proxy.reading` does the reading and finds every fault; the rest of the program sees only what is defined here. The
 JSON Schema that editors use is made from this file as well, and from those it builds on (`settings_types`,
-`attempt_settings`, `overload_settings`): a type's docstring, the string under a field and a Meta's description are what
-an editor shows.
+`attempt_settings`, `overload_settings`, `stream_settings`): a type's docstring, the string under a field and a Meta's
+description are what an editor shows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from msgspec import UNSET, Meta, UnsetType, field, structs
@@ -38,6 +38,8 @@ from understudy.proxy.settings_types import (
     Share,
     SplitKey,
 )
+from understudy.proxy.stream_settings import Patience as Patience
+from understudy.proxy.stream_settings import Streaming
 
 # --- rehearsals ----------------------------------------------------------------------------------------------------
 
@@ -84,7 +86,8 @@ Speech = Literal["openai-chat", "anthropic", "ollama-chat"]
 """The dialects that are translated into each other."""
 Unconnected = Literal["connect", "connect_refused", "connect_timeout", "dns", "tls"]
 Broken = Literal["reset", "first_byte_timeout", "truncated", "stalled", "garbage", "head_too_large", "upgrade"]
-Transport = Literal[Unconnected, Broken, "deadline", "error_in_200", "error_in_stream"]
+Late = Literal["first_content_timeout", "total_timeout", "too_slow"]
+Transport = Literal[Unconnected, Broken, Late, "deadline", "error_in_200", "error_in_stream"]
 Status = Annotated[int, Meta(ge=400, le=599)]
 Classes = Literal["4xx", "5xx"]
 Reason = Annotated[
@@ -147,6 +150,8 @@ class Endpoint(Frozen, frozen=True):
     """0 is asked first; the next only takes what those before it can't carry."""
     headers: dict[str, Secret] = {}
     """Set on every request to this endpoint, over the tier's own."""
+    stream: Streaming | UnsetType = UNSET
+    """This endpoint's own limits of streams, laid over the tier's."""
 
     @property
     def place(self) -> tuple[str, str | None, tuple[tuple[str, str], ...]]:
@@ -206,6 +211,7 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     quota: Quota | UnsetType = UNSET
     limit: Limit | UnsetType = UNSET
     ramp: Ramp | UnsetType = UNSET
+    stream: Streaming | UnsetType = UNSET
 
 
 def endpoints_of(tier: UpstreamTier) -> tuple[Endpoint, ...]:
@@ -227,7 +233,9 @@ def endpoints_of(tier: UpstreamTier) -> tuple[Endpoint, ...]:
 
 def at_endpoint(tier: UpstreamTier, endpoint: Endpoint) -> UpstreamTier:
     """The tier as it would be with this (complete) endpoint alone."""
-    alone = {"url": endpoint.url, "socket": endpoint.socket, "headers": endpoint.headers}
+    alone: dict[str, Any] = {"url": endpoint.url, "socket": endpoint.socket, "headers": endpoint.headers}
+    if not isinstance(endpoint.stream, UnsetType):
+        alone["stream"] = endpoint.stream
     return structs.replace(tier, endpoints=[], **alone)
 
 
@@ -367,6 +375,7 @@ class Route(Frozen, frozen=True):
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
     ramp: Ramp = Ramp()
+    stream: Streaming = Streaming()
     cache: Cache = Cache()
     coalesce: Coalesce = Coalesce()
     likeness: Likeness = Likeness()
@@ -400,6 +409,7 @@ class Defaults(Frozen, frozen=True):
     breaker: Breaker = Breaker()
     limit: Limit = Limit()
     ramp: Ramp = Ramp()
+    stream: Streaming = Streaming()
     cache: Cache = Cache()
     coalesce: Coalesce = Coalesce()
     likeness: Likeness = Likeness()
@@ -533,6 +543,15 @@ class Settings(Frozen, frozen=True):
         """The tiers of `route` that are there, in order."""
         missing = self.inactive.get(route.name, {})
         return tuple(tier for tier in route.tiers if tier.name not in missing)
+
+    def can_fail_over(self, route: Route, tier: str) -> bool:
+        """Whether anybody else could answer where the tier of this name does not: another endpoint of its, another
+        tier, or what was answered before."""
+        missing = self.inactive.get(route.name, {})
+        tiers = [each for _, each in route.every_tier if each.name not in missing]
+        own = next((each for each in tiers if each.name == tier), None)
+        several = isinstance(own, UpstreamTier) and len(own.endpoints) > 1
+        return several or len(tiers) > 1 or route.cache.enabled or route.likeness.mode in ("fallback", "serve")
 
     def space_of(self, route: Route) -> str:
         """The vector space of `route`: its own, else its first active tier's; '' where nobody says.

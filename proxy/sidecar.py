@@ -300,12 +300,13 @@ class Sidecar:
         pools[key] = pool
         marks = Marks(self.pseudonym, forwarded=settings.server.forwarded, trace=settings.server.trace)
         judge = tier_judge(route, tier, dialect, base)
+        holds = settings.can_fail_over(route, tier.name)
         if tier.speaks is not None:
             # whatever key it is sent is ours: the caller's stays here
             judge = judge._replace(own_key=True)
-            spoken = upstream_tier(tier, DIALECTS[tier.speaks], pool, self.world.clock, marks, judge)
+            spoken = upstream_tier(tier, DIALECTS[tier.speaks], pool, self.world.clock, marks, judge, holds=holds)
             return translating(spoken, tier, dialect)
-        service = upstream_tier(tier, dialect, pool, self.world.clock, marks, judge)
+        service = upstream_tier(tier, dialect, pool, self.world.clock, marks, judge, holds=holds)
         handles = self._handles_of(route)
         return service if handles is None else learning(service, NAMING[route.dialect], handles)
 

@@ -50,6 +50,7 @@ from understudy.proxy.settings import (
     endpoints_of,
 )
 from understudy.proxy.tiers.judging import tier_judge
+from understudy.proxy.tiers.upstream import first_content_s_of
 
 if TYPE_CHECKING:
     from understudy.policies.likeness import Likeness
@@ -69,6 +70,10 @@ ROUTE_ORDER = (
     ),
     ("coalesce", "inside the cache, so that only calls that find nothing wait, and their one answer is kept once"),
     ("shadow", "next to the chain: only what was really asked is asked again, and what was remembered is not compared"),
+    (
+        "stream",
+        "next to the chain: who goes on with a stream that broke is one of its tiers; only where streams are continued",
+    ),
     ("chain", "the tiers in order; each has its own policies, since each fails by itself"),
 )
 
@@ -89,6 +94,7 @@ TIER_ORDER = (
     ("quota", "outside the limit, since who waits for the provider must hold no place; a tier that is down has none"),
     ("limit", "next to the tier, so that a place is held only while the tier is really being asked"),
     ("fault", "innermost, as if the upstream did it: whatever is to be rehearsed stands round it"),
+    ("stream", "in the tier itself, which alone sees the parts of a stream come; it holds it back until first content"),
     ("tier", "an endpoint over HTTP, or the local models and indexes"),
 )
 """What stands inside `balance` stands there once for each endpoint."""
@@ -213,7 +219,7 @@ def assemble(
     if caches is not None:
         service = caches.watching(service, dialect)
     service = build.metered(service)
-    service = deadline(service, clocks)
+    service = deadline(service, clocks, _longer_s(route))
     if faults and has_faults(route):
         service = faulty_route(service, route, parts.arms, before.arms if before else None, dialect, build.tools)
     elif parts.cache is not None and route.split is None and parts.buckets is None:
@@ -328,6 +334,13 @@ class _Build:
             service = shed(service, world.shedder, parts.route.shed.priority, parts.shed, dice=world.dice)
             parts.pressed = observe(service, parts.tally, clock=world.clock)
             parts.relieve(pressed=world.shedder.pressure > 0)
+
+
+def _longer_s(route: Route) -> Callable[[bytes], float] | None:
+    """How much longer than others a prompt may take, where models that think first are known."""
+    if KINDS.get(route.dialect) != "generate":
+        return None
+    return first_content_s_of([tier for _, tier in route.every_tier if isinstance(tier, UpstreamTier)])
 
 
 def _kept_rank(route: Route, absent: Mapping[str, str]) -> str:

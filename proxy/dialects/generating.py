@@ -24,7 +24,12 @@ class _Peek(msgspec.Struct):
     stream: Any = None
 
 
+class _Model(msgspec.Struct):
+    model: Any = None
+
+
 _PEEK = msgspec.json.Decoder(_Peek)
+_MODEL = msgspec.json.Decoder(_Model)
 
 
 def asks_for_stream(body: bytes, *, unless_said: bool = False) -> bool:
@@ -36,6 +41,15 @@ def asks_for_stream(body: bytes, *, unless_said: bool = False) -> bool:
     except Malformed:
         return False
     return unless_said if stream is None else stream is True
+
+
+def model_asked(body: bytes) -> str:
+    """The model that a prompt names, or '' for one that names none."""
+    try:
+        model = parsed(_MODEL, body).model
+    except Malformed:
+        return ""
+    return model if isinstance(model, str) else ""
 
 
 def failed_inside(word: str, lasting: Collection[str]) -> Failed:

@@ -31,6 +31,8 @@ LINGER_S = 1.0
 OVERDUE_S = 1.0
 """How far past its deadline a call is interrupted wherever it waits: a backstop, since tiers keep `until`."""
 
+LATE = frozenset(("deadline", "first_byte_timeout", "first_content_timeout", "connect_timeout"))
+"""What a 504 is said for; everything else that failed is a 502."""
 REFUSED_FOR = {431: "head_too_large", 508: "loop"}
 
 
@@ -227,7 +229,7 @@ class Door(Incoming):
         except Refused as refused:
             answer = apology(entry.dialect, 503, refused.reason, refused.detail, refused.retry_after_s)
         except Failed as failed:
-            status = 504 if failed.reason in ("deadline", "first_byte_timeout", "connect_timeout") else 502
+            status = 504 if failed.reason in LATE else 502
             answer = apology(entry.dialect, status, failed.reason, failed.detail, failed.retry_after_s)
         except asyncio.CancelledError:
             if not exchange.overdue:

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol, cast
 import httptools
 
 from understudy.policies.service import Answer, Failed
+from understudy.policies.streaming import Clocks, Held, Watch
 from understudy.proxy.http.heads import body_is_absent, trailer_line
 from understudy.proxy.http.response_head import ResponseHead, check_status_line, plain_head
 from understudy.proxy.http.stepping import Waiter
@@ -50,13 +51,15 @@ class Terms(NamedTuple):
     """What is asked of an answer: the same for every call of a kind to an upstream.
 
     An answer of up to `hold_bytes_max` is awaited whole, unless it is handed over at its head already; `reading` knows
-    first content when it sees it; `offers` says that the request would go on as a WebSocket.
+    first content when it sees it; `offers` says that the request would go on as a WebSocket. `clocks` is what a stream
+    of events is held to; without them, it is handed over at its first content.
     """
 
     reading: Reading | None
     hold_bytes_max: int
     stream_at_head: bool = False
     offers: bool = False
+    clocks: Clocks | None = None
 
 
 NOTHING_ASKED = Terms(None, 0)
@@ -77,6 +80,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answer_bytes",
+        "_began",
         "_body",
         "_body_bytes",
         "_dry_bytes",
@@ -85,6 +89,7 @@ class Connection(asyncio.Protocol):
         "_head",
         "_head_bytes",
         "_head_is_done",
+        "_held",
         "_hold_bytes_max",
         "_known",
         "_method",
@@ -99,6 +104,7 @@ class Connection(asyncio.Protocol):
         "_timer",
         "_timer_due",
         "_transport",
+        "_until",
         "_waiter",
         "heard_at",
         "idle_since",
@@ -119,6 +125,9 @@ class Connection(asyncio.Protocol):
         self._timer_due = float("inf")
         self._due = 0.0
         self._due_is_callers = False
+        self._began = 0.0
+        self._until = float("inf")
+        self._held: Held | None = None
         self._terms = NOTHING_ASKED
         self._method = b""
         # the last plain head: services that say the same again are known by it
@@ -134,6 +143,7 @@ class Connection(asyncio.Protocol):
         self._reading = self._terms.reading
         self._hold_bytes_max = self._terms.hold_bytes_max
         self._head: ResponseHead | None = None
+        self._held = None
         self._head_bytes = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
@@ -183,6 +193,11 @@ class Connection(asyncio.Protocol):
             transport.writelines((head, body))
         return waiter
 
+    def time(self, began: float, until: float) -> None:
+        """The stream that was just asked for, at `began`, is on the clocks of its terms; its caller waits `until`."""
+        self._began = began
+        self._until = until
+
     def _expect_by(self, due: float) -> None:
         """See to it that `_ring` is called by then. A connection keeps one timer over its exchanges, and sets it anew
         only when it would ring too late: on a busy connection a timer costs nothing."""
@@ -194,15 +209,43 @@ class Connection(asyncio.Protocol):
     def _ring(self) -> None:
         self._timer = None
         self._timer_due = float("inf")
-        if self._waiter is None:
+        if self._waiter is None and (self._stream is None or self._stream.watch_on is None):
             return
+        now = self._pool.clock()
         # the loop's clock counts in milliseconds, and may be that much ahead of ours
-        if self._due - self._pool.clock() > 0.001:
+        if self._due - now > 0.001:
             self._expect_by(self._due)
+        elif self._stream is not None:
+            self._look(self._stream, now)
+        elif self._held is not None:
+            self._hold_on(self._held, now)
         elif self._due_is_callers:
             self._give_up(Failed("deadline", "no answer in time (deadline)", soft=True))
         else:
             self._give_up(Failed("first_byte_timeout", "no answer in time (first_byte_timeout)"))
+
+    def _look(self, stream: UpstreamStream, now: float) -> None:
+        """A stream that was handed over: does it still say something?"""
+        try:
+            self._due = stream.look(now, self.heard_at, listening=not self._paused)
+        except Failed as failed:
+            self._give_up(failed)
+        else:
+            self._expect_by(self._due)
+
+    def _hold_on(self, held: Held, now: float) -> None:
+        """A stream that is held back: its time is up, or something has come meanwhile that put it off."""
+        try:
+            is_over = held.due <= now + 0.001 and held.rung(max(now, held.due), self.heard_at)
+        except Failed as failed:
+            self._give_up(failed)
+            return
+        if is_over:
+            self._become_stream(self._parser.get_status_code())
+            self._spread_news()
+        else:
+            self._due = held.due
+            self._expect_by(held.due)
 
     def let_go(self, waiter: Waiter[Answer]) -> None:
         """Nobody wants the answer of `waiter` any more. The connection may be serving somebody else by now."""
@@ -334,7 +377,9 @@ class Connection(asyncio.Protocol):
 
     def silent_for(self, now: float) -> float:
         """Seconds since a streaming upstream last said anything, while we were listening."""
-        return 0.0 if self._paused or self._stream is None else now - self.heard_at
+        stream = self._stream
+        # one that is on clocks of its own has a timer
+        return 0.0 if self._paused or stream is None or stream.watch_on is not None else now - self.heard_at
 
     # --- httptools' side -------------------------------------------------------------------------------------------
 
@@ -376,9 +421,24 @@ class Connection(asyncio.Protocol):
             return
         if status >= 400:
             self._hold_bytes_max = max(self._hold_bytes_max, ERROR_WHOLE_BYTES_MAX)
+        clocks = self._terms.clocks
+        if clocks is not None and status < 400 and self._is_timed(clocks, head, status):
+            return
         whole = head.length is not None and head.length <= self._hold_bytes_max
         if not whole and status < 400 and (self._terms.stream_at_head or (head.length or 0) > self._hold_bytes_max):
             self._become_stream(status)
+
+    def _is_timed(self, clocks: Clocks, head: ResponseHead, status: int) -> bool:
+        """Whether it is a stream that is held back, or handed over at once; its next clock is running."""
+        due = self._began + clocks.first_content_s
+        self._due, self._due_is_callers = min(due, self._until), self._until < due
+        if head.events and not clocks.holds:
+            self._become_stream(status)
+        elif head.events and self._reading is not None:
+            self._held = Held(clocks, self._reading, self._began, self._until)
+        if self._due < self._timer_due:
+            self._expect_by(self._due)
+        return head.events and (self._held is not None or self._stream is not None)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # those of the head are read from its bytes, all at once; what comes behind a body is read here
@@ -396,6 +456,14 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._body.append(piece)
+        held = self._held
+        if held is not None:
+            if held.take(piece, self.heard_at):
+                self._become_stream(self._parser.get_status_code())
+            elif held.due < self._timer_due:
+                self._due = held.due
+                self._expect_by(held.due)
+            return
         self._body_bytes += len(piece)
         if self._body_bytes > self._hold_bytes_max or (self._events() and self._content_has_come()):
             self._become_stream(self._parser.get_status_code())
@@ -441,6 +509,12 @@ class Connection(asyncio.Protocol):
         if waiter is None or head is None or waiter.done:
             return
         stream = self._stream = UpstreamStream(self, head.length, self._reading, events=head.events)
+        clocks, held, self._held = self._terms.clocks, self._held, None
+        if clocks is not None and head.events:
+            stream.watch_on = Watch(clocks, self._began, held.content_at if held is not None else None)
+            self._due = stream.watch_on.next_look(self.heard_at)
+            if self._due < self._timer_due:
+                self._expect_by(self._due)
         for piece in self._body:
             stream.hold(piece)
         self._body = []
@@ -450,6 +524,10 @@ class Connection(asyncio.Protocol):
     def _complete(self) -> None:
         head = self._head
         assert head is not None
+        if self._held is not None and self._held.content_at is not None:
+            # it came to its end while it was held back
+            self._become_stream(self._parser.get_status_code())
+        self._held = None
         keep = head.framed and self._parser.should_keep_alive()
         status = self._parser.get_status_code()
         if self._method == b"HEAD":

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Protocol
 
 from understudy.policies.service import Sink, Stream
+from understudy.policies.streaming import Watch, content_among
 
 PRIMING_BYTES_MAX = 64 * 1024
 """How much of a stream is held while waiting for its first content; more than this is content enough."""
@@ -35,6 +36,7 @@ class UpstreamStream(Stream):
         "_connection",
         "_held",
         "_held_bytes",
+        "_looked_to",
         "_paused",
         "_sink",
         "_tail",
@@ -42,6 +44,7 @@ class UpstreamStream(Stream):
         "broken",
         "events",
         "reading",
+        "watch_on",
     )
 
     def __init__(self, connection: Source, length: int | None, reading: Reading | None, *, events: bool) -> None:
@@ -56,6 +59,8 @@ class UpstreamStream(Stream):
         self.broken = ""
         self.reading = reading
         self.events = events
+        self.watch_on: Watch | None = None
+        self._looked_to = b""
 
     def hold(self, piece: bytes) -> None:
         """Keep what arrived before anybody was there to take it."""
@@ -110,6 +115,29 @@ class UpstreamStream(Stream):
         self._tail_bytes += len(piece)
         while self._tail_bytes - len(tail[0]) >= TAIL_BYTES:
             self._tail_bytes -= len(tail.popleft())
+
+    def look(self, now: float, heard_at: float, *, listening: bool) -> float:
+        """When to look again, on the clocks it is held to; it was last heard at `heard_at`. Raises Failed.
+
+        While nobody is `listening`, since a reader is slow, there is no silence of the upstream's.
+        """
+        assert self.watch_on is not None
+        has_said_more = self._has_said_more()
+        return self.watch_on.look(now, now if not listening else heard_at if has_said_more else None)
+
+    def _has_said_more(self) -> bool:
+        """Whether there is content among what has come since the last look, as far as its end is remembered."""
+        tail = list(self._tail)
+        to, self._looked_to = self._looked_to, tail[-1] if tail else b""
+        if self.reading is None:
+            return bool(tail) and to is not tail[-1]
+        fresh_at = 0
+        # one byte is the same object wherever it comes from: it marks nothing
+        if len(to) > 1:
+            fresh_at = next((at + 1 for at in range(len(tail) - 1, -1, -1) if tail[at] is to), 0)
+        if fresh_at == len(tail):
+            return False
+        return content_among(self.reading, b"".join(tail[:fresh_at]), b"".join(tail[fresh_at:]))
 
     def over(self, broken: str) -> None:
         """The body is over: whole when `broken` is empty."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from understudy.policies.service import Answer, Call, Failed, Headers, Request, Service, Stream
+from understudy.policies.streaming import Clocks, named_like
 from understudy.proxy.dialects.base import Dialect
+from understudy.proxy.dialects.generating import model_asked
 from understudy.proxy.http.forwarding import FORWARDED_FOR, TRACE, Marks, forwarded_for, trace_of
 from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept, takes_trailers
 from understudy.proxy.http.names import Resolve
@@ -21,6 +23,7 @@ from understudy.proxy.http.unix import UnixPool
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection, Terms
 from understudy.proxy.http.upstream_stream import UpstreamStream
 from understudy.proxy.settings import Tls, UpstreamTier
+from understudy.proxy.stream_settings import Patience, Streaming
 from understudy.proxy.tiers.judging import Judge, tier_judge
 
 BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
@@ -159,10 +162,14 @@ def upstream_tier(
     clock: Callable[[], float],
     marks: Marks = NO_MARKS,
     judge: Judge | None = None,
+    *,
+    holds: bool = True,
 ) -> Service:
     """A Service that asks the upstream. Raises Failed; what is one is for `judge` to say (by the table that ships,
-    unless given), and an upstream's own error answer is attached."""
-    return _Upstream(settings, dialect, pool, clock, marks, judge or tier_judge(None, settings, dialect)).answer
+    unless given), and an upstream's own error answer is attached. Without `holds` nobody else could answer: a stream is
+    handed over at its head."""
+    judge = judge or tier_judge(None, settings, dialect)
+    return _Upstream(settings, dialect, pool, clock, marks, judge, holds=holds).answer
 
 
 class _Upstream:
@@ -176,6 +183,8 @@ class _Upstream:
         clock: Callable[[], float],
         marks: Marks,
         judge: Judge,
+        *,
+        holds: bool,
     ) -> None:
         self.dialect = dialect
         self.pool = pool
@@ -186,6 +195,14 @@ class _Upstream:
         self.connect_s = settings.connect_s
         self.first_byte_s = settings.first_byte_s
         self.usual = Terms(dialect, settings.held_bytes_max)
+        clocks = clocks_of(settings, holds=holds)
+        self.streamed = self.usual._replace(clocks=clocks)
+        self.last_streamed = self.usual._replace(clocks=clocks.unguarded())
+        patient = settings.stream.patient if settings.stream else ()
+        # (is it one of these models, the limits of its streams, seconds for a whole answer)
+        self.patient = [
+            (named_like(each.models), clocks_of(settings, each, holds=holds), each.first_content_s) for each in patient
+        ]
         # what is only passed through nobody here reads: it is handed over as it comes
         self.passing = Terms(None, PASSED_WHOLE_BYTES_MAX, stream_at_head=True)
         self.offering = self.passing._replace(offers=True)
@@ -233,14 +250,23 @@ class _Upstream:
     async def _exchanged(self, connection: Connection, call: Call) -> Answer:
         """The answer to `call` on this connection. Raises Failed or DeadConnection."""
         request = call.request
-        terms = self.usual if call.kind != "pass" else self._passing_terms(request)
-        due = self.clock() + self.first_byte_s
+        wait_s = self.first_byte_s
+        if call.kind == "pass":
+            terms = self._passing_terms(request)
+        elif call.wants_stream or self.patient:
+            terms, wait_s = self._timed(call)
+        else:
+            terms = self.usual
+        began = self.clock()
+        due = began + wait_s
         # the caller's own impatience says less of the upstream than our clock does
         is_callers = call.until < due
         if is_callers:
             due = call.until
         head = self.target.head(call)
         waiter = connection.send(request.method, head, request.body, terms, due, due_is_callers=is_callers)
+        if terms.clocks is not None:
+            connection.time(began, call.until)
         try:
             answer = await waiter
             if answer.stream is not None:
@@ -254,10 +280,62 @@ class _Upstream:
             connection.let_go(waiter)
             raise
 
+    def _timed(self, call: Call) -> tuple[Terms, float]:
+        """On which terms a stream, or an answer of a model that thinks first, is asked for, and seconds to its head."""
+        # whoever is asked last has nobody to be quicker than
+        terms = self.streamed if call.until < call.deadline else self.last_streamed
+        model = model_asked(call.request.body) if self.patient else ""
+        for is_one, clocks, whole_s in self.patient:
+            if is_one(model):
+                if not call.wants_stream:
+                    return self.usual, whole_s
+                clocks = clocks if call.until < call.deadline else clocks.unguarded()
+                return self.usual._replace(clocks=clocks), clocks.headers_s
+        if not call.wants_stream:
+            return self.usual, self.first_byte_s
+        assert terms.clocks is not None
+        return terms, terms.clocks.headers_s
+
     def _passing_terms(self, request: Request) -> Terms:
         if request.offers:
             return self.offering
         return self.passing if self.dialect.written(request) is None else self.writing
+
+
+def clocks_of(settings: UpstreamTier, patience: Patience | None = None, *, holds: bool = True) -> Clocks:
+    """What streams of this tier, or of its models that have such `patience`, are held to."""
+    stream = settings.stream or Streaming()
+    first_content_s = patience.first_content_s if patience else stream.first_content_s or settings.first_byte_s
+    gap_s = (patience and patience.gap_s) or stream.gap_s or settings.idle_s
+    buffers = holds and stream.after_first_content == "buffer"
+    return Clocks(
+        headers_s=stream.headers_s or first_content_s,
+        first_content_s=first_content_s,
+        gap_s=gap_s,
+        total_s=max(stream.total_s, first_content_s),
+        holds=holds,
+        events_max=stream.held_events_max,
+        bytes_max=stream.held_bytes_max,
+        per_s_min=stream.contents_per_s_min or 0.0 if holds else 0.0,
+        within_s=stream.contents_within_s,
+        buffer_s=stream.buffer_s_max if buffers else 0.0,
+        buffer_bytes=stream.buffer_bytes_max,
+    )
+
+
+def first_content_s_of(tiers: Sequence[UpstreamTier]) -> Callable[[bytes], float] | None:
+    """How long the most patient of these tiers waits for the first content of what a body asks, in seconds, 0 where it
+    asks no model that thinks first; None where no tier knows of any."""
+    patient = [each for tier in tiers if tier.stream for each in tier.stream.patient]
+    if not patient:
+        return None
+    known = [(named_like(each.models), each.first_content_s) for each in patient]
+
+    def longest_s(body: bytes) -> float:
+        model = model_asked(body)
+        return max((seconds for is_one, seconds in known if is_one(model)), default=0.0)
+
+    return longest_s
 
 
 def _check_stream(stream: Stream) -> None:

@@ -44,8 +44,10 @@ TIMES = Deadline(10.0, 1.0)
 PLAIN = DIALECTS["plain"]
 SHOWN: set[tuple[str, str]] = set()
 NO_NEIGHBOURS = {
-    ("shadow", "chain"): "the chain stands round nothing: it asks the tiers",
-    ("fault", "tier"): "a tier stands round nothing",
+    ("shadow", "stream"): "who goes on with a stream is asked by itself: in neither order is anything of it mirrored",
+    ("stream", "chain"): "the chain stands round nothing: it asks the tiers",
+    ("fault", "stream"): "no layer: what the tier itself holds its streams to",
+    ("stream", "tier"): "no layer: what the tier itself holds its streams to",
     ("retry", "budget"): "no layer: what retry and hedge share",
     ("budget", "hedge"): "no layer: what retry and hedge share",
 }

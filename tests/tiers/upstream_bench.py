@@ -66,6 +66,7 @@ class Bench:
         idle_close_s: float | None = None,
         url: str | None = None,
         resolve: Resolve | None = None,
+        holds: bool = True,
         **tier: Any,
     ) -> None:
         self.up = FakeUpstream(act, tls=tls, idle_close_s=idle_close_s)
@@ -73,6 +74,7 @@ class Bench:
         self._dialect = dialect
         self._url = url
         self._resolve = resolve
+        self._holds = holds
         self._tier = tier | ({"tls": trust} if trust else {})
 
     async def __aenter__(self) -> Self:
@@ -81,7 +83,8 @@ class Bench:
         url = self.up.url.replace("127.0.0.1", "up.test") if self._resolve else self.up.url
         settings = UpstreamTier(name="up", url=self._url or url, **self._tier)
         self.pool = make_pool(settings, self.loop, self.loop.time, dice=lambda: 0.0, resolve=self._resolve)
-        self.tier = upstream_tier(settings, DIALECTS[self._dialect], self.pool, self.loop.time)
+        dialect = DIALECTS[self._dialect]
+        self.tier = upstream_tier(settings, dialect, self.pool, self.loop.time, holds=self._holds)
         return self
 
     async def __aexit__(self, *_: object) -> None:
