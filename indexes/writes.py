@@ -74,10 +74,11 @@ class DropPayload:
 
 @dataclass(frozen=True, slots=True)
 class VectorShape:
-    """What the vectors of one name have in common."""
+    """What the vectors of one name have in common; `space` names the vector space they live in, where that is known."""
 
     dimensions: int
     distance: DistanceName = "cosine"
+    space: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Copies of a database's collections: read from it, kept fresh by the writes that pass, compared now and then."""
