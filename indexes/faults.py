@@ -7,6 +7,7 @@ IndexFault
   +- BadFile                  a file that cannot be read as knowledge: "file:line: why"
   +- CorruptIndex             nothing sound is left on disk to answer from
   +- Busy                     somebody else is writing this collection
+  +- OverBudget               there is no room for it within the memory that is allowed
 """
 
 from __future__ import annotations
@@ -64,3 +65,15 @@ class CorruptIndex(IndexFault):
 
 class Busy(IndexFault):
     """Another writer holds this collection."""
+
+
+class OverBudget(IndexFault):
+    """Opening or writing this would take more memory than the library is allowed; nothing was changed."""
+
+    def __init__(self, what: str, needed_bytes: int, allowed_bytes: int) -> None:
+        super().__init__(
+            f"{what} needs {needed_bytes / 2**20:.1f} MiB of memory with what is open already;"
+            f" {allowed_bytes / 2**20:.1f} MiB are allowed"
+        )
+        self.needed_bytes = needed_bytes
+        self.allowed_bytes = allowed_bytes

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy.indexes.faults import BadQuestion, CorruptIndex
-from understudy.indexes.keywords_reserve import FILE, ReserveIndex
+from understudy.indexes.keywords_reserve import FILE, ReserveIndex, plain_words
 
 QUERY_CHARS_MAX: Final = 20_000
 # a pasted document asks for its rarest words; more of them cost time and change no ranking
@@ -64,6 +65,7 @@ class Keywords(Protocol):
     @property
     def count(self) -> int: ...
     def search(self, text: str, k: int, allowed: NDArray[np.bool_] | None = None) -> list[tuple[int, float]]: ...
+    def count_of(self, word: str) -> int: ...
 
 
 def write_keywords(texts: Iterable[str], folder: Path | None = None) -> Keywords:
@@ -99,7 +101,6 @@ class KeywordIndex:
         index.reload()
         self._schema = index.schema
         self._searcher = index.searcher()
-        self._analyzer = _analyzer()
 
     @classmethod
     def write(cls, texts: Iterable[str], folder: Path | None = None) -> KeywordIndex:
@@ -152,6 +153,10 @@ class KeywordIndex:
             return self._ask(query, min(k, live))
         return self._ask_among(query, min(k, live), allowed)
 
+    def count_of(self, word: str) -> int:
+        """In how many rows a word of `words_of` occurs."""
+        return self._searcher.doc_freq(_TEXT, word)
+
     def _ask_among(self, query: object, k: int, allowed: NDArray[np.bool_]) -> list[tuple[int, float]]:
         # tantivy cannot be handed a bitmap: ask for more until enough of them are allowed
         fetched = min(self.count, max(_FIRST_FETCH, 2 * k))
@@ -168,12 +173,10 @@ class KeywordIndex:
         return [(row, score) for row, (score, _) in zip(rows, hits, strict=True)]
 
     def _words(self, text: str) -> list[str]:
-        # lone surrogates cannot cross into Rust; they are no word either
-        clean = text[:QUERY_CHARS_MAX].encode("utf-8", "replace").decode()
-        words = list(dict.fromkeys(self._analyzer.analyze(clean)))
+        words = list(dict.fromkeys(words_of(text[:QUERY_CHARS_MAX])))
         if len(words) <= QUERY_WORDS_MAX:
             return words
-        known = [(self._searcher.doc_freq(_TEXT, word), word) for word in words]
+        known = [(self.count_of(word), word) for word in words]
         return [word for often, word in sorted(known) if often][:QUERY_WORDS_MAX]
 
     def _query(self, words: Sequence[str]) -> object:
@@ -183,6 +186,19 @@ class KeywordIndex:
         return tantivy.Query.boolean_query([(should, term(self._schema, _TEXT, word, "freq")) for word in words])
 
 
+def words_of(text: str) -> list[str]:
+    """The words that a text is found by, in order: as tantivy cuts and stems them, whole ones where it is not there."""
+    # lone surrogates cannot cross into Rust; they are no word either
+    clean = text.encode("utf-8", "replace").decode()
+    return _analyzer().analyze(clean) if _stems() else plain_words(clean)
+
+
+@lru_cache(maxsize=1)
+def _stems() -> bool:
+    return has_tantivy()
+
+
+@lru_cache(maxsize=1)
 def _analyzer() -> _Analyzer:
     """tantivy's `en_stem`, which it does not hand out, rebuilt from its parts."""
     tantivy = _tantivy()

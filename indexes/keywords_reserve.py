@@ -105,6 +105,14 @@ class ReserveIndex:
         except sqlite3.DatabaseError as error:
             raise CorruptIndex(f"{FILE}: {error}") from error
 
+    def count_of(self, word: str) -> int:
+        """In how many rows a word occurs, or 10 000 where it is more."""
+        with self._asking:
+            return self._occurs(word)
+
+    def _occurs(self, word: str) -> int:
+        return int(self._sql.execute(_OCCURS, (_quoted(word),)).fetchone()[0])
+
     def _among(self, query: str, k: int, allowed: NDArray[np.bool_] | None) -> list[tuple[int, float]]:
         fetched = k if allowed is None else min(self.count, max(_FIRST_FETCH, 2 * k))
         while True:
@@ -115,17 +123,22 @@ class ReserveIndex:
             fetched = min(self.count, 8 * fetched)
 
     def _words(self, text: str) -> list[str]:
-        found = dict.fromkeys(word.lower() for word in _WORD.findall(_clean(text[:QUERY_CHARS_MAX])))
-        words = [word for word in found if len(word.encode()) <= _WORD_BYTES_MAX]
+        words = list(dict.fromkeys(plain_words(text[:QUERY_CHARS_MAX])))
         words = [word for word in words if word not in STOP_WORDS] or words
         if len(words) <= QUERY_WORDS_MAX:
             return words
         # a pasted document asks for its rarest words
         known = [
-            (int(self._sql.execute(_OCCURS, (_quoted(word),)).fetchone()[0]), word)
+            (self._occurs(word), word)
             for word in words[:_WEIGHED_WORDS_MAX]
         ]
         return [word for often, word in sorted(known) if often][:QUERY_WORDS_MAX]
+
+
+def plain_words(text: str) -> list[str]:
+    """The words of a text, in lower case, those of more than 40 bytes left out."""
+    found = (word.lower() for word in _WORD.findall(_clean(text)))
+    return [word for word in found if len(word.encode()) <= _WORD_BYTES_MAX]
 
 
 def _quoted(word: str) -> str:

@@ -1,28 +1,37 @@
-"""Keep the collections of one folder by name, and notice when one has been written anew.
+"""Keep the collections of one folder by name, write to them, and notice what others have written.
 
 get(name)      the open one; else opens it, once; None if there is none       a request, from a thread
 open(name)     the newest generation, or the reason why not                   after writing one
-refresh()      all of them: what is new, written anew, gone                   a control loop, now and then
+write(name)    points put and taken away, collections made and dropped        the mirror, from a thread
+refresh()      all of them: what is new, written to, written anew, gone       a control loop, several times a second
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import threading
 import urllib.parse
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from understudy.indexes.collection import Collection, Embed, heal
-from understudy.indexes.faults import BadName, CorruptIndex, IndexFault
-from understudy.indexes.snapshot import current_name, generations
+from understudy.indexes.collection import Applied, Collection, Embed, Stats, heal
+from understudy.indexes.faults import BadName, CorruptIndex, IndexFault, OverBudget
+from understudy.indexes.frozen import bytes_of
+from understudy.indexes.journal import Gone, Journal
+from understudy.indexes.snapshot import current_name, generations, read_manifest
 from understudy.indexes.vectors import EXACT_BELOW
+from understudy.indexes.writes import Create, Drop, Upsert, Write
 
 COLLECTIONS_MAX: Final = 64
 # a folder's name may have 255 bytes
 FOLDER_BYTES_MAX: Final = 255
+
+_DROPPED_MEANWHILE_MAX: Final = 5
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +46,13 @@ class Library:
         exact_below: int = EXACT_BELOW,
         rebuild_embed: Embed | None = None,
         collections_max: int = COLLECTIONS_MAX,
+        bytes_max: int | None = None,
     ) -> None:
         self.folder = folder
         self._exact_below = exact_below
         self._rebuild_embed = rebuild_embed
         self._collections_max = collections_max
+        self._bytes_max = bytes_max
         self._open: Mapping[str, Collection] = MappingProxyType({})
         self._shut: dict[str, tuple[str | None, str]] = {}
         self._writing = threading.Lock()
@@ -54,30 +65,61 @@ class Library:
         """
         if (held := self._open.get(name)) is not None:
             return held
-        return self.open(name) if generations(self.path_of(name)) else None
+        return self.open(name) if _is_there(self.path_of(name)) else None
 
     def open(self, name: str) -> Collection:
         """Open a collection, or its new generation if it has one, and keep it.
 
         Raises BadName, CorruptIndex, or IndexFault if there are too many.
         """
+        held = self._open.get(name)
+        if held is None:
+            return self._opened(name)
+        try:
+            held.refresh()
+        except CorruptIndex as fault:
+            self._shut[name] = (current_name(held.folder), str(fault))
+            raise
+        return held
+
+    def write(self, name: str, writes: Sequence[Write], *, space: str = "") -> Applied:
+        """Write to a collection, in order: it is on disk when this returns, and found by every later question here.
+
+        What other processes have open shows it at their next `refresh`. A Create or an Upsert makes the collection
+        where there is none; the others then find nothing to change. All between two Drops is kept or none of it, and
+        doing it all again changes nothing. `space` is the vector space of vectors whose shape is not known yet.
+
+        Raises BadName, BadPoint, BadId, WrongDimension, NotFinite or UnknownFilter for what cannot be kept, OverBudget
+        where there is no room, IndexFault if there are too many collections, CorruptIndex, Busy, OSError.
+        """
+        put = gone = 0
+        epoch = ""
+        for run in _runs(writes):
+            if run is None:
+                gone += self.drop(name)
+                epoch = ""
+                continue
+            applied = self._written(name, run, space)
+            put, gone, epoch = put + applied.put, gone + applied.gone, applied.epoch
+        return Applied(put, gone, epoch)
+
+    def drop(self, name: str) -> int:
+        """Remove a collection and everything in it; how many points it had. Raises BadName, Busy, OSError."""
         folder = self.path_of(name)
-        with self._writing:
-            held, current = self._open.get(name), current_name(folder)
-            if held is not None and held.generation == current:
-                return held
-            self._refuse_if_hopeless(name, current)
-            try:
-                opened = Collection.open(folder, exact_below=self._exact_below, rebuild_embed=self._rebuild_embed)
-            except CorruptIndex as fault:
-                # hashing the same rot again for every request would take 0.2 s of each
-                self._shut[name] = (current, str(fault))
-                raise
-            # the name it was asked for by, not the quoted one of its folder
-            opened.name = name
-            self._shut.pop(name, None)
-            self._open = MappingProxyType({**self._open, name: opened})
-            return opened
+        if not folder.is_dir():
+            return 0
+        held = self._open.get(name)
+        try:
+            with Journal(folder).writing():
+                # renamed first: whoever waits for the lock sees that it is another folder's now
+                doomed = self.folder / f".dropped-{uuid.uuid4().hex}"
+                folder.rename(doomed)
+                _sync(self.folder)
+        except Gone:
+            return 0
+        self._let_go(name)
+        shutil.rmtree(doomed, ignore_errors=True)
+        return 0 if held is None else held.count
 
     def refresh(self) -> dict[str, str]:
         """Open what is new, reopen what was written anew, let go of what is gone; what happened, by name.
@@ -88,14 +130,15 @@ class Library:
         happened = self._forget_all_but(there)
         for name in there:
             held = self._open.get(name)
+            before = "" if held is None else held.generation
             try:
-                opened = self.open(name)
+                opened = self._opened(name) if held is None else self._refreshed(name, held)
             except (IndexFault, OSError) as fault:
                 _log.warning("collection %s stays %s: %s", name, "as it was" if held else "shut", fault)
                 happened[name] = f"failed: {fault}"
                 continue
-            if opened is not held:
-                happened[name] = f"opened {opened.generation}"
+            if opened is not held or opened.generation != before:
+                happened[name] = f"opened {opened.generation or 'its journal'}"
         return happened
 
     def heal(self, name: str) -> str | None:
@@ -109,10 +152,10 @@ class Library:
         return healed
 
     def names(self) -> list[str]:
-        """The collections on disk that have a snapshot, sorted."""
+        """The collections on disk that have a snapshot or a journal, sorted."""
         if not self.folder.is_dir():
             return []
-        found = [path for path in self.folder.iterdir() if path.is_dir() and generations(path)]
+        found = [path for path in self.folder.iterdir() if path.is_dir() and _is_there(path)]
         names = {path.name: urllib.parse.unquote(path.name) for path in found if not path.name.startswith(".")}
         # a folder that somebody else put there may have a name that no collection would get
         return sorted(name for folder, name in names.items() if name.isprintable() and folder_name(name) == folder)
@@ -120,6 +163,73 @@ class Library:
     def path_of(self, name: str) -> Path:
         """The folder of a collection. Raises BadName."""
         return self.folder / folder_name(name)
+
+    @property
+    def stats(self) -> dict[str, Stats]:
+        """What each open collection takes, by name."""
+        return {name: held.stats for name, held in self._open.items()}
+
+    @property
+    def bytes_held(self) -> int:
+        """About how much memory the open collections take."""
+        return sum(stats.bytes for stats in self.stats.values())
+
+    def make_room(self, what: str, needed_bytes: int) -> None:
+        """Raise OverBudget if `what`, which needs so much more memory, is more than is allowed."""
+        if self._bytes_max is not None and (due := self.bytes_held + needed_bytes) > self._bytes_max:
+            raise OverBudget(what, due, self._bytes_max)
+
+    def _opened(self, name: str, *, create: bool = False) -> Collection:
+        folder = self.path_of(name)
+        with self._writing:
+            if (held := self._open.get(name)) is not None:
+                return held
+            current = current_name(folder)
+            self._refuse_if_hopeless(name, current)
+            self.make_room(f"opening {name!r}", bytes_on_disk(folder))
+            if create:
+                folder.mkdir(parents=True, exist_ok=True)
+            try:
+                opened = Collection.open(
+                    folder,
+                    exact_below=self._exact_below,
+                    rebuild_embed=self._rebuild_embed,
+                    create=create,
+                    room=self.make_room,
+                )
+            except CorruptIndex as fault:
+                # hashing the same rot again for every request would take 0.2 s of each
+                self._shut[name] = (current, str(fault))
+                raise
+            # the name it was asked for by, not the quoted one of its folder
+            opened.name = name
+            self._shut.pop(name, None)
+            self._open = MappingProxyType({**self._open, name: opened})
+            return opened
+
+    def _refreshed(self, name: str, held: Collection) -> Collection:
+        generation, why = self._shut.get(name, (None, ""))
+        if why and generation == current_name(held.folder):
+            raise CorruptIndex(why)
+        return self.open(name)
+
+    def _written(self, name: str, writes: Sequence[Write], space: str) -> Applied:
+        for _ in range(_DROPPED_MEANWHILE_MAX):
+            held = self.get(name)
+            if held is None:
+                if not any(isinstance(write, Create | Upsert) for write in writes):
+                    return Applied()
+                held = self._opened(name, create=True)
+            try:
+                return held.write(writes, space=space)
+            except Gone:
+                # by another process: what is written now is the next collection of this name
+                self._let_go(name)
+        raise IndexFault(f"collection {name!r} is dropped over and over")
+
+    def _let_go(self, name: str) -> None:
+        with self._writing:
+            self._open = MappingProxyType({other: held for other, held in self._open.items() if other != name})
 
     def _refuse_if_hopeless(self, name: str, current: str | None) -> None:
         if name not in self._open and len(self._open) >= self._collections_max:
@@ -136,6 +246,43 @@ class Library:
             if gone:
                 self._open = MappingProxyType({name: held for name, held in self._open.items() if name not in gone})
         return dict.fromkeys(sorted(gone), "gone")
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """About how much memory opening the collection in `folder` will take."""
+    current = current_name(folder)
+    try:
+        frozen = 0 if current is None else bytes_of(read_manifest(folder / current))
+    except CorruptIndex:
+        frozen = 0
+    return frozen + 2 * Journal(folder).bytes_held
+
+
+def _runs(writes: Sequence[Write]) -> Iterator[Sequence[Write] | None]:
+    """Writes that go together; None for each Drop between them."""
+    run: list[Write] = []
+    for write in writes:
+        if isinstance(write, Drop):
+            if run:
+                yield run
+            yield None
+            run = []
+        else:
+            run.append(write)
+    if run:
+        yield run
+
+
+def _is_there(folder: Path) -> bool:
+    return bool(generations(folder)) or Journal(folder).exists()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def folder_name(name: str) -> str:

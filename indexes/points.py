@@ -54,6 +54,7 @@ class Hit:
     source: str
     vector: Vector | None = None
     version: int = 0
+    named: Mapping[str, Vector] = field(default_factory=dict[str, "Vector"])
 
 
 def id_key(id: PointId) -> bytes:

@@ -10,6 +10,8 @@
         vectors.npy      derived: prepared float32 [n, d], row = rank of the id
         keywords/        derived: the tantivy index, or SQLite's where there is no tantivy
         graph.hnsw       derived, and only in large collections
+        present.npy      which rows have a vector, where some do not; vectors-1.npy, ...: those of the first name, ...
+      journal/           what was written since (see `journal`); a manifest says `through` which entry it holds it all
       .tmp-*             a generation being written, or what a crash left of one: swept by the next writer
 
 Files of a generation are never changed once its folder has its name. What is derived may be lost: it is made again
@@ -28,24 +30,27 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
 
 from understudy.indexes.build_graph import build_graph
 from understudy.indexes.faults import BadPoint, Busy, CorruptIndex, IndexFault
+from understudy.indexes.journal import Journal
 from understudy.indexes.keywords import write_keywords
 from understudy.indexes.points import Point, searchable
+from understudy.indexes.records import KeptShape
 from understudy.indexes.store import FrozenStore, Store
-from understudy.indexes.vectors import EF_CONSTRUCTION, EF_LEAST, EXACT_BELOW, Distance, M, Matrix, prepared
+from understudy.indexes.vectors import EF_CONSTRUCTION, EF_LEAST, EXACT_BELOW, Distance, M, Mask, Matrix, prepared
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+FORMATS_READ: Final = (1, 2)
 DIMENSIONS_MAX: Final = 65_536
 GENERATIONS_KEPT: Final = 2
 # a graph this large takes seconds to build, and hnswlib holds the GIL while it saves one: not in this process
@@ -56,6 +61,7 @@ GRAPH_WAIT_S_MAX: Final = 6 * 3_600
 MANIFEST: Final = "manifest.json"
 POINTS: Final = "points.sqlite"
 VECTORS: Final = "vectors.npy"
+PRESENT: Final = "present.npy"
 GRAPH: Final = "graph.hnsw"
 KEYWORDS: Final = "keywords"
 
@@ -79,7 +85,8 @@ class FileSum(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a generation says of itself.
 
-    `probes` are self-queries the graph answered when it was built; `words_sha256` is over the store less its vectors.
+    `probes` are self-queries the graph answered when it was built; `words_sha256` is over the store less its vectors;
+    `through` is the last entry of the journal that it holds; `dimensions` is 0 where every vector has a name.
     """
 
     format: int
@@ -95,6 +102,33 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     words_sha256: str
     probes: list[list[int]]
     seal: str = ""
+    through: int = 0
+    named: dict[str, KeptShape] = {}
+    named_probes: dict[str, list[list[int]]] = {}
+    notes: dict[str, Any] = {}
+
+    @property
+    def shapes(self) -> dict[str, KeptShape]:
+        """What the vectors of each name have in common; "" is the one without a name, where there is one."""
+        own = {"": KeptShape(self.dimensions, self.distance, self.space)} if self.dimensions else {}
+        return own | self.named
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFiles:
+    """The names of the files that vectors of one name lie in, beside each other's."""
+
+    vectors: str
+    present: str
+    graph: str
+
+
+def vector_files(names: Iterable[str]) -> dict[str, VectorFiles]:
+    """The files of each name's vectors. Names are callers' words, so the files are numbered, in the names' order."""
+    files = {"": VectorFiles(VECTORS, PRESENT, GRAPH)}
+    for number, name in enumerate(sorted(name for name in names if name), start=1):
+        files[name] = VectorFiles(*(file.replace(".", f"-{number}.") for file in (VECTORS, PRESENT, GRAPH)))
+    return files
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +155,11 @@ def write_snapshot(
     dimensions: int,
     distance: str = Distance.COSINE,
     graph: bool | None = None,
+    named: Mapping[str, KeptShape] | None = None,
+    sparse: bool = False,
+    notes: Mapping[str, Any] | None = None,
+    through: int | None = None,
+    is_locked: bool = False,
     progress: Progress | None = None,
     step: Step | None = None,
 ) -> str:
@@ -128,14 +167,25 @@ def write_snapshot(
 
     Of records with the same id the last counts. A graph is built from 20 000 records on, or as `graph` says.
     `progress(done, total)` counts stages. `step` is called with the name of every step before it is taken; whatever
-    it raises is a crash, which is how the tests crash it.
+    it raises is a crash, which is how the tests crash it. `named` are the shapes of vectors with a name; with
+    `sparse` a record may lack any vector. `through` is the last entry of the journal that `records` contain: unless it
+    is said, they stand for all that was written until now. `is_locked`: the caller is within `locked`.
 
     Raises BadPoint, WrongDimension or NotFinite for a record that cannot be stored, Busy if somebody else is writing,
     OSError if the disk will not have it. After any of these the collection is what it was.
     """
-    shape = _Shape(space, _checked_dimensions(dimensions), Distance.of(distance), graph)
+    shape = _Shape(
+        space=space,
+        dimensions=_checked_dimensions(dimensions, least=0 if named or sparse else 1),
+        distance=Distance.of(distance),
+        graph=graph,
+        named={name: _checked_shape(kept) for name, kept in (named or {}).items()},
+        sparse=sparse,
+        notes=dict(notes or {}),
+        through=through,
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with nullcontext() if is_locked else locked(folder):
         writer = _Writer(folder, shape, progress or _ignore, step or _ignore)
         return writer.write(records)
 
@@ -146,6 +196,15 @@ class _Shape:
     dimensions: int
     distance: Distance
     graph: bool | None
+    named: dict[str, KeptShape]
+    sparse: bool
+    notes: dict[str, Any]
+    through: int | None
+
+    @property
+    def shapes(self) -> dict[str, KeptShape]:
+        own = {"": KeptShape(self.dimensions, self.distance.value, self.space)} if self.dimensions else {}
+        return own | self.named
 
 
 class _Writer:
@@ -160,6 +219,8 @@ class _Writer:
     def write(self, records: Iterable[Point]) -> str:
         self._step("sweep")
         _sweep(self._folder)
+        if self._shape.through is None:
+            self._shape = replace(self._shape, through=_written_until_now(self._folder))
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._folder))
         # mkdtemp shuts out other users; the folder that holds it has already said who may read
         temporary.chmod(0o755)
@@ -176,11 +237,14 @@ class _Writer:
     def _fill(self, temporary: Path, records: Iterable[Point]) -> None:
         shape = self._shape
         self._stage(0, "store")
-        count = _write_store(temporary, records, shape.dimensions)
+        count = _write_store(temporary, records, shape)
         self._stage(1, "vectors")
         store = FrozenStore(temporary / POINTS, shape.dimensions)
+        files = vector_files(shape.named)
+        held: dict[str, int] = {}
         try:
-            _write_matrix(store, shape, temporary / VECTORS)
+            for name, kept in shape.shapes.items():
+                held[name] = _write_matrix(store, name, kept, temporary, files[name])
             self._stage(2, "keywords")
             (temporary / KEYWORDS).mkdir()
             write_keywords((searchable(*words) for words in store.words()), temporary / KEYWORDS)
@@ -188,8 +252,10 @@ class _Writer:
         finally:
             store.close()
         self._stage(3, "graph")
-        wants_graph = count >= EXACT_BELOW if shape.graph is None else shape.graph and count > 0
-        probes = _write_graph(temporary, shape.distance, count) if wants_graph else []
+        probes: dict[str, list[list[int]]] = {}
+        for name, kept in shape.shapes.items():
+            if held[name] >= EXACT_BELOW if shape.graph is None else shape.graph and held[name] > 0:
+                probes[name] = _write_graph(temporary, files[name], Distance.of(kept.distance), held[name])
         self._stage(4, "manifest")
         _write_manifest(temporary, shape, count, words_sum, probes)
         self._step("sync")
@@ -206,6 +272,7 @@ class _Writer:
         _write_current(self._folder, name, self._step)
         self._step("prune")
         _prune(self._folder, {name, previous})
+        _prune_journal(self._folder)
         self._progress(6, 6)
         return name
 
@@ -214,10 +281,11 @@ class _Writer:
         self._step(name)
 
 
-def _write_store(temporary: Path, records: Iterable[Point], dimensions: int) -> int:
+def _write_store(temporary: Path, records: Iterable[Point], shape: _Shape) -> int:
     # records come in any order and may repeat an id; SQLite sorts them without holding them all in memory
     scratch_path = temporary / "scratch.sqlite"
-    scratch = Store(scratch_path, dimensions, durable=False)
+    named = {name: kept.dimensions for name, kept in shape.named.items()}
+    scratch = Store(scratch_path, shape.dimensions, durable=False, named=named, sparse=shape.sparse)
     try:
         scratch.upsert(records)
         return scratch.freeze(temporary / POINTS)
@@ -226,38 +294,54 @@ def _write_store(temporary: Path, records: Iterable[Point], dimensions: int) -> 
         scratch_path.unlink()
 
 
-def fill_matrix(store: FrozenStore, distance: Distance, matrix: Matrix) -> None:
-    """Write every vector of `store`, prepared for `distance`, into `matrix` [n, d]."""
+def fill_matrix(store: FrozenStore, name: str, kept: KeptShape, matrix: Matrix) -> Mask:
+    """Write every vector of this name, prepared for its distance, into `matrix` [n, d]; which rows have one [n]."""
+    distance = Distance.of(kept.distance)
+    present = np.zeros(len(matrix), np.bool_)
+    rows: list[int] = []
     block: list[Matrix] = []
-    row = 0
-    for vector in store.vectors():
+
+    def written() -> None:
+        if block:
+            matrix[rows] = prepared(np.stack(block), distance)
+            present[rows] = True
+        rows.clear()
+        block.clear()
+
+    for row, vector in store.vectors(name, kept.dimensions):
+        rows.append(row)
         block.append(vector)
         if len(block) == _ROWS_A_BLOCK:
-            matrix[row : row + len(block)] = prepared(np.stack(block), distance)
-            row += len(block)
-            block = []
-    if block:
-        matrix[row:] = prepared(np.stack(block), distance)
+            written()
+    written()
+    return present
 
 
-def _write_matrix(store: FrozenStore, shape: _Shape, path: Path) -> None:
-    size = (store.count, shape.dimensions)
+def _write_matrix(store: FrozenStore, name: str, kept: KeptShape, folder: Path, files: VectorFiles) -> int:
+    """How many rows have a vector of this name."""
+    size = (store.count, kept.dimensions)
     if store.count == 0:
-        np.save(path, np.empty(size, np.float32))  # nothing can be mapped of nothing
-        return
-    mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=size)
-    fill_matrix(store, shape.distance, mapped)
+        np.save(folder / files.vectors, np.empty(size, np.float32))  # nothing can be mapped of nothing
+        return 0
+    mapped = np.lib.format.open_memmap(folder / files.vectors, mode="w+", dtype=np.float32, shape=size)
+    present = fill_matrix(store, name, kept, mapped)
     mapped.flush()
+    held = int(np.count_nonzero(present))
+    if held < store.count:
+        np.save(folder / files.present, present)
+    return held
 
 
-def _write_graph(folder: Path, distance: Distance, count: int) -> list[list[int]]:
+def _write_graph(folder: Path, files: VectorFiles, distance: Distance, count: int) -> list[list[int]]:
+    matrix, present = folder / files.vectors, folder / files.present
+    present = present if present.exists() else None
     if count < SUBPROCESS_FROM:
-        return build_graph(folder / VECTORS, folder / GRAPH, distance)
-    command = [sys.executable, "-m", "understudy.indexes.build_graph", folder / VECTORS, folder / GRAPH, distance]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        return build_graph(matrix, folder / files.graph, distance, present)
+    command = [sys.executable, "-m", "understudy.indexes.build_graph", matrix, folder / files.graph, distance]
+    command += [present] if present else []
     try:
         done = subprocess.run(  # noqa: S603
-            command, env=environment, capture_output=True, check=False, timeout=GRAPH_WAIT_S_MAX
+            command, env=child_environment(), capture_output=True, check=False, timeout=GRAPH_WAIT_S_MAX
         )
     except subprocess.TimeoutExpired as error:
         raise CorruptIndex(f"the graph was not built within {GRAPH_WAIT_S_MAX} s") from error
@@ -266,7 +350,14 @@ def _write_graph(folder: Path, distance: Distance, count: int) -> list[list[int]
     return msgspec.json.decode(done.stdout, type=list[list[int]])
 
 
-def _write_manifest(folder: Path, shape: _Shape, count: int, words_sum: str, probes: list[list[int]]) -> None:
+def child_environment() -> dict[str, str]:
+    """The environment in which a child finds the modules that we found."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def _write_manifest(
+    folder: Path, shape: _Shape, count: int, words_sum: str, probes: dict[str, list[list[int]]]
+) -> None:
     manifest = Manifest(
         format=FORMAT,
         space=shape.space,
@@ -279,9 +370,13 @@ def _write_manifest(folder: Path, shape: _Shape, count: int, words_sum: str, pro
         ef=EF_LEAST,
         files={str(path.relative_to(folder)): _sum_of(path) for path in _files(folder)},
         words_sha256=words_sum,
-        probes=probes,
+        probes=probes.pop("", []),
+        through=shape.through or 0,
+        named=shape.named,
+        named_probes=probes,
+        notes=shape.notes,
     )
-    sealed = msgspec.structs.replace(manifest, seal=_seal(manifest))
+    sealed = msgspec.structs.replace(manifest, seal=_seal(msgspec.json.encode(manifest)))
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed), indent=1))
 
 
@@ -303,6 +398,28 @@ def _prune(folder: Path, kept: set[str | None]) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _prune_journal(folder: Path) -> None:
+    # what the oldest generation left would need to catch up is kept: it is what a rotten newer one falls back to
+    through: list[int] = []
+    for path in generations(folder):
+        try:
+            through.append(read_manifest(path).through)
+        except CorruptIndex:
+            continue
+    if through:
+        Journal(folder).prune(min(through))
+
+
+def _written_until_now(folder: Path) -> int:
+    journal = Journal(folder)
+    for path in generations(folder):
+        try:
+            return journal.last_number(read_manifest(path).through)
+        except CorruptIndex:
+            continue
+    return journal.last_number(0)
+
+
 def _sweep(folder: Path) -> None:
     for path in folder.glob(f"{_TEMPORARY}*"):
         if path.is_dir():
@@ -312,7 +429,8 @@ def _sweep(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
+def locked(folder: Path) -> Generator[None]:
+    """Be the one who writes snapshots of the collection in `folder`. Raises Busy."""
     with (folder / _LOCK).open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -321,10 +439,14 @@ def _locked(folder: Path) -> Generator[None]:
         yield  # closing the file, or dying, lets go
 
 
-def _checked_dimensions(dimensions: int) -> int:
-    if not 1 <= dimensions <= DIMENSIONS_MAX:
+def _checked_dimensions(dimensions: int, least: int = 1) -> int:
+    if not least <= dimensions <= DIMENSIONS_MAX:
         raise BadPoint(f"vectors of {dimensions} dimensions: 1 to {DIMENSIONS_MAX} can be kept")
     return dimensions
+
+
+def _checked_shape(kept: KeptShape) -> KeptShape:
+    return KeptShape(_checked_dimensions(kept.dimensions), Distance.of(kept.distance).value, kept.space)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -373,7 +495,8 @@ def inspect(folder: Path) -> Generation:
     damage: dict[str, str] = {}
     for name, why in problems.items():
         damage.setdefault(Path(name).parts[0], f"{name}: {why}")
-    for part in (VECTORS, KEYWORDS):
+    files = vector_files(manifest.named)
+    for part in (*(files[name].vectors for name in manifest.shapes), KEYWORDS):
         if not any(Path(name).parts[0] == part for name in manifest.files):
             damage[part] = "not in the manifest"
     return Generation(folder, manifest, damage)
@@ -382,30 +505,49 @@ def inspect(folder: Path) -> Generation:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a generation, its seal verified. Raises CorruptIndex."""
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        raw = (folder / MANIFEST).read_bytes()
+        manifest = msgspec.json.decode(raw, type=Manifest)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptIndex(f"{MANIFEST}: {error}") from error
-    if manifest.seal != _seal(manifest):
+    if manifest.seal != _seal(raw):
         raise CorruptIndex(f"{MANIFEST}: its seal is broken")
-    if manifest.format != FORMAT:
-        raise CorruptIndex(f"{MANIFEST}: format {manifest.format}, this version reads {FORMAT}")
+    if manifest.format not in FORMATS_READ:
+        raise CorruptIndex(f"{MANIFEST}: format {manifest.format}, this version reads up to {FORMAT}")
     return manifest
 
 
-def load_matrix(folder: Path, manifest: Manifest) -> Matrix:
-    """The matrix [n, d] of a verified generation, mapped, not read. Raises CorruptIndex."""
-    try:
-        mapped = np.load(folder / VECTORS, mmap_mode="r" if manifest.count else None, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise CorruptIndex(f"{VECTORS}: {error}") from error
-    matrix = np.asarray(mapped)
-    if matrix.shape != (manifest.count, manifest.dimensions) or matrix.dtype != np.float32:
-        raise CorruptIndex(f"{VECTORS}: holds {matrix.dtype} {list(matrix.shape)}")
+def load_matrix(folder: Path, manifest: Manifest, name: str = "") -> Matrix:
+    """The matrix [n, d] of a name in a verified generation, mapped, not read. Raises CorruptIndex."""
+    path = folder / vector_files(manifest.named)[name].vectors
+    matrix = _mapped(path, manifest.count)
+    due = (manifest.count, manifest.shapes[name].dimensions)
+    if matrix.shape != due or matrix.dtype != np.float32:
+        raise CorruptIndex(f"{path.name}: holds {matrix.dtype} {list(matrix.shape)}")
     return matrix
 
 
-def _seal(manifest: Manifest) -> str:
-    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, seal=""))).hexdigest()
+def load_present(folder: Path, manifest: Manifest, name: str = "") -> Mask | None:
+    """Which rows [n] have a vector of this name; None if all do. Raises CorruptIndex."""
+    file = vector_files(manifest.named)[name].present
+    if file not in manifest.files:
+        return None
+    present = _mapped(folder / file, manifest.count)
+    if present.shape != (manifest.count,) or present.dtype != np.bool_:
+        raise CorruptIndex(f"{file}: holds {present.dtype} {list(present.shape)}")
+    return np.array(present)
+
+
+def _mapped(path: Path, count: int) -> Any:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r" if count else None, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise CorruptIndex(f"{path.name}: {error}") from error
+
+
+def _seal(raw: bytes) -> str:
+    # over the fields that are there: a manifest of an earlier format has fewer
+    fields = msgspec.json.decode(raw, type=dict[str, Any])
+    return hashlib.sha256(msgspec.json.encode({**fields, "seal": ""})).hexdigest()
 
 
 def _problem(path: Path, due: FileSum) -> str | None:

@@ -5,7 +5,8 @@
     FrozenStore   never written again, rows 0..n-1 in id order; any number of threads read it
 
 Ids are kept as bytes whose order is the order of Qdrant's scroll (see `points.id_key`). What a filter looks at lies in
-`points`; text and vectors lie in `contents`, so that a scan of payloads does not page through vectors.
+`points`; text and vectors lie in `contents`, so that a scan of payloads does not page through vectors. Vectors with a
+name lie in `named`; a point that lacks the one without a name has an empty blob in its place.
 """
 
 from __future__ import annotations
@@ -16,20 +17,19 @@ import threading
 import urllib.parse
 import weakref
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from understudy.indexes.faults import BadPoint, CorruptIndex, NotFinite, WrongDimension
 from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, id_key, key_id
+from understudy.indexes.records import payload_bytes, payload_of
 
 READERS: Final = 4
-PAYLOAD_BYTES_MAX: Final = 16 * 2**20
 _BATCH_POINTS: Final = 1_000
 # SQLite allows 32 766 parameters a statement; far fewer keep the statement cache useful
 _BATCH_KEYS: Final = 200
@@ -41,26 +41,36 @@ CREATE TABLE points
     (row INTEGER PRIMARY KEY, key BLOB NOT NULL {unique}, payload BLOB NOT NULL, version INTEGER NOT NULL);
 CREATE TABLE contents
     (row INTEGER PRIMARY KEY, text TEXT NOT NULL, source TEXT NOT NULL, vector BLOB NOT NULL);
+CREATE TABLE named
+    (row INTEGER NOT NULL, name TEXT NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (row, name)) WITHOUT ROWID;
 """
 _COLUMNS: Final = "key, payload, version, text, source"
 _NEXT_IN_ORDER: Final = (
-    f"SELECT {_COLUMNS}, vector FROM points JOIN contents USING (row)"  # noqa: S608
+    f"SELECT row, {_COLUMNS}, vector FROM points JOIN contents USING (row)"  # noqa: S608
     f" WHERE key > ? ORDER BY key LIMIT {_BATCH_POINTS}"
 )
-
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Store:
     """A living point store. One writer at a time and any thread; every call is one transaction.
 
     `durable` keeps a write-ahead log, so that readers never wait for the writer and a crash loses at most the last
-    transactions, never the file. Without it the file is scratch, worthless unless it is finished.
+    transactions, never the file. Without it the file is scratch, worthless unless it is finished. `named` are the
+    dimensions of vectors that have a name; `sparse` lets points lack any of their vectors.
     """
 
-    def __init__(self, path: Path, dimensions: int, *, durable: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dimensions: int,
+        *,
+        durable: bool = True,
+        named: Mapping[str, int] | None = None,
+        sparse: bool = False,
+    ) -> None:
         self.dimensions = dimensions
+        self._named = named or {}
+        self._sparse = sparse
         self._lock = threading.Lock()
         self._sql = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._sql.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
@@ -95,12 +105,14 @@ class Store:
                 keys = (id_key(point_id), id_key(canonical_id(point_id)))
                 rows = self._sql.execute("DELETE FROM points WHERE key IN (?, ?) RETURNING row", keys).fetchall()
                 self._sql.executemany("DELETE FROM contents WHERE row = ?", rows)
+                self._sql.executemany("DELETE FROM named WHERE row = ?", rows)
                 gone += len(rows)
         return gone
 
     def points(self) -> Iterator[Point]:
         """All points with their vectors, in id order; one written meanwhile may come as it was or as it is."""
-        yield from map(_point, self._read_in_order())
+        for row, *values in self._read_in_order():
+            yield _point(tuple(values), self._named_of([row]).get(row) if self._named else None)
 
     def freeze(self, path: Path) -> int:
         """Write a copy that FrozenStore opens, its rows numbered in id order; how many points it holds."""
@@ -113,9 +125,11 @@ class Store:
             frozen.executescript(_TABLES.format(unique=""))
             frozen.execute("BEGIN")
             row = 0
-            for row, (key, payload, version, text, source, vector) in enumerate(self._read_in_order(), start=1):
+            for row, (held, key, payload, version, text, source, vector) in enumerate(self._read_in_order(), start=1):
                 frozen.execute("INSERT INTO points VALUES (?, ?, ?, ?)", (row - 1, key, payload, version))
                 frozen.execute("INSERT INTO contents VALUES (?, ?, ?, ?)", (row - 1, text, source, vector))
+                for name, blob in self._named_of([held]).get(held, {}).items() if self._named else ():
+                    frozen.execute("INSERT INTO named VALUES (?, ?, ?)", (row - 1, name, blob))
             frozen.execute("COMMIT")
             return row
         finally:
@@ -135,11 +149,15 @@ class Store:
             yield from rows
             if len(rows) < _BATCH_POINTS:
                 return
-            last = rows[-1][0]
+            last = rows[-1][1]
+
+    def _named_of(self, rows: Sequence[int]) -> dict[int, dict[str, bytes]]:
+        with self._lock:
+            return _named_vectors(self._sql, rows)
 
     def _put(self, point: Point) -> None:
-        vector = checked_vector(point.vector, self.dimensions, f"the vector of point {point.id!r}")
-        payload = _encoded(point)
+        vectors = checked_vectors(point, {"": self.dimensions, **self._named}, sparse=self._sparse)
+        payload = payload_bytes(point.id, point.payload)
         key = id_key(point.id)
         row = self._sql.execute(
             "INSERT INTO points (key, payload, version) VALUES (?, ?, ?)"
@@ -149,10 +167,14 @@ class Store:
         try:
             self._sql.execute(
                 "INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)",
-                (row, point.text, point.source, vector.tobytes()),
+                (row, point.text, point.source, vectors[""].tobytes() if "" in vectors else b""),
             )
         except UnicodeEncodeError as error:
             raise BadPoint(f"point {point.id!r}: its text or source is not valid Unicode") from error
+        if self._named:
+            self._sql.execute("DELETE FROM named WHERE row = ?", (row,))
+            named = [(row, name, vector.tobytes()) for name, vector in vectors.items() if name]
+            self._sql.executemany("INSERT INTO named VALUES (?, ?, ?)", named)
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
@@ -183,6 +205,9 @@ class FrozenStore:
                 self._idle.put(sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None))
             with self._reader() as sql:
                 self.keys: list[bytes] = [key for (key,) in sql.execute("SELECT key FROM points ORDER BY row")]
+                tables = sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'named'").fetchone()
+                # stores of the first format have no such table
+                self._has_named = tables is not None and sql.execute("SELECT 1 FROM named").fetchone() is not None
         except (sqlite3.Error, CorruptIndex) as error:
             self.close()
             raise CorruptIndex(f"{path.name}: {error}") from error
@@ -194,11 +219,13 @@ class FrozenStore:
 
     def row_of(self, id: PointId) -> int | None:
         """The row of a point, by its id in any spelling of a UUID; None if it is not here."""
-        for key in dict.fromkeys((id_key(id), id_key(canonical_id(id)))):
-            row = bisect_left(self.keys, key)
-            if row < len(self.keys) and self.keys[row] == key:
-                return row
-        return None
+        keys = dict.fromkeys((id_key(id), id_key(canonical_id(id))))
+        return next((row for key in keys if (row := self.row_of_key(key)) is not None), None)
+
+    def row_of_key(self, key: bytes) -> int | None:
+        """The row of a point, by the key of its id."""
+        row = bisect_left(self.keys, key)
+        return row if row < len(self.keys) and self.keys[row] == key else None
 
     def rows_from(self, id: PointId) -> int:
         """The first row whose id is not before `id` in scroll order."""
@@ -211,29 +238,33 @@ class FrozenStore:
     def fetch(self, rows: Sequence[int], *, with_vectors: bool = False) -> list[Point]:
         """The points of these rows, in the order asked for."""
         found: dict[int, Point] = {}
+        named: dict[int, dict[str, bytes]] = {}
         vector = "vector" if with_vectors else "NULL"
         with self._reader() as sql:
             for at in range(0, len(rows), _BATCH_KEYS):
                 batch = [int(row) for row in rows[at : at + _BATCH_KEYS]]
                 marks = ",".join("?" * len(batch))
+                if with_vectors and self._has_named:
+                    named = _named_vectors(sql, batch)
                 joined = f"SELECT row, {_COLUMNS}, {vector} FROM points JOIN contents USING (row)"  # noqa: S608
                 for row, *values in sql.execute(f"{joined} WHERE row IN ({marks})", batch):
-                    found[row] = _point(tuple(values))
+                    found[row] = _point(tuple(values), named.get(row))
         return [found[int(row)] for row in rows]
 
     def payloads(self, start: int = 0, stop: int | None = None) -> Iterator[Payload]:
         """The payloads of rows [start, stop), in row order."""
         for (payload,) in self._scan("payload FROM points", start, stop):
-            yield _decode(payload)
+            yield payload_of(payload)
 
     def words(self) -> Iterator[tuple[str, Payload]]:
         """(text, payload) of every row, in row order."""
         for text, payload in self._scan("text, payload FROM points JOIN contents USING (row)"):
-            yield text, _decode(payload)
+            yield text, payload_of(payload)
 
     def points(self) -> Iterator[Point]:
         """All points with their vectors, in row order."""
-        yield from map(_point, self._scan(_COLUMNS + ", vector FROM points JOIN contents USING (row)"))
+        for at in range(0, self.count, _BATCH_POINTS):
+            yield from self.fetch(range(at, min(at + _BATCH_POINTS, self.count)), with_vectors=True)
 
     def words_sum(self) -> str:
         """SHA-256, in hex, over everything but the vectors."""
@@ -242,10 +273,24 @@ class FrozenStore:
             total.update(repr(values).encode())
         return total.hexdigest()
 
-    def vectors(self) -> Iterator[Vector]:
-        """The vector [d] of every row as it was given, in row order. Raises CorruptIndex for one of another size."""
-        for (blob,) in self._scan("vector FROM contents"):
-            yield _vector(blob, self.dimensions)
+    def vectors(self, name: str = "", dimensions: int | None = None) -> Iterator[tuple[int, Vector]]:
+        """(row, vector [d] as it was given) of every row that has one of this name, in row order.
+
+        Raises CorruptIndex for one of another size.
+        """
+        due = self.dimensions if dimensions is None else dimensions
+        for at in range(0, self.count, _BATCH_POINTS):
+            end = min(at + _BATCH_POINTS, self.count)
+            with self._reader() as sql:
+                if name:
+                    asked = "SELECT row, vector FROM named WHERE row >= ? AND row < ? AND name = ? ORDER BY row"
+                    rows = sql.execute(asked, (at, end, name)).fetchall() if self._has_named else []
+                else:
+                    asked = "SELECT row, vector FROM contents WHERE row >= ? AND row < ? ORDER BY row"
+                    rows = sql.execute(asked, (at, end)).fetchall()
+            for row, blob in rows:
+                if blob:
+                    yield row, _vector(blob, due)
 
     def close(self) -> None:
         """Let go of the file; idempotent. Garbage collection does the same."""
@@ -297,25 +342,45 @@ def checked_vector(vector: Any, dimensions: int, what: str = "query") -> Vector:
 COMPONENT_MAX: Final = 1e16
 
 
-def _encoded(point: Point) -> bytes:
-    try:
-        payload = _encode(point.payload)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BadPoint(f"point {point.id!r}: its payload is not JSON: {error}") from error
-    if len(payload) > PAYLOAD_BYTES_MAX:
-        raise BadPoint(f"point {point.id!r}: a payload of {len(payload)} bytes, more than {PAYLOAD_BYTES_MAX}")
-    return payload
+def checked_vectors(point: Point, shapes: Mapping[str, int], *, sparse: bool) -> dict[str, Vector]:
+    """The vectors of a point by name ("" is the one without a name), each as `checked_vector` gives it.
+
+    `shapes` are the dimensions by name. Unless `sparse`, none may be lacking. Raises BadPoint for a name that is not
+    there, WrongDimension, NotFinite.
+    """
+    vectors: dict[str, Vector] = {}
+    given = {"": point.vector, **point.named} if point.vector is not None or not sparse else point.named
+    for name, vector in given.items():
+        dimensions = shapes.get(name, 0)
+        if not dimensions:
+            if not name and not shapes.get("") and vector is None:
+                continue
+            raise BadPoint(f"point {point.id!r}: this collection has no vectors named {name!r}")
+        called = f"the vector {name!r} of point {point.id!r}" if name else f"the vector of point {point.id!r}"
+        vectors[name] = checked_vector(vector, dimensions, called)
+    return vectors
 
 
-def _point(values: tuple[Any, ...]) -> Point:
+def _named_vectors(sql: sqlite3.Connection, rows: Sequence[int]) -> dict[int, dict[str, bytes]]:
+    marks = ",".join("?" * len(rows))
+    found: dict[int, dict[str, bytes]] = {}
+    asked = f"SELECT row, name, vector FROM named WHERE row IN ({marks})"  # noqa: S608
+    for row, name, blob in sql.execute(asked, list(rows)):
+        found.setdefault(row, {})[name] = blob
+    return found
+
+
+def _point(values: tuple[Any, ...], named: Mapping[str, bytes] | None = None) -> Point:
     key, payload, version, text, source, vector = values
     return Point(
         id=key_id(key),
-        vector=None if vector is None else np.frombuffer(vector, np.float32),
-        payload=_decode(payload),
+        # an empty blob stands for no vector
+        vector=np.frombuffer(vector, np.float32) if vector else None,
+        payload=payload_of(payload),
         text=text,
         source=source,
         version=version,
+        named={name: np.frombuffer(blob, np.float32) for name, blob in named.items()} if named else {},
     )
 
 

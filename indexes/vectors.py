@@ -101,13 +101,14 @@ class Graph:
         index.set_ef(EF_LEAST)
 
     @classmethod
-    def build(cls, matrix: Matrix, distance: Distance, *, threads: int = 1) -> Graph:
-        """Insert every row of `matrix` [n, d]; about 2 400 rows of 384 a second and thread."""
+    def build(cls, matrix: Matrix, distance: Distance, *, threads: int = 1, present: Mask | None = None) -> Graph:
+        """Insert every row of `matrix` [n, d] that is `present`; about 2 400 rows of 384 a second and thread."""
+        rows = np.arange(len(matrix)) if present is None else np.flatnonzero(present)
         index = _new_hnsw(distance, matrix.shape[1])
-        index.init_index(max_elements=max(1, len(matrix)), M=M, ef_construction=EF_CONSTRUCTION, random_seed=100)
-        for at in range(0, len(matrix), 10_000):
-            block = matrix[at : at + 10_000]
-            index.add_items(block, np.arange(at, at + len(block)), num_threads=threads)
+        index.init_index(max_elements=max(1, len(rows)), M=M, ef_construction=EF_CONSTRUCTION, random_seed=100)
+        for at in range(0, len(rows), 10_000):
+            block = rows[at : at + 10_000]
+            index.add_items(matrix[block], block, num_threads=threads)
         return cls(index)
 
     @classmethod
@@ -131,16 +132,20 @@ class Graph:
         if path.stat().st_size != self._index.index_file_size():
             raise OSError(f"{path.name}: {path.stat().st_size} bytes were written of {self._index.index_file_size()}")
 
-    def nearest(self, query: Vector, k: int) -> Rows | None:
-        """About the `k` nearest rows of a prepared query [d], ascending; None if the graph does not have that many."""
-        if 4 * k <= EF_LEAST and (rows := self._ask(query, k)) is not None:
+    def nearest(self, query: Vector, k: int, fetched: int = 0) -> Rows | None:
+        """About the `k` nearest rows of a prepared query [d], ascending; None if the graph does not have that many.
+
+        `fetched`, if more, is how many are given, of which the first k are to be relied on.
+        """
+        fetched, least = max(k, fetched), max(EF_LEAST, 4 * k, fetched)
+        if least <= EF_LEAST and (rows := self._ask(query, fetched)) is not None:
             return rows
         # ef belongs to the whole index: one asker at a time may raise it. The others meanwhile only find more.
         with self._widening:
             try:
-                for ef in (max(EF_LEAST, 4 * k), 4 * max(EF_LEAST, 4 * k)):
+                for ef in (least, 4 * least):
                     self._index.set_ef(ef)
-                    if (rows := self._ask(query, k)) is not None:
+                    if (rows := self._ask(query, fetched)) is not None:
                         return rows
                 return None
             finally:
@@ -156,12 +161,19 @@ class Graph:
 
 
 class VectorIndex:
-    """Nearest rows of a prepared matrix [n, d], by scan or by graph. Never changed once made; safe from any thread."""
+    """Nearest rows of a prepared matrix [n, d], by scan or by graph. Never changed once made; safe from any thread.
 
-    def __init__(self, matrix: Matrix, distance: Distance, graph: Graph | None = None) -> None:
+    `present` [n] marks the rows that have a vector; None if all do.
+    """
+
+    def __init__(
+        self, matrix: Matrix, distance: Distance, graph: Graph | None = None, present: Mask | None = None
+    ) -> None:
         self.matrix = matrix
         self.distance = distance
         self.graph = graph
+        self.present = present
+        self.held = self.count if present is None else int(np.count_nonzero(present))
 
     @property
     def count(self) -> int:
@@ -180,8 +192,13 @@ class VectorIndex:
         or BadQuestion for a negative k.
         """
         wanted = self._prepared(query)
+        if self.present is not None:
+            allowed = self.present if allowed is None else allowed & self.present
         live = self.count if allowed is None else int(np.count_nonzero(allowed))
         k = min(_checked_k(k), live)
+        if live == self.held and allowed is not self.present:
+            # a filter that lets everything through is no filter
+            allowed = self.present
         if k == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         rows = self._candidates(wanted, k, allowed, live)
@@ -200,14 +217,14 @@ class VectorIndex:
 
     def _candidates(self, query: Vector, k: int, allowed: Mask | None, live: int) -> Rows | None:
         """Rows worth scoring, k of them at least, all of them allowed; None for every row."""
-        if allowed is not None and live <= max(_GATHER_ROWS_MAX, _GATHER_SHARE_MAX * self.count):
+        if allowed is not None and live < self.held and live <= max(_GATHER_ROWS_MAX, _GATHER_SHARE_MAX * self.count):
             return np.flatnonzero(allowed) if 2 * live <= self.count else None
         if self.graph is None:
             return None
-        if allowed is None:
+        if live == self.held:
             return self.graph.nearest(query, k)
-        fetched = min(_OVERFETCH_MAX, self.count, int(_OVERFETCH * k * self.count / live))
-        rows = self.graph.nearest(query, fetched) if fetched >= k else None
+        fetched = min(_OVERFETCH_MAX, self.held, int(_OVERFETCH * k * self.held / live))
+        rows = self.graph.nearest(query, k, fetched) if fetched >= k else None
         if rows is None:
             return None
         rows = rows[allowed[rows]]
@@ -250,8 +267,9 @@ def find_probes(index: VectorIndex) -> list[list[int]]:
     They are stored beside the graph and asked again when it is loaded. Raises CorruptIndex if the graph gets fewer
     than three quarters of its own rows right.
     """
-    tried = np.unique(np.linspace(0, index.count - 1, min(_PROBES_TRIED, index.count)).astype(np.int64))
-    exact = VectorIndex(index.matrix, index.distance)
+    held = np.arange(index.count) if index.present is None else np.flatnonzero(index.present)
+    tried = held[np.unique(np.linspace(0, len(held) - 1, min(_PROBES_TRIED, len(held))).astype(np.int64))]
+    exact = VectorIndex(index.matrix, index.distance, present=index.present)
     right: list[list[int]] = []
     for row in tried:
         rows, scores = index.search(index.matrix[row], 1)

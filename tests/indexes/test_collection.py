@@ -154,7 +154,7 @@ def test_fusion_over_a_large_collection_looks_at_candidates_and_a_sample(
     collection = _collection(tmp_path / "docs", points, graph=True)
     queries = np.random.default_rng(2).normal(size=(10, DIMENSIONS))
     whole = [ids(collection.search_fused(query, "hedged number 33", 10)) for query in queries]
-    monkeypatch.setattr("understudy.indexes.collection._FUSED_SCAN_MAX", 0)
+    monkeypatch.setattr("understudy.indexes.view._FUSED_SCAN_MAX", 0)
     sampled = [ids(collection.search_fused(query, "hedged number 33", 10)) for query in queries]
     shared = [len(set(one) & set(other)) for one, other in zip(whole, sampled, strict=True)]
     assert sum(shared) >= 95
@@ -191,16 +191,18 @@ def test_many_threads_get_the_answers_one_thread_gets(tmp_path: Path):
 
 
 def test_only_so_many_filters_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("understudy.indexes.collection.MASKS_MAX", 3)
+    monkeypatch.setattr("understudy.indexes.masks.MASKS_MAX", 3)
     collection = _collection(tmp_path / "docs", some_points(10))
     for number in range(10):
         asked = {"must": [{"key": "n", "match": {"value": number}}]}
         assert collection.count_matching(asked) == 1
-        assert len(collection._masks) <= 3  # pyright: ignore[reportPrivateUsage]
+        frozen = collection.view().frozen
+        assert frozen is not None
+        assert len(frozen.masks) <= 3
 
 
 def test_payloads_too_many_to_hold_are_read_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("understudy.indexes.collection.PAYLOADS_HELD_MAX", 5)
+    monkeypatch.setattr("understudy.indexes.frozen.PAYLOADS_HELD_MAX", 5)
     collection = _collection(tmp_path / "docs", some_points(30))
     assert collection.count_matching({"must": [{"key": "n", "range": {"lt": 12}}]}) == 12
 

@@ -1,0 +1,188 @@
+"""One generation, open: its store, its matrices and graphs, its keyword index, and what filters let through of it.
+
+Nothing of it ever changes, so every method may be called from any thread, and what a filter lets through is worked out
+once. Damage to what is derived is logged, kept in `.damage` and mended in memory; with a damaged graph search is exact.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+import numpy as np
+
+from understudy.indexes.conditions import Condition
+from understudy.indexes.faults import CorruptIndex
+from understudy.indexes.filters import compile_filter
+from understudy.indexes.keywords import Keywords, open_keywords, write_keywords
+from understudy.indexes.masks import Masks, filter_key
+from understudy.indexes.points import Payload, Point, searchable
+from understudy.indexes.records import KeptShape
+from understudy.indexes.snapshot import (
+    KEYWORDS,
+    POINTS,
+    Generation,
+    Manifest,
+    VectorFiles,
+    fill_matrix,
+    load_matrix,
+    load_present,
+    vector_files,
+)
+from understudy.indexes.store import FrozenStore, checked_vector
+from understudy.indexes.vectors import PROBES, Distance, Graph, Mask, VectorIndex, failed_probes, prepared
+
+PAYLOADS_HELD_MAX: Final = 200_000
+
+_KEY_BYTES: Final = 100
+# a payload takes about three times as much room decoded as it does as JSON
+_DECODED: Final = 3
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+
+class Frozen:
+    """One open generation of the collection `name`. Its rows are 0..n-1, in id order."""
+
+    def __init__(self, name: str, generation: Generation, *, exact_below: int) -> None:
+        manifest = generation.manifest
+        self.generation = generation.name
+        self.through = manifest.through
+        self.shapes = manifest.shapes
+        self.notes = manifest.notes
+        self.damage = dict(generation.damage)
+        self.bytes_held = bytes_of(manifest)
+        self.store = FrozenStore(generation.folder / POINTS, manifest.dimensions)
+        self._name = name
+        self.masks = Masks()
+        self._payloads: list[Payload] | None = None
+        self._filling = threading.Lock()
+        if self.store.count != manifest.count:
+            raise CorruptIndex(f"{POINTS}: holds {self.store.count} points, not {manifest.count}")
+        files = vector_files(manifest.named)
+        self.vectors = {
+            called: self._vector_index(generation, called, kept, files[called], exact_below)
+            for called, kept in self.shapes.items()
+        }
+        self.keywords = self._part(KEYWORDS, lambda: self._opened_keywords(generation), self._keywords_again)
+
+    @property
+    def count(self) -> int:
+        """How many points."""
+        return self.store.count
+
+    def fetch(self, rows: Sequence[int], *, with_vectors: bool) -> list[Point]:
+        """The points of these rows, in the order asked for."""
+        return self.store.fetch(rows, with_vectors=with_vectors)
+
+    def mask(self, filter: object) -> Mask:
+        """Which rows a filter lets through, remembered. Raises UnknownFilter."""
+        return self.masks.get(filter_key(filter), lambda: self._worked_out(filter))
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.store.close()
+
+    def _worked_out(self, filter: object) -> Mask:
+        ids = map(self.store.id_of, range(self.count))
+        if isinstance(filter, Condition) and filter.reads_text:
+            words = zip(ids, self.store.words(), strict=True)
+            marks = (filter.passes(point_id, payload, text) for point_id, (text, payload) in words)
+            return np.fromiter(marks, np.bool_, self.count)
+        payloads = self._held_payloads() if self.count <= PAYLOADS_HELD_MAX else self.store.payloads()
+        if isinstance(filter, Condition):
+            return np.fromiter(map(filter.passes, ids, payloads, itertools.repeat("")), np.bool_, self.count)
+        return np.fromiter(map(compile_filter(filter), ids, payloads), np.bool_, self.count)
+
+    def _held_payloads(self) -> list[Payload]:
+        # decoding is three quarters of the price of a scan: pay it once, for collections that fit
+        with self._filling:
+            if self._payloads is None:
+                self._payloads = list(self.store.payloads())
+            return self._payloads
+
+    # -- parts, sound or made again -----------------------------------------------------------------------------------
+
+    def _part(self, file: str, load: Callable[[], _T], again: Callable[[], _T]) -> _T:
+        if file not in self.damage:
+            try:
+                return load()
+            except CorruptIndex as fault:
+                self.damage[file] = str(fault)
+        _log.warning("collection %s, %s: refused %s", self._name, self.generation, self.damage[file])
+        return again()
+
+    def _vector_index(
+        self, generation: Generation, called: str, kept: KeptShape, files: VectorFiles, exact_below: int
+    ) -> VectorIndex:
+        index = self._part(
+            files.vectors,
+            lambda: self._loaded_vectors(generation, called, kept, files),
+            lambda: self._vectors_again(called, kept),
+        )
+        if index.held < exact_below:
+            return index
+        return self._part(files.graph, lambda: self._with_graph(generation, called, index, files), lambda: index)
+
+    def _loaded_vectors(self, generation: Generation, called: str, kept: KeptShape, files: VectorFiles) -> VectorIndex:
+        if files.present in self.damage:
+            raise CorruptIndex(self.damage[files.present])
+        matrix = load_matrix(generation.folder, generation.manifest, called)
+        present = load_present(generation.folder, generation.manifest, called)
+        distance = Distance.of(kept.distance)
+        held = np.arange(self.count) if present is None else np.flatnonzero(present)
+        # sums say the file is what was written; this says that what was written is of this store
+        rows = held[np.unique(np.linspace(0, len(held) - 1, min(PROBES, len(held))).astype(np.int64))]
+        points = self.store.fetch([int(row) for row in rows], with_vectors=True)
+        for row, point in zip(rows, points, strict=True):
+            stored = point.named.get(called) if called else point.vector
+            due = prepared(checked_vector(stored, kept.dimensions, "stored"), distance)
+            if not np.allclose(matrix[row], due, rtol=1e-5, atol=1e-7):
+                raise CorruptIndex(f"{files.vectors}: row {row} is not the vector of point {point.id!r}")
+        return VectorIndex(matrix, distance, present=present)
+
+    def _vectors_again(self, called: str, kept: KeptShape) -> VectorIndex:
+        matrix = np.zeros((self.count, kept.dimensions), np.float32)
+        present = fill_matrix(self.store, called, kept, matrix)
+        return VectorIndex(matrix, Distance.of(kept.distance), present=None if present.all() else present)
+
+    def _with_graph(self, generation: Generation, called: str, index: VectorIndex, files: VectorFiles) -> VectorIndex:
+        manifest = generation.manifest
+        if files.graph not in manifest.files:
+            return index
+        graph = Graph.load(generation.folder / files.graph, index.distance, index.dimensions, index.held)
+        index = VectorIndex(index.matrix, index.distance, graph, index.present)
+        probes = manifest.named_probes.get(called, []) if called else manifest.probes
+        if failed := failed_probes(index, probes):
+            raise CorruptIndex(f"{files.graph}: {failed} of {len(probes)} self-queries came back wrong")
+        return index
+
+    def _opened_keywords(self, generation: Generation) -> Keywords:
+        keywords = open_keywords(generation.folder / KEYWORDS)
+        if keywords.count != self.count:
+            raise CorruptIndex(f"{KEYWORDS}: holds {keywords.count} texts, not {self.count}")
+        return keywords
+
+    def _keywords_again(self) -> Keywords:
+        return write_keywords(searchable(*words) for words in self.store.words())
+
+
+def bytes_of(manifest: Manifest) -> int:
+    """About how much memory an open generation takes: matrices and graphs whole, keys, and payloads once filtered."""
+    files = vector_files(manifest.named)
+    vectors = graphs = 0
+    for called in manifest.shapes:
+        for file in (files[called].vectors, files[called].graph):
+            held = manifest.files[file].bytes if file in manifest.files else 0
+            if file == files[called].graph:
+                graphs += held
+            else:
+                vectors += held
+    words = max(0, (manifest.files[POINTS].bytes if POINTS in manifest.files else 0) - vectors)
+    payloads = _DECODED * words if manifest.count <= PAYLOADS_HELD_MAX else 0
+    return vectors + graphs + payloads + _KEY_BYTES * manifest.count

@@ -1,0 +1,127 @@
+"""Hold a collection as it stands: the frozen generation, and what the journal says was written since.
+
+    CURRENT -> generation ---+
+                             +--> frozen rows, tombstones, live tail --view--> readers
+    journal, entry by entry -+
+
+Only one thread at a time may change it; its views may be read from any.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from understudy.indexes.faults import CorruptIndex
+from understudy.indexes.frozen import Frozen
+from understudy.indexes.journal import JOURNAL, Journal, Position
+from understudy.indexes.records import Batch, KeptShape, batch_of
+from understudy.indexes.snapshot import current_name, find_generation
+from understudy.indexes.tail import Tail
+from understudy.indexes.vectors import Mask
+from understudy.indexes.view import View
+
+_OPEN_ATTEMPTS = 3
+
+_log = logging.getLogger(__name__)
+
+
+class Live:
+    """One collection at one moment, and the way on to the next."""
+
+    def __init__(self, name: str, frozen: Frozen | None, journal: Journal) -> None:
+        self.name = name
+        self.frozen = frozen
+        self.shapes: dict[str, KeptShape] = {} if frozen is None else dict(frozen.shapes)
+        self.notes: dict[str, Any] = {} if frozen is None else dict(frozen.notes)
+        self.damage: dict[str, str] = {} if frozen is None else frozen.damage
+        self.tail = Tail(self.shapes)
+        self.position: Position = journal.start_after(0 if frozen is None else frozen.through)
+        self.tombstones = 0
+        self._alive: Mask | None = None
+        self._journal = journal
+
+    @classmethod
+    def open(cls, folder: Path, *, exact_below: int, create: bool = False) -> Live:
+        """Open what is in `folder`: every file is verified, and the journal read to its end.
+
+        Raises CorruptIndex, listing what is wrong, if nothing can be served; with `create` an empty folder can.
+        """
+        reasons: list[str] = []
+        journal = Journal(folder)
+        for _ in range(_OPEN_ATTEMPTS):
+            reasons.clear()
+            seen = current_name(folder)
+            try:
+                generation = find_generation(folder, reasons)
+                # everything may be in the journal still, from its very first entry
+                if generation is not None or create or journal.begins_at() == 1:
+                    _warn(folder, reasons if generation is not None else [])
+                    frozen = None
+                    if generation is not None:
+                        frozen = Frozen(folder.name, generation, exact_below=exact_below)
+                    live = cls(folder.name, frozen, journal)
+                    live.catch_up()
+                    return live
+            except CorruptIndex as fault:
+                reasons.append(str(fault))
+            # a writer may have swapped and pruned while we were reading: then look again
+            if current_name(folder) == seen:
+                break
+        raise CorruptIndex(f"collection {folder.name}: {'; '.join(reasons)}")
+
+    @property
+    def bytes_held(self) -> int:
+        """About how much memory it takes."""
+        return self.tail.bytes_held + (0 if self.frozen is None else self.frozen.bytes_held)
+
+    @property
+    def epoch(self) -> str:
+        """What a reader has seen: equal only if nothing was written in between."""
+        return f"{'' if self.frozen is None else self.frozen.generation}.{self.position.number}"
+
+    def catch_up(self) -> bool:
+        """Apply what the journal has beyond our position; whether there was anything."""
+        entries, position, wrong = self._journal.read(self.position)
+        if wrong:
+            self.damage[JOURNAL] = wrong
+            _log.error("collection %s: %s: %s", self.name, JOURNAL, wrong)
+        for _, body in entries:
+            self.apply(batch_of(body))
+        self.position = position
+        return bool(entries)
+
+    def apply(self, batch: Batch) -> None:
+        """Make one batch so. Applying it again changes nothing that can be seen."""
+        for name, kept in (batch.shapes or {}).items():
+            # a shape is for good: what is held was prepared for it
+            self.tail.shape(name, self.shapes.setdefault(name, kept))
+        if batch.notes is not None:
+            self.notes = {**self.notes, **batch.notes}
+        self.tail.drop(batch.drops)
+        self._bury([*batch.drops, *(record.key for record in batch.puts)])
+        for record in batch.puts:
+            self.tail.put(record)
+
+    def view(self) -> View:
+        """What there is now."""
+        return View(self.frozen, self._alive, self.tail.view(), dict(self.shapes), self.epoch)
+
+    def _bury(self, keys: list[bytes]) -> None:
+        if self.frozen is None:
+            return
+        rows = [row for key in keys if (row := self.frozen.store.row_of_key(key)) is not None]
+        if not rows:
+            return
+        alive = np.ones(self.frozen.count, np.bool_) if self._alive is None else self._alive.copy()
+        self.tombstones += int(np.count_nonzero(alive[np.unique(np.array(rows))]))
+        alive[rows] = False
+        self._alive = alive
+
+
+def _warn(folder: Path, reasons: list[str]) -> None:
+    for reason in reasons:
+        _log.warning("collection %s: passed over %s", folder.name, reason)
