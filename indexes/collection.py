@@ -11,7 +11,9 @@ threads share one fsync. Opening never writes: several workers may open the same
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any
 from understudy.indexes.draft import Draft
 from understudy.indexes.faults import CorruptIndex, IndexFault
 from understudy.indexes.healing import Embed, heal
-from understudy.indexes.journal import Journal
+from understudy.indexes.journal import Gone, Journal
 from understudy.indexes.live import Live
 from understudy.indexes.points import Hit, Point, PointId
 from understudy.indexes.records import Batch, KeptShape, Record, batch_bytes
@@ -68,7 +70,10 @@ class Collection:
         self._journal = Journal(folder)
         self._live = live
         self._view = live.view()
-        self._identity = _identity(folder)
+        # held open: the folder of a collection dropped and made again might else have the same inode
+        self._held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, self._held)
+        self._current = current_name(folder)
         self._queue: list[_Request] = []
         self._queueing = threading.Lock()
         # who commits, catches up or swaps generations
@@ -276,11 +281,14 @@ class Collection:
         """Take up what other processes wrote; whether there was a new generation.
 
         Where nothing happened it costs a few calls of `stat`. A new generation is opened while the old one answers.
-        Raises CorruptIndex if what is there now cannot be opened; then everything stays as it was.
+        Raises Gone if the collection was dropped, CorruptIndex if what is there now cannot be opened; then everything
+        stays as it was.
         """
         with self._refreshing:
-            identity = _identity(self.folder)
-            if identity == self._identity:
+            if not self._is_same_folder():
+                raise Gone(f"{self.name}: the collection was dropped")
+            current = current_name(self.folder)
+            if current == self._current:
                 if self._journal.has_more(self._live.position):
                     with self._changing:
                         self._caught_up()
@@ -290,13 +298,19 @@ class Collection:
             with self._changing:
                 live.catch_up()
                 self._live, self._view = live, live.view()
-            self._identity = identity
+            self._current = current
             return True
 
     def close(self) -> None:
         """Let go of the files. Only for when nobody is asking any more; otherwise garbage collection does it."""
         if self._live.frozen is not None:
             self._live.frozen.close()
+
+    def _is_same_folder(self) -> bool:
+        try:
+            return os.path.samestat(self.folder.stat(), os.fstat(self._held))
+        except FileNotFoundError:
+            return False
 
     def _caught_up(self) -> None:
         if self._live.catch_up():
@@ -373,11 +387,3 @@ class _Request:
             raise self._fault
         assert self._applied is not None
         return self._applied
-
-
-def _identity(folder: Path) -> tuple[int, str | None]:
-    """What changes when the folder holds another generation, or is another folder."""
-    try:
-        return folder.stat().st_ino, current_name(folder)
-    except FileNotFoundError:
-        return 0, None

@@ -128,10 +128,7 @@ class ReserveIndex:
         if len(words) <= QUERY_WORDS_MAX:
             return words
         # a pasted document asks for its rarest words
-        known = [
-            (self._occurs(word), word)
-            for word in words[:_WEIGHED_WORDS_MAX]
-        ]
+        known = [(self._occurs(word), word) for word in words[:_WEIGHED_WORDS_MAX]]
         return [word for often, word in sorted(known) if often][:QUERY_WORDS_MAX]
 
 

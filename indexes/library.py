@@ -77,6 +77,10 @@ class Library:
             return self._opened(name)
         try:
             held.refresh()
+        except Gone:
+            # dropped and made again by another process
+            self._let_go(name)
+            return self._opened(name)
         except CorruptIndex as fault:
             self._shut[name] = (current_name(held.folder), str(fault))
             raise

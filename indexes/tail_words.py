@@ -41,7 +41,7 @@ class TailWords:
 
     def put(self, slot: int, text: str) -> None:
         """Add the words of the next slot's text."""
-        counts = Counter(words_of(text)) if text else {}
+        counts = Counter(words_of(text) if text else [])
         for word, often in counts.items():
             posting = self._postings.get(word)
             if posting is None:

@@ -221,7 +221,7 @@ class VectorIndex:
             return np.flatnonzero(allowed) if 2 * live <= self.count else None
         if self.graph is None:
             return None
-        if live == self.held:
+        if allowed is None or live == self.held:
             return self.graph.nearest(query, k)
         fetched = min(_OVERFETCH_MAX, self.held, int(_OVERFETCH * k * self.held / live))
         rows = self.graph.nearest(query, k, fetched) if fetched >= k else None

@@ -66,9 +66,11 @@ class Shelved(Protocol):
     """As much of a Collection as the tiers use."""
 
     name: str
-    space: str
-    dimensions: int
 
+    @property
+    def space(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
     @property
     def distance(self) -> str: ...
     @property

@@ -384,10 +384,10 @@ def test_a_graph_is_built_from_so_many_points_on_and_in_a_process_of_its_own(
 
 def test_a_manifest_of_another_format_is_not_guessed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "docs"
-    monkeypatch.setattr(snapshot, "FORMAT", 2)
+    monkeypatch.setattr(snapshot, "FORMAT", 3)
     _write(folder, OLD)
-    monkeypatch.setattr(snapshot, "FORMAT", 1)
-    with pytest.raises(CorruptIndex, match="format 2, this version reads 1"):
+    monkeypatch.undo()
+    with pytest.raises(CorruptIndex, match="format 3, this version reads up to 2"):
         _open(folder)
 
 
