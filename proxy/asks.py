@@ -46,7 +46,7 @@ class RetrieveAsk:
     what the dialect made of its own words; `wants_total` asks how many points it lets through, beside those searched.
     `with_near` keeps the point named by `near_id` among its own neighbours. `filter_or` is the filter as it may also be
     read: where the two let different points through, nothing is certain, and the call is refused. `using` names which
-    of a point's vectors is searched, "" the one without a name.
+    of a point's vectors is searched, "" the one without a name. `space` is the vector's, where it is not the route's.
     """
 
     op: RetrieveOp
@@ -68,6 +68,7 @@ class RetrieveAsk:
     with_near: bool = False
     filter_or: dict[str, Any] | None = None
     using: str = ""
+    space: str = ""
 
 
 @dataclass(frozen=True, slots=True)

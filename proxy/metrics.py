@@ -16,6 +16,8 @@ from understudy.proxy.caching.caches import Caches
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
+from understudy.proxy.provenance import Provenance
+from understudy.proxy.spaces_reports import SPACES_METRICS, spaces_metrics
 from understudy.proxy.stack import EndpointParts, RouteParts, World
 
 BREAKER_STATES = ("closed", "half-open", "open")
@@ -50,6 +52,7 @@ METRICS = {
     "understudy_limit_refused_total": "Calls that found no place in an endpoint's bulkhead",
     **ARM_METRICS,
     **LIKENESS_METRICS,
+    **SPACES_METRICS,
     "understudy_quota_waited_total": "Calls that waited for an endpoint's own quota to fill up",
     "understudy_quota_refused_total": "Calls not sent to an endpoint that has said its quota is spent",
     "understudy_tokens_refused_total": "Calls answered 429 by a rate limit of ours, by whose it is",
@@ -117,6 +120,8 @@ class Seen(Protocol):
     def shedder(self) -> Shedder: ...
     @property
     def caches(self) -> Caches | None: ...
+    @property
+    def provenance(self) -> Provenance: ...
 
 
 class SidecarCollector(Collector):
@@ -134,6 +139,7 @@ class SidecarCollector(Collector):
         yield from arm_metrics(routes)
         yield from _cache_metrics(routes, self._seen.caches)
         yield from likeness_metrics(routes)
+        yield from spaces_metrics(self._seen.provenance)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _overload_metrics(self._seen)

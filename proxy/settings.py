@@ -38,6 +38,7 @@ from understudy.proxy.settings_types import (
     Share,
     SplitKey,
 )
+from understudy.proxy.spaces_settings import DeclaredSpace, Ledger, Spaces
 from understudy.proxy.stream_settings import Patience as Patience
 from understudy.proxy.stream_settings import Streaming
 
@@ -152,6 +153,8 @@ class Endpoint(Frozen, frozen=True):
     """Set on every request to this endpoint, over the tier's own."""
     stream: Streaming | UnsetType = UNSET
     """This endpoint's own limits of streams, laid over the tier's."""
+    space: str | None = None
+    """The vector space it embeds into, where that is to be checked: all endpoints of a tier must share one."""
 
     @property
     def place(self) -> tuple[str, str | None, tuple[tuple[str, str], ...]]:
@@ -379,6 +382,7 @@ class Route(Frozen, frozen=True):
     cache: Cache = Cache()
     coalesce: Coalesce = Coalesce()
     likeness: Likeness = Likeness()
+    spaces: Spaces = Spaces()
 
     @property
     def claims(self) -> tuple[Match, ...]:
@@ -413,6 +417,7 @@ class Defaults(Frozen, frozen=True):
     cache: Cache = Cache()
     coalesce: Coalesce = Coalesce()
     likeness: Likeness = Likeness()
+    spaces: Spaces = Spaces()
 
 
 # --- the sidecar itself --------------------------------------------------------------------------------------------
@@ -481,6 +486,9 @@ class Server(Frozen, frozen=True):
     limits: Limits = Limits()
     shed: Shedding = Shedding()
     cache: SharedCache = SharedCache()
+    ledger: Ledger = Ledger()
+    spaces: dict[str, DeclaredSpace] = {}
+    """What the vector spaces are that routes and tiers name; one that is only named is known by its name."""
     access_log: bool = True
     """One line for every call."""
     drain_s: Seconds = 25.0

@@ -34,13 +34,17 @@ from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
 from understudy.proxy.outcomes import base_table
+from understudy.proxy.provenance import DRAIN_S, Provenance
 from understudy.proxy.reading import BadPolicies, Fault, Reading, digest_folder, read_folder
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, parse_address, unix_path
 from understudy.proxy.settings import LocalTier, Route, Settings, Shedding, Tier, UpstreamTier
+from understudy.proxy.spaces import NO_PLAN, is_never_alone, plans_of
 from understudy.proxy.stack import RouteParts, World, assemble
+from understudy.proxy.tiers.handing import Handing
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.local import Knowing, local_tier
+from understudy.proxy.tiers.origins import Origins
 from understudy.proxy.tiers.translating import translating
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
@@ -88,7 +92,14 @@ class Sidecar:
         self.loop = asyncio.get_running_loop()
         self.shedder = Shedder(Shedding())
         self.knowing = Knowing()
-        self.world = World(clock=time.monotonic, sleep=asyncio.sleep, shedder=self.shedder, embed=self.knowing.embed)
+        self.provenance = Provenance(path=state / "spaces.json")
+        self.world = World(
+            clock=time.monotonic,
+            sleep=asyncio.sleep,
+            shedder=self.shedder,
+            embed=self.knowing.embed,
+            provenance=self.provenance,
+        )
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
         self._handles: dict[str, Handles] = {}
@@ -252,6 +263,8 @@ class Sidecar:
 
         base = base_table(settings)
         caches = self._caches_for(settings, before)
+        plans = self._plans = plans_of(settings)
+        self.provenance.obey(settings.server.ledger, never_alone=is_never_alone(settings))
         routes = {
             route.name: assemble(
                 route,
@@ -264,6 +277,7 @@ class Sidecar:
                 caches=caches,
                 space=settings.space_of(route),
                 zone=settings.server.zone,
+                plan=plans.get(route.name, NO_PLAN),
             )
             for route in settings.routes
         }
@@ -287,7 +301,7 @@ class Sidecar:
         dialect = DIALECTS[route.dialect]
         space = settings.space_of(route)
         if isinstance(tier, LocalTier):
-            return local_tier(tier, space=space, dialect=dialect, knowing=self.knowing, handles=self._handles_of(route))
+            return self._local_tier(settings, route, tier)
         if space and tier.space and tier.space != space:
             return _of_another_space(tier.space, space)
         key = (route.name, tier.name, endpoint)
@@ -309,6 +323,25 @@ class Sidecar:
         service = upstream_tier(tier, dialect, pool, self.world.clock, marks, judge, holds=holds)
         handles = self._handles_of(route)
         return service if handles is None else learning(service, NAMING[route.dialect], handles)
+
+    def _local_tier(self, settings: Settings, route: Route, tier: LocalTier) -> Service:
+        space, rules, dialect = settings.space_of(route), route.spaces, DIALECTS[route.dialect]
+        declared = settings.server.spaces.get(space)
+        handing = origins = None
+        if KINDS[route.dialect] == "embed":
+            plan = self._plans.get(route.name, NO_PLAN)
+            handing = Handing(route.name, rules, space, self.provenance, declared=declared, hands_out=plan.hands_out)
+        elif KINDS[route.dialect] == "retrieve":
+            origins = Origins(space, self.provenance, declared and declared.dimensions, rules.tenant_headers)
+        return local_tier(
+            tier,
+            space=space,
+            dialect=dialect,
+            knowing=self.knowing,
+            handles=self._handles_of(route),
+            handing=handing,
+            origins=origins,
+        )
 
     def _handles_of(self, route: Route) -> Handles | None:
         """What is known of the ids that the route's database gives its collections; None where it gives none."""
@@ -441,6 +474,7 @@ class Sidecar:
             pressed = self.shedder.pressure > 0
             for parts in self.routes:
                 parts.relieve(pressed=pressed)
+        self.provenance.drain(DRAIN_S)
         self._lag_ticker = self.loop.call_later(LAG_TICK_S, self._tick_of_lag, now + LAG_TICK_S)
 
     def _tick(self) -> None:
@@ -450,6 +484,8 @@ class Sidecar:
             listener.sweep(now)
         for pool in self.pools.values():
             pool.sweep(now)
+        if self.provenance.tick():
+            self.loop.run_in_executor(None, self.provenance.save)
         if self.caches is not None:
             self.caches.tick()
             self.caches.save_soon(self._snapshot, self._route_caches, self.settings.server.cache.snapshot_s)
@@ -488,6 +524,8 @@ class Sidecar:
         for ticker in (self._ticker, self._lag_ticker):
             if ticker is not None:
                 ticker.cancel()
+        if self.provenance.tick():
+            self.provenance.save()
         if self.caches is not None:
             if self.listeners:
                 await self.caches.save(self._snapshot, self._route_caches)

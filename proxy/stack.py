@@ -49,12 +49,14 @@ from understudy.proxy.settings import (
     at_endpoint,
     endpoints_of,
 )
+from understudy.proxy.spaces import NO_PLAN, Plan, spaced
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.upstream import first_content_s_of
 
 if TYPE_CHECKING:
     from understudy.policies.likeness import Likeness
     from understudy.proxy.likeness import Alike, Embed
+    from understudy.proxy.provenance import Provenance
 
 ROUTE_ORDER = (
     ("observe", "outermost, so that what is counted is what the caller saw"),
@@ -62,6 +64,11 @@ ROUTE_ORDER = (
     ("fault", "inside observe, so that what was broken for callers on purpose is counted like any other trouble"),
     ("deadline", "before anything can wait, so that everything that waits knows until when"),
     ("tokens", "outside every cache, since a caller's rate is what it asks for; there only where rates are set"),
+    (
+        "spaces",
+        "outside every arm, cache and shadow, for each asks a primary, which must never see a handle; there only where "
+        "handles may be about, or vectors are remembered",
+    ),
     ("split", "outside whatever remembers answers, so that one arm's are never given to the other's callers"),
     ("cache", "outside whatever asks: what was answered before costs no attempt, no place and no wait"),
     (
@@ -178,6 +185,8 @@ class World:
     shedder: Shedder | None = None
     embed: Embed | None = None
     """The local model, for policies that compare texts; it may be slow, or not there."""
+    provenance: Provenance | None = None
+    """What is known of the vectors handed out."""
 
 
 T = TypeVar("T")
@@ -197,13 +206,14 @@ def assemble(
     caches: Caches | None = None,
     space: str = "",
     zone: str | None = None,
+    plan: Plan = NO_PLAN,
 ) -> RouteParts:
     """Put a route together in the orders above.
 
     `absent` names the tiers that are configured but not there, with the reason. What `before` had learnt (breakers,
     places taken, counts) goes on under the same names. `faults` lets what is planned to break do so.
     `caches` is there when any route has a cache or likeness; `space` is the route's vector space, `zone`
-    is where we are.
+    is where we are, `plan` what it does about vectors.
     """
     tally = before.tally if before else RouteTally()
     parts = RouteParts(route, dialect, _nobody, tally, ())
@@ -218,6 +228,8 @@ def assemble(
     service = build.elsewhere(service, clocks, alike)
     if caches is not None:
         service = caches.watching(service, dialect)
+    if world.provenance is not None:
+        service = spaced(service, route, dialect, space, plan, world.provenance, parts.links, world.clock)
     service = build.metered(service)
     service = deadline(service, clocks, _longer_s(route))
     if faults and has_faults(route):

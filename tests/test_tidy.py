@@ -48,6 +48,7 @@ WITHOUT_UNIT = {
     "burst": "a count of calls",
     "concurrent": "a count of calls",
     "consecutive": "a count of failures",
+    "dimensions": "a count",
     "llm_burst": "a count of LLM tokens",
     "passages": "a count",
     "permits": "a count of calls",

@@ -17,6 +17,7 @@ from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.rules import parse_address
 from understudy.proxy.sidecar import CannotStart, Sidecar
+from understudy.proxy.spaces_reports import spaces_status
 from understudy.proxy.stack import EndpointParts, RouteParts
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -166,6 +167,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
         },
         **_tls_status(sidecar),
         "local": {"ready": sidecar.local_ready, "reason": sidecar.knowing.reason, **sidecar.local_info},
+        "spaces": spaces_status(sidecar.provenance),
         "routes": [_route_status(sidecar, name) for name in sidecar.stack.routes],
     }
 

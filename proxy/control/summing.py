@@ -31,6 +31,7 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_cache_second_left_alone": max,
     "understudy_breaker_state": max,
     "understudy_fault_active": max,
+    "understudy_handles_about": max,
     "understudy_likeness_false_share_bound": max,
     "understudy_likeness_permitted": min,
     "understudy_local_info": max,

@@ -157,6 +157,10 @@ class Knowing:
             raise Refused(*self._without_model)
         return self._model
 
+    def model_or_none(self) -> Model | None:
+        """The local model, where it is there."""
+        return self._model
+
     async def embed(self, texts: list[str], until: float) -> NDArray[np.float32]:
         """Vectors [n, d] of texts that are compared with each other, by the time `until`. Raises as the batcher does,
         and Refused at once while the model is not there."""

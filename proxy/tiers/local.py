@@ -33,7 +33,9 @@ from understudy.proxy.dialects.base import BadRequest, Dialect
 from understudy.proxy.handles import Handles
 from understudy.proxy.http.stepping import in_task
 from understudy.proxy.settings import LocalTier
+from understudy.proxy.tiers.handing import Handing
 from understudy.proxy.tiers.knowing import WORK_S_MAX, Counts, Knowing, Model, Shelf, Shelved
+from understudy.proxy.tiers.origins import Home, Origins, has_vectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,15 +60,19 @@ def local_tier(
     knowing: Knowing,
     clock: Callable[[], float] = time.time,
     handles: Handles | None = None,
+    handing: Handing | None = None,
+    origins: Origins | None = None,
 ) -> Service:
     """A Service that answers locally. `space` is the route's vector space; `clock` tells the time since the epoch;
-    `handles` knows the collections by other names than their own.
+    `handles` knows the collections by other names than their own; `handing` gives handles where the local model is of
+    another space, and `origins` knows whose vectors those of searches are.
 
     Raises Refused for what cannot be answered faithfully (`warming`, `no_local_model`, `space`, `no_collection`, …)
     and Failed for what broke (`deadline`, `local_model`, `local_index`). A question that is itself at fault is
     answered with the dialect's own 400.
     """
     tier = _Local(settings, space or "", dialect, knowing, clock, handles)
+    tier.handing, tier.origins = handing, origins
 
     async def answering(call: Call) -> Answer:
         await in_task()
@@ -92,7 +98,7 @@ def local_tier(
 class _Local:
     """What one local tier of one route knows."""
 
-    __slots__ = ("clock", "dialect", "handles", "knowing", "settings", "space")
+    __slots__ = ("clock", "dialect", "handing", "handles", "knowing", "origins", "settings", "space")
 
     def __init__(
         self,
@@ -109,6 +115,8 @@ class _Local:
         self.knowing = knowing
         self.clock = clock
         self.handles = handles
+        self.handing: Handing | None = None
+        self.origins: Origins | None = None
 
     async def answer(self, call: Call) -> Answer:
         ask = self.dialect.ask(call)
@@ -124,7 +132,9 @@ class _Local:
         model = self.knowing.model()
         now = asyncio.get_running_loop().time
         began = now()
-        self._refuse_unless_embeddable(ask, model)
+        if self.handing is not None:
+            ask = self.handing.readable(ask)
+        length = self._length_of_handles(ask, model)
         if ask.whole:
             await self.knowing.in_thread(lambda: _refuse_too_long(ask.texts, model.embedder), call.until)
         texts, kind = _as_read(ask, model.embedder.space)
@@ -134,13 +144,20 @@ class _Local:
         def written() -> Answer:
             # in a thread: 2,048 vectors take 60 ms to write down, and their texts longer to count
             tokens = model.embedder.count_tokens(ask.texts)
-            return self.dialect.embedded(ask, vectors, tokens, name, now() - began)
+            return self.dialect.embedded(ask, given, tokens, name, now() - began)
 
-        return await self.knowing.in_thread(written, call.until)
+        if self.handing is None or not length:
+            given = vectors
+            return await self.knowing.in_thread(written, call.until)
+        given = self.handing.handles(call, ask, vectors, length, model.embedder.space)
+        return self.handing.marked(await self.knowing.in_thread(written, call.until), model.embedder.space)
 
-    def _refuse_unless_embeddable(self, ask: EmbedAsk, model: Model) -> None:
+    def _length_of_handles(self, ask: EmbedAsk, model: Model) -> int:
+        """How long handles must be; 0 where the local model's own vectors are what is asked for. Raises Refused."""
         own = model.embedder.space
         if not model.is_in(self.space):
+            if self.handing is not None:
+                return self.handing.dimensions(ask, own)
             raise Refused("space", f"this route's vectors are {_named(self.space)}, the local model's are {own.name}")
         if ask.dimensions not in (None, own.dimensions):
             raise Refused("dimensions", f"{ask.dimensions} were asked for, the local model gives {own.dimensions}")
@@ -150,6 +167,7 @@ class _Local:
                 "token ids of another tokeniser cannot be embedded here; let the client send text "
                 "(LangChain: check_embedding_ctx_length=False)",
             )
+        return 0
 
     # --- retrieve --------------------------------------------------------------------------------------------------
 
@@ -159,11 +177,30 @@ class _Local:
         shelf = self.knowing.shelf()
         now = asyncio.get_running_loop().time
         began = now()
+        asked = ask if self.origins is None else await self._understood(call, ask, shelf, self.origins)
 
         def found() -> Answer:
-            return self.dialect.retrieved(ask, self._result(shelf, ask), now() - began)
+            return self.dialect.retrieved(ask, self._result(shelf, asked), now() - began)
 
         return await self.knowing.in_thread(found, call.until)
+
+    async def _understood(self, call: Call, ask: RetrieveAsk, shelf: Shelf, origins: Origins) -> RetrieveAsk:
+        """The ask with each vector in the space of the collection that is searched."""
+        if not has_vectors(ask):
+            return ask
+        try:
+            _, collection = self._found(shelf, ask.collection)
+        except BadQuestion as fault:
+            raise BadRequest(f"Wrong input: {fault}") from None
+        model = self.knowing.model_or_none()
+        origins.own = None if model is None else model.embedder.space
+        home = Home(collection.space, collection.dimensions, model is not None and model.is_in(collection.space))
+
+        async def embeds(text: str) -> tuple[float, ...] | None:
+            vectors = await self._vectors_of([text], "query", call.until)
+            return None if vectors is None else tuple(vectors[0].tolist())
+
+        return await origins.understood(ask, home, origins.tenant_of(call), embeds)
 
     def _result(self, shelf: Shelf, ask: RetrieveAsk) -> Retrieved:
         """What the index says. A bad question is the caller's 400; a filter we don't know may be Qdrant's business."""
@@ -215,20 +252,21 @@ class _Local:
         """A vector of the caller's may be compared only with vectors of the route's space; one looked up by id is the
         collection's own."""
         asks = ask.parts if ask.op == "batch" else (ask,)
-        if all(part.vector is None for part in asks) or self._is_of_route(collection.space):
+        spaces = {part.space or self.space for part in asks if part.vector is not None}
+        if all(self._is_of(space, collection.space) for space in spaces):
             return
         raise Refused(
             "space", f"this route's vectors are {_named(self.space)}, those of the collection are {collection.space}"
         )
 
-    def _is_of_route(self, space: str) -> bool:
-        if same_space(self.space, space):
+    def _is_of(self, vectors: str, space: str) -> bool:
+        if same_space(vectors, space):
             return True
         try:
             model = self.knowing.model()
         except Refused:
             return False
-        return model.is_in(self.space) and model.is_in(space)
+        return model.is_in(vectors) and model.is_in(space)
 
     def _callers_names(self, shelf: Shelf) -> list[str]:
         """The local collections under the names that callers know them by."""

@@ -30,6 +30,7 @@ from understudy.policies.retry import Retry, retry
 from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
 from understudy.policies.shadow import Mirror, Shadowing, shadow
 from understudy.policies.shed import Shedder, shed
+from understudy.policies.spaces import guarded as handles_guarded
 from understudy.policies.split import MAIN, Manner, Split, split
 from understudy.policies.tokens import Buckets, tokens
 from understudy.proxy import settings
@@ -170,6 +171,56 @@ async def test_deadline_and_tokens_change_nothing_for_each_other_since_tokens_do
 
 def arms(arm: Service, main: Service, heart: Split) -> Service:
     return split({MAIN: main, "next": arm}, heart, TIMES, lambda _call: b"key", manner=Manner(), clock=now)
+
+
+class Looking:
+    """Takes every body for one with a handle."""
+
+    is_armed = True
+
+    def look(self, _request: Request) -> bool:
+        return True
+
+
+def spaced(seen: list[str]) -> Policy:
+    async def otherwise(_call: Call) -> Answer:
+        seen.append("otherwise")
+        return Answer(503, [])
+
+    return lambda service: handles_guarded(service, Looking(), otherwise)
+
+
+@shows("tokens", "spaces")
+async def test_spaces_outside_tokens_would_let_who_brings_handles_search_without_any_limit():
+    told: list[list[int]] = []
+    for swapped in (False, True):
+        heart = Buckets(settings.Tokens(route=Rate(calls_per_s=1)))
+        service = in_both_orders(metered(heart), spaced([]), answering)[swapped]
+        told.append([(await service(call())).status for _ in range(3)])
+    assert told == [[503, 429, 429], [503, 503, 503]]
+
+
+@shows("spaces", "split")
+async def test_split_outside_spaces_would_have_handles_looked_for_in_one_arm_and_given_to_the_other():
+    asked: list[list[str]] = []
+    for swapped in (False, True):
+        seen: list[str] = []
+
+        def asking(name: str, seen: list[str] = seen) -> Service:
+            async def arm(_call: Call) -> Answer:
+                seen.append(name)
+                return Answer(200, [])
+
+            return arm
+
+        heart = Split("next", 1.0, "salt")
+        if swapped:
+            service = arms(asking("next"), spaced(seen)(asking("main")), heart)
+        else:
+            service = spaced(seen)(arms(asking("next"), asking("main"), heart))
+        await service(call())
+        asked.append(seen)
+    assert asked == [["otherwise"], ["next"]]
 
 
 @shows("tokens", "split")

@@ -1,0 +1,60 @@
+"""What may be said of vector spaces; part of `understudy.proxy.settings`, and elsewhere for its length alone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from understudy.proxy.settings_types import Bytes, Count, Frozen, PositiveSeconds
+
+Dimensions = Annotated[int, Meta(ge=1, le=65536, description="dimensions of a vector")]
+
+
+class Spaces(Frozen, frozen=True):
+    """Vectors never meet another space's index: what is given in place of a vector, and what becomes of it."""
+
+    handles: Literal["auto", "on", "off"] = "auto"
+    """Where the local model is of another space than the route: on answers with opaque handles, which are searched here
+    and never reach a primary; auto does where a retrieval route of the same space has a local tier; off refuses."""
+    remember: Literal["auto", "on", "off"] = "auto"
+    """Keep which text each vector handed out is of, for when only its text helps; auto does where a retrieval route of
+    the same space has a local tier."""
+    bulk: Literal["error", "answer"] = "error"
+    """What many texts at once, or documents, get in place of vectors: an index poisoned is worse than a call failed."""
+    bulk_texts_max: Count = 8
+    """More texts than this in one call are documents."""
+    tenant_headers: list[str] = []
+    """Headers, the same on embeddings and searches, that set tenants apart: a vector is known to its own alone."""
+
+
+class Ledger(Frozen, frozen=True):
+    """What is remembered of the vectors handed out, in each worker."""
+
+    entries_max: Annotated[int, Meta(ge=1, le=10_000_000)] = 20_000
+    """Vectors remembered."""
+    bytes_max: Bytes = 64 * 1024 * 1024
+    """Memory for them, about."""
+    watch: Literal["auto", "always"] = "auto"
+    """When calls are looked through for handles: while any may be about, or always."""
+    watch_s: PositiveSeconds = 7 * 86400.0
+    """Seconds after the last handle was given in which it may still come back."""
+
+
+class DeclaredSpace(Frozen, frozen=True):
+    """What a vector space is besides its name: whatever changes a vector."""
+
+    provider: str = ""
+    """Who embeds, where that changes the vectors of one model."""
+    model: str = ""
+    """The model, where the space is called otherwise."""
+    revision: str = ""
+    """Which weights: a hash, a date, a deployment."""
+    dimensions: Dimensions | None = None
+    """How long its vectors are; a vector of another length is not of this space."""
+    normalised: bool = True
+    """Whether its vectors are of unit length."""
+    query_prefix: str = ""
+    """What stands before a text that is a question."""
+    document_prefix: str = ""
+    """What stands before a text that is a document."""

@@ -1,0 +1,120 @@
+"""Search each vector among vectors of its own space: whose it is comes from the ledger, or from its mark.
+
+    the route's own --------> a collection of that space, or none
+    a handle ---------------> a collection of the local model's space, by its vector and its text's words
+    known by the ledger ----> where the collection is of another space: its text embedded for it, and its words
+    no collection fits -----> the words alone, where they are known; else nobody is searched
+
+What nobody handed out is taken for the route's own, and never meets another space's vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from understudy.models.space import Space, same_space
+from understudy.policies.service import Call, Refused
+from understudy.proxy.asks import RetrieveAsk
+from understudy.proxy.dialects.base import BadRequest
+from understudy.proxy.provenance import Origin, Provenance, tenant_by
+
+
+class Home(NamedTuple):
+    """A collection as far as vectors are concerned; `is_models` says that the local model embeds into its space."""
+
+    space: str
+    dimensions: int
+    is_models: bool
+
+
+Embeds = Callable[[str], Awaitable[tuple[float, ...] | None]]
+"""The vector of a text that is a question, in the local model's space; None where there is no model now."""
+
+
+def has_vectors(ask: RetrieveAsk) -> bool:
+    """Whether a search, or any part of it, is by a vector."""
+    return any(each.vector is not None for each in parts_of(ask))
+
+
+def parts_of(ask: RetrieveAsk) -> Iterator[RetrieveAsk]:
+    """The ask and all its parts."""
+    yield ask
+    for part in ask.parts:
+        yield from parts_of(part)
+
+
+class Origins:
+    """Whose the vectors of a route's searches are. `space` is the route's."""
+
+    __slots__ = ("dimensions", "own", "provenance", "space", "tenant_headers")
+
+    def __init__(
+        self, space: str, provenance: Provenance, dimensions: int | None = None, tenant_headers: Sequence[str] = ()
+    ) -> None:
+        self.space = space
+        self.tenant_headers = tenant_headers
+        self.provenance = provenance
+        self.dimensions = dimensions
+        self.own: Space | None = None
+
+    def tenant_of(self, call: Call) -> bytes:
+        """Whose the vectors of a call are."""
+        return tenant_by(call.request, self.tenant_headers)
+
+    async def understood(self, ask: RetrieveAsk, home: Home, tenant: bytes, embeds: Embeds) -> RetrieveAsk:
+        """The ask with each vector in the collection's space, or as words. Raises Refused where neither can be, and
+        BadRequest for a vector that has not its space's length."""
+        parts = tuple([await self.understood(part, home, tenant, embeds) for part in ask.parts])
+        if parts != ask.parts:
+            ask = replace(ask, parts=parts)
+        if ask.vector is None:
+            return ask
+        own = self.own
+        origin = self.provenance.origin_of(ask.vector, tenant, own.name if own else "", own.dimensions if own else 0)
+        if origin is None:
+            self._check_length(ask.vector, home)
+            return ask
+        if _is_in(origin.space, home, own):
+            if not origin.is_handle or origin.vector is None:
+                return replace(ask, space=origin.space)
+            self.provenance.count("searched_own")
+            return _worded(replace(ask, vector=tuple(origin.vector), space=home.space), origin)
+        if home.is_models and origin.text:
+            vector = await embeds(origin.text)
+            if vector is not None:
+                self.provenance.count("searched_text")
+                return _worded(replace(ask, vector=vector, space=home.space), origin)
+        if origin.text and not ask.text:
+            self.provenance.count("searched_words")
+            return replace(ask, vector=None, text=origin.text, score_threshold=None)
+        if origin.is_handle:
+            what = "this fallback vector is" if origin.space else "this is a fallback vector, given out elsewhere,"
+            raise Refused("space", f"{what} of another space than the collection ({home.space}), and its text is gone")
+        return replace(ask, space=origin.space)
+
+    def _check_length(self, vector: tuple[float, ...], home: Home) -> None:
+        if same_space(self.space, home.space):
+            # the collection itself says what it wants
+            return
+        wanted = self.dimensions or self.provenance.dimensions_of(self.space)
+        if wanted is not None and len(vector) != wanted:
+            raise BadRequest(
+                f"Wrong input: Vector dimension error: expected dim: {wanted}, got {len(vector)} "
+                f"(vectors of {self.space} are searched here)"
+            )
+
+
+def _is_in(space: str, home: Home, own: Space | None) -> bool:
+    """Whether `space` is the collection's; the settings may name the local model's by its folder."""
+    if same_space(space, home.space):
+        return True
+    return home.is_models and own is not None and same_space(space, own.name)
+
+
+def _worded(ask: RetrieveAsk, origin: Origin) -> RetrieveAsk:
+    """With the words beside the vector, where they are known and scores are not asked to be the vector's own."""
+    if ask.text or not origin.text or ask.score_threshold is not None:
+        return ask
+    return replace(ask, text=origin.text)
