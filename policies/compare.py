@@ -24,10 +24,14 @@ VECTORS_MAX = 4
 
 
 class Results(NamedTuple):
-    """What can be compared of an answer: lists of ids, the best first, one for each query, and vectors [n, d]."""
+    """What can be compared of an answer: lists of ids, the best first, one for each query, and vectors [n, d].
+
+    `scores` are those of the rankings, as many of each as there are ids, or none.
+    """
 
     rankings: Sequence[Sequence[str]] = ()
     vectors: Sequence[Sequence[float]] = ()
+    scores: Sequence[Sequence[float]] = ()
 
 
 class Pair(NamedTuple):

@@ -168,10 +168,10 @@ def cause(fates: Mapping[str, Fate]) -> Kind | None:
 
 
 class Stand(NamedTuple):
-    """Where the mirror stands: the epoch of its last write, and how many changes it has yet to make."""
+    """Where the mirror stands: when it was last seen to change, and whether it knows that it is not what it should."""
 
-    epoch: int = 0
-    behind: int = 0
+    changed_at: float = float("-inf")
+    is_behind: bool = False
 
 
 class Watched:
@@ -188,9 +188,9 @@ class Watched:
         self.missing: dict[str, None] = {}
         self.fates = {"compared": 0, "moving": 0}
 
-    def add(self, pair: Pair, before: Stand, after: Stand) -> bool:
-        """Take a pair, made while the mirror stood so before and so after it; whether a check is due."""
-        if before.epoch != after.epoch or before.behind or after.behind:
+    def add(self, pair: Pair, stand: Stand, began: float) -> bool:
+        """Take a pair that was asked for at `began`, while the mirror stands so; whether a check is due."""
+        if stand.is_behind or stand.changed_at >= began:
             self.fates["moving"] += 1
         elif len(self.pairs) < PAIRS_MAX:
             self.fates["compared"] += 1

@@ -55,10 +55,22 @@ def arm_faults(settings: Settings, route: Route, dialects: Mapping[str, str], at
     if route.shadow is not None and kind and kind not in READ_KINDS:
         why = f"nothing is mirrored in dialect {route.dialect}: nobody knows which of its calls are reads"
         yield from at.fault(why, "shadow", reads=["dialect"])
+    if route.watch is not None:
+        yield from _watch_faults(route, kind, at)
     yield from _planned_faults(route.faults, [], kind, at)
     for key, tier in route.every_tier:
         names = [each.name for each in endpoints_of(tier)] if isinstance(tier, UpstreamTier) else []
         yield from _planned_faults(tier.faults, names, kind, at.at(key))
+
+
+def _watch_faults(route: Route, kind: str, at: Place) -> Iterator[Fault]:
+    if kind and kind not in SPACED_KINDS:
+        yield from at.fault(f"nothing is known to be right in dialect {route.dialect}", "watch", reads=["dialect"])
+    if not any(isinstance(tier, UpstreamTier) for tier in route.tiers):
+        yield from at.fault("there is no upstream to watch", "watch", reads=["tiers"])
+    if kind == "retrieve" and not any(isinstance(tier, LocalTier) for tier in route.tiers):
+        why = "searches are compared with a local tier's, and the route has none"
+        yield from at.fault(why, "watch", reads=["tiers"])
 
 
 def arm_warnings(settings: Settings, route: Route, at: Place) -> Iterator[Fault]:

@@ -25,7 +25,7 @@ Order = Sequence[tuple[str, str]]
 """The layers of a stack from outside in, and why each stands where it does."""
 
 BUILT_IN = "built in"
-OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow"}
+OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow", "watch": "watch"}
 """Layers that are only there where the settings have this key."""
 _STACKED = ("balance", "ramp", "retry", "budget", "hedge", "breaker", "quota", "limit", "deadline", "faults", "stream")
 _APART = ("name", "provider", "outcomes", *_STACKED)

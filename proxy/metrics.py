@@ -19,6 +19,7 @@ from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
 from understudy.proxy.provenance import Provenance
 from understudy.proxy.spaces_reports import SPACES_METRICS, spaces_metrics
 from understudy.proxy.stack import EndpointParts, RouteParts, World
+from understudy.proxy.watch_reports import WATCH_METRICS, watch_metrics
 
 BREAKER_STATES = ("closed", "half-open", "open")
 ENDPOINT = ["route", "tier", "endpoint"]
@@ -53,6 +54,7 @@ METRICS = {
     **ARM_METRICS,
     **LIKENESS_METRICS,
     **SPACES_METRICS,
+    **WATCH_METRICS,
     "understudy_quota_waited_total": "Calls that waited for an endpoint's own quota to fill up",
     "understudy_quota_refused_total": "Calls not sent to an endpoint that has said its quota is spent",
     "understudy_tokens_refused_total": "Calls answered 429 by a rate limit of ours, by whose it is",
@@ -140,6 +142,7 @@ class SidecarCollector(Collector):
         yield from _cache_metrics(routes, self._seen.caches)
         yield from likeness_metrics(routes)
         yield from spaces_metrics(self._seen.provenance)
+        yield from watch_metrics(routes)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _overload_metrics(self._seen)

@@ -21,8 +21,8 @@ BODY_BYTES_MAX = 1024 * 1024
 """A longer answer is not parsed for a comparison: 1 MiB takes 10 ms, and other calls wait meanwhile."""
 
 
-def results_of(_call: Call, answer: Answer) -> Results:
-    """What a search or an embeddings answer of one of our dialects found.
+def results_of(_call: Call, answer: Answer, vectors_max: int = VECTORS_MAX) -> Results:
+    """What a search or an embeddings answer of one of our dialects found, with the numbers of so many vectors.
 
     Raises ValueError where it can't be read.
     """
@@ -34,19 +34,21 @@ def results_of(_call: Call, answer: Answer) -> Results:
         raise ValueError("no JSON") from fault
     if isinstance(body, list) and body:
         # TEI's, which has nothing around its vectors
-        return Results(vectors=_vectors(_bare(cast("list[Any]", body))))
+        return Results(vectors=_vectors(_bare(cast("list[Any]", body)), vectors_max))
     if not isinstance(body, dict):
         raise ValueError("no JSON object")
     fields = cast("dict[str, Any]", body)
     if "result" in fields:
-        return Results(rankings=_rankings(fields["result"]))
+        lists = _lists(fields["result"])
+        return Results([_ids(each) for each in lists], scores=[_scores(each) for each in lists])
     if "ids" in fields:
         return Results(rankings=_chroma_rankings(fields["ids"]))
     if isinstance(fields.get("hits"), dict):
-        return Results(rankings=[_ids(fields["hits"].get("hits"), "_id")])
+        found: Any = fields["hits"].get("hits")
+        return Results([_ids(found, "_id")], scores=[_scores(found, "_score")])
     if "matches" in fields:
-        return Results(rankings=[_ids(fields["matches"])])
-    return Results(vectors=_vectors(_data(fields)))
+        return Results([_ids(fields["matches"])], scores=[_scores(fields["matches"])])
+    return Results(vectors=_vectors(_data(fields), vectors_max))
 
 
 def _data(fields: dict[str, Any]) -> Any:
@@ -66,16 +68,25 @@ def _bare(vectors: list[Any]) -> list[dict[str, Any]]:
     return [{"embedding": vector} for vector in vectors]
 
 
-def _rankings(result: Any) -> Sequence[Sequence[str]]:
-    """The ids of each list of points: a search's one, or a batch's many."""
+def _lists(result: Any) -> Sequence[Any]:
+    """The lists of points: a search's one, or a batch's many."""
     if isinstance(result, dict):
-        return [_ids(cast("dict[str, Any]", result).get("points"))]
+        return [cast("dict[str, Any]", result).get("points")]
     if isinstance(result, list):
         lists = cast("list[Any]", result)
         if lists and all(isinstance(each, list) or (isinstance(each, dict) and "points" in each) for each in lists):
-            return [_ids(each["points"] if isinstance(each, dict) else each) for each in lists]
-        return [_ids(lists)]
+            return [each["points"] if isinstance(each, dict) else each for each in lists]
+        return [lists]
     return []
+
+
+def _scores(points: Any, key: str = "score") -> list[float]:
+    """The scores of a list of points, one for each; [] where any has none."""
+    if not isinstance(points, list):
+        return []
+    found = [cast("dict[str, Any]", each).get(key) for each in cast("list[Any]", points) if isinstance(each, dict)]
+    scores = [float(each) for each in found if isinstance(each, int | float)]
+    return scores if len(scores) == len(found) else []
 
 
 def _chroma_rankings(ids: Any) -> Sequence[Sequence[str]]:
@@ -94,13 +105,13 @@ def _ids(points: Any, key: str = "id") -> list[str]:
     return [str(cast("dict[str, Any]", each).get(key)) for each in cast("list[Any]", points) if isinstance(each, dict)]
 
 
-def _vectors(data: Any) -> Sequence[Sequence[float]]:
+def _vectors(data: Any, vectors_max: int) -> Sequence[Sequence[float]]:
     if not isinstance(data, list):
         return []
     read: list[Sequence[float]] = []
     for number, item in enumerate(cast("list[Any]", data)):
         vector = cast("dict[str, Any]", item).get("embedding") if isinstance(item, dict) else None
-        if number >= VECTORS_MAX:
+        if number >= vectors_max:
             # its being there is compared, its numbers are not
             read.append(())
         elif isinstance(vector, str):

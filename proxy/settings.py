@@ -41,6 +41,7 @@ from understudy.proxy.settings_types import (
 from understudy.proxy.spaces_settings import DeclaredSpace, Ledger, Spaces
 from understudy.proxy.stream_settings import Patience as Patience
 from understudy.proxy.stream_settings import Streaming
+from understudy.proxy.watch_settings import Watch
 
 # --- rehearsals ----------------------------------------------------------------------------------------------------
 
@@ -365,6 +366,7 @@ class Route(Frozen, frozen=True):
     """Name -> other tiers that `split` and `shadow` can name. The route's own tiers are the arm `main`."""
     split: Split | None = None
     shadow: Shadow | None = None
+    watch: Watch | None = None
     faults: list[PlannedFault] = []
     """What is broken on purpose for this route's callers, whoever answers."""
     shed: Shed = Shed()

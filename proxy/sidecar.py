@@ -99,6 +99,8 @@ class Sidecar:
             shedder=self.shedder,
             embed=self.knowing.embed,
             provenance=self.provenance,
+            shelf=self.knowing.shelf,
+            state=state,
         )
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
@@ -118,6 +120,7 @@ class Sidecar:
         self._servers: list[asyncio.Server] = []
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._golden: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._lag_ticker: asyncio.TimerHandle | None = None
         self._lag_s_max = 0.0
@@ -248,8 +251,8 @@ class Sidecar:
             listener.serve(stack.table.find, stack.settings.server.limits)
             listener.tls = _context_for(address, stack)
         for parts in before.routes.values():
-            if parts.arms.shadowing is not None:
-                parts.arms.shadowing.close()
+            parts.close()
+        self._watch()
         for pool in set(before.pools.values()) - set(stack.pools.values()):
             pool.close()
 
@@ -428,6 +431,7 @@ class Sidecar:
             self.listeners.append(listener)
         await self.cover([place])
         self.place = place
+        self._watch()
         if self.caches is not None:
             self.caches.spawn(self._load_caches(self.caches))
         if self._needs_local():
@@ -465,6 +469,15 @@ class Sidecar:
             about = self.local_info
             log.info("local tier %s: %s", "ready" if self.local_ready else "not ready", about or self.knowing.reason)
             self._watching = self.loop.create_task(watch_collections(self.knowing))
+
+    def _watch(self) -> None:
+        """See to it that goldens are asked, by one of several workers, where a route is watched."""
+        if self._golden is None and self.place == 0 and any(parts.watch is not None for parts in self.routes):
+            from understudy.proxy.watching import watch_all
+
+            self._golden = self.loop.create_task(
+                watch_all(lambda: [parts.watch for parts in self.routes if parts.watch is not None])
+            )
 
     def _tick_of_lag(self, due: float) -> None:
         now = self.world.clock()
@@ -531,11 +544,10 @@ class Sidecar:
                 await self.caches.save(self._snapshot, self._route_caches)
             await self.caches.close()
         for parts in self.routes:
-            if parts.arms.shadowing is not None:
-                parts.arms.shadowing.close()
+            parts.close()
         for pool in self.pools.values():
             pool.close()
-        tasks = [task for task in (self._loading, self._watching) if task is not None]
+        tasks = [task for task in (self._loading, self._watching, self._golden) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,10 +6,8 @@ the order: whoever moves an entry answers them.
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import UnsetType, structs
@@ -28,20 +26,22 @@ from understudy.policies.observe import RouteTally, observe
 from understudy.policies.quota import Quota, quota
 from understudy.policies.ramp import Ramp
 from understudy.policies.retry import Retry, retry
-from understudy.policies.service import CREDENTIALS, Answer, Call, Headers, Refused, Request, Service
-from understudy.policies.shed import Priority, Shedder, shed
+from understudy.policies.service import CREDENTIALS, Answer, Call, Headers, Refused, Service
+from understudy.policies.shed import shed
 from understudy.policies.tokens import Buckets, limits_anything, tokens
-from understudy.policies.usual import Usual
 from understudy.proxy import settings
-from understudy.proxy.arms import ArmParts, Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
+from understudy.proxy.arms import Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
 from understudy.proxy.caching.caches import Caches
-from understudy.proxy.caching.route_cache import RouteCache, behind_what_is_kept
+from understudy.proxy.caching.route_cache import behind_what_is_kept
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
+from understudy.proxy.parts import EndpointParts as EndpointParts
+from understudy.proxy.parts import RouteParts as RouteParts
+from understudy.proxy.parts import TierParts as TierParts
+from understudy.proxy.parts import World as World
 from understudy.proxy.settings import (
     Endpoint,
     Limit,
-    Limits,
     LocalTier,
     Route,
     Tier,
@@ -55,8 +55,7 @@ from understudy.proxy.tiers.upstream import first_content_s_of
 
 if TYPE_CHECKING:
     from understudy.policies.likeness import Likeness
-    from understudy.proxy.likeness import Alike, Embed
-    from understudy.proxy.provenance import Provenance
+    from understudy.proxy.likeness import Alike
 
 ROUTE_ORDER = (
     ("observe", "outermost, so that what is counted is what the caller saw"),
@@ -77,6 +76,7 @@ ROUTE_ORDER = (
     ),
     ("coalesce", "inside the cache, so that only calls that find nothing wait, and their one answer is kept once"),
     ("shadow", "next to the chain: only what was really asked is asked again, and what was remembered is not compared"),
+    ("watch", "as the shadow is, next to the chain: what was remembered says nothing of how the primary is"),
     (
         "stream",
         "next to the chain: who goes on with a stream that broke is one of its tiers; only where streams are continued",
@@ -105,88 +105,6 @@ TIER_ORDER = (
     ("tier", "an endpoint over HTTP, or the local models and indexes"),
 )
 """What stands inside `balance` stands there once for each endpoint."""
-
-
-@dataclass(slots=True)
-class EndpointParts:
-    """What is remembered of one endpoint, carried over a reload while its name and its place stay what they are.
-
-    A local tier has one too, with its own name and without a breaker.
-    """
-
-    name: str
-    bulkhead: Bulkhead
-    breaker: Breaker | None = None
-    place: object = None
-    quota: Quota | None = None
-    peer: Peer | None = None
-
-
-@dataclass(slots=True)
-class TierParts:
-    """What a tier remembers beyond the policies that made it, carried over a reload by name."""
-
-    endpoints: dict[str, EndpointParts] = field(default_factory=dict[str, EndpointParts])
-    link: Link | None = None
-    budget: Budget | None = None
-    hedge: Hedge | None = None
-    usual: Usual = field(default_factory=Usual)
-    balance: Balance | None = None
-
-    @property
-    def only(self) -> EndpointParts:
-        """The endpoint of a tier that has but one."""
-        (parts,) = self.endpoints.values()
-        return parts
-
-
-@dataclass(slots=True)
-class RouteParts:
-    """A route put together: the service to call, and what `/metrics` and `/status` read."""
-
-    route: Route
-    dialect: Dialect
-    service: Service
-    tally: RouteTally
-    links: tuple[Link, ...]
-    tiers: dict[str, TierParts] = field(default_factory=dict[str, TierParts])
-    arms: ArmParts = field(default_factory=ArmParts)
-    likeness: Likeness | None = None
-    buckets: Buckets | None = None
-    shed: dict[Priority, int] = field(default_factory=dict[Priority, int])
-    calm: Service | None = None
-    pressed: Service | None = None
-    cache: RouteCache | None = None
-    body_bytes_max: int = field(init=False)
-    hit: Callable[[Request], Answer | None] | None = None
-    """The cache's answer to a request that is not yet a call, or None; the door asks before it makes one. Not there
-    where something stands before the cache that has to see every call."""
-
-    def relieve(self, *, pressed: bool) -> None:
-        """Have the next calls answered by the stack that sheds, or by the one that knows nothing of it."""
-        self.service = (self.pressed if pressed else self.calm) or self.service
-
-    @property
-    def name(self) -> str:
-        return self.route.name
-
-    def __post_init__(self) -> None:
-        self.body_bytes_max = _set(self.route.body_bytes_max, Limits().body_bytes_max)
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What the stack takes from outside itself, so that tests can bring their own."""
-
-    clock: Callable[[], float]
-    sleep: Callable[[float], Awaitable[object]]
-    dice: Callable[[], float] = random.random
-    wall: Callable[[], float] = time.time
-    shedder: Shedder | None = None
-    embed: Embed | None = None
-    """The local model, for policies that compare texts; it may be slow, or not there."""
-    provenance: Provenance | None = None
-    """What is known of the vectors handed out."""
 
 
 T = TypeVar("T")
@@ -310,9 +228,16 @@ class _Build:
         if route.split is not None:
             name = route.split.arm
             arms.links[name] = self.links(route.arms[name].tiers, self.parts.tiers)
+        if route.watch is not None:
+            from understudy.proxy.watching import watch_of
+
+            old = self.before.watch if self.before else None
+            self.parts.watch = watch_of(
+                route, self.parts.dialect, self.parts.links, lambda tier: self._apart([tier], clocks), old, self.world
+            )
+            service = self.parts.watch.around(service, self.world.dice) if self.parts.watch else service
         if route.shadow is not None:
-            tiers = [_asked_once(tier) for tier in route.arms[route.shadow.arm].tiers]
-            other = chain(self.links(tiers, {}, apart=True), clocks, clock=self.world.clock)
+            other = self._apart(route.arms[route.shadow.arm].tiers, clocks)
             service = mirrored(service, other, route, arms, before, self.tools)
         cache = self.parts.cache
         # of the route's own tiers only: another arm's answers are what somebody wants to look at
@@ -327,6 +252,10 @@ class _Build:
             other = chain(links, clocks, clock=self.world.clock, stood_in_for=stood_in_for)
             service = divided(service, other, route, arms, before, clocks, self.tools)
         return service
+
+    def _apart(self, tiers: Sequence[Tier], clocks: Deadline) -> Service:
+        """These tiers, asked once and so that nothing live learns from them."""
+        return chain(self.links([_asked_once(tier) for tier in tiers], {}, apart=True), clocks, clock=self.world.clock)
 
     def metered(self, service: Service) -> Service:
         """`service` behind the route's own rate limits, where it has any."""

@@ -19,6 +19,7 @@ from understudy.proxy.rules import parse_address
 from understudy.proxy.sidecar import CannotStart, Sidecar
 from understudy.proxy.spaces_reports import spaces_status
 from understudy.proxy.stack import EndpointParts, RouteParts
+from understudy.proxy.watch_reports import watch_status
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = logging.getLogger("understudy.admin")
@@ -200,6 +201,7 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
     return {
         "name": name,
         **arms_status(parts),
+        **watch_status(parts, now),
         "dialect": parts.dialect.name,
         "space": sidecar.settings.space_of(parts.route),
         "in_flight": parts.tally.in_flight,

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from understudy.proxy.arm_reports import merged_arms
 from understudy.proxy.control.wire import Family, Sample
+from understudy.proxy.watch_reports import merged_watch
 
 STATES = ("open", "half-open", "closed")
 """A breaker's states, the worst first."""
@@ -41,6 +42,7 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_reload_ok": min,
     "understudy_shed_pressure": max,
     "understudy_tls_certificate_expires_seconds": min,
+    "understudy_watch_state": max,
 }
 """How gauges come together that do not add up."""
 
@@ -146,6 +148,7 @@ def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **routes[0],
         **merged_arms(routes),
+        **merged_watch(routes),
         "in_flight": sum(route["in_flight"] for route in routes),
         "answers": _added([route["answers"] for route in routes]),
         **_merged_cache([route["cache"] for route in routes if "cache" in route]),

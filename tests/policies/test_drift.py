@@ -137,22 +137,22 @@ def test_why_points_do_not_come_is_told_by_what_the_database_has_of_them():
 
 def test_pairs_made_while_writes_were_on_their_way_count_for_nothing():
     watched, bad = Watched(), paired(Ranking(ids(50)), Ranking(MIRROR), known)
-    assert not any(watched.add(bad, Stand(1), Stand(2)) for _ in range(100))
-    assert not any(watched.add(bad, Stand(1, 3), Stand(1, 3)) for _ in range(100))
+    assert not any(watched.add(bad, Stand(changed_at=7.0), 7.0) for _ in range(100))
+    assert not any(watched.add(bad, Stand(is_behind=True), 7.0) for _ in range(100))
     assert watched.fates == {"compared": 0, "moving": 200}
     assert watched.take() == ((), ())
 
 
 def test_a_check_is_due_after_twenty_pairs_takes_them_and_is_bounded_where_nobody_checks():
     watched, bad = Watched(), paired(Ranking(ids(50)), Ranking(MIRROR), known)
-    due = [watched.add(bad, Stand(1), Stand(1)) for _ in range(PAIRS_MIN)]
+    due = [watched.add(bad, Stand(changed_at=6.0), 7.0) for _ in range(PAIRS_MIN)]
     assert due == [False] * (PAIRS_MIN - 1) + [True]
     faults, missing = watched.take()
     assert faults[0] == "retrieval_overlap"
     assert set(missing) == set(MIRROR[:10])
     assert watched.take() == ((), ())
     for _ in range(3 * PAIRS_MAX):
-        watched.add(bad, Stand(1), Stand(1))
+        watched.add(bad, Stand(changed_at=6.0), 7.0)
     assert len(watched.pairs) == PAIRS_MAX
 
 

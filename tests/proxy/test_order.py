@@ -45,10 +45,11 @@ TIMES = Deadline(10.0, 1.0)
 PLAIN = DIALECTS["plain"]
 SHOWN: set[tuple[str, str]] = set()
 NO_NEIGHBOURS = {
-    ("shadow", "stream"): "who goes on with a stream is asked by itself: in neither order is anything of it mirrored",
+    ("watch", "stream"): "who goes on with a stream is asked by itself: in neither order is anything of it looked at",
     ("stream", "chain"): "the chain stands round nothing: it asks the tiers",
     ("fault", "stream"): "no layer: what the tier itself holds its streams to",
     ("stream", "tier"): "no layer: what the tier itself holds its streams to",
+    ("shadow", "watch"): "each looks at the tiers' own answers once the caller has them, and neither changes any",
     ("retry", "budget"): "no layer: what retry and hedge share",
     ("budget", "hedge"): "no layer: what retry and hedge share",
 }
