@@ -1,8 +1,9 @@
 """A fake OpenAI service: real MiniLM vectors, and answers that say what the prompt said.
 
-    python -m tests.kit.openai_service --port N [--model-cache FOLDER] [--token-gap-s S]
+    python -m tests.kit.openai_service --port N [--model-cache FOLDER] [--token-gap-s S] [--turned D]
 
-- POST /v1/embeddings         the vectors of all-MiniLM-L6-v2, as floats or base64
+- POST /v1/embeddings         the vectors of all-MiniLM-L6-v2, as floats or base64; turned into D dimensions by a random
+                              rotation, they are of a space of their own
 - POST /v1/chat/completions   the sentence of the prompt's context that shares most words with the question; whole,
                               or token by token as server-sent events with `[DONE]`
 - GET  /v1/models, /healthz
@@ -34,9 +35,10 @@ BODY_BYTES_MAX = 64 * 1024 * 1024
 class Service:
     """The handlers; the embedder is loaded by the first request that needs it, off the loop."""
 
-    def __init__(self, model_cache: Path, token_gap_s: float = 0.0) -> None:
+    def __init__(self, model_cache: Path, token_gap_s: float = 0.0, turned: int = 0) -> None:
         self._model_cache = model_cache
         self._token_gap_s = token_gap_s
+        self._turned = turned
         self._embedder: Embedder | None = None
         self._loading = asyncio.Lock()
 
@@ -64,6 +66,8 @@ class Service:
             return _error(400, "'input' must be a string or a list of strings here")
         embedder = await self.loaded()
         vectors = np.asarray(await asyncio.to_thread(embedder.embed, texts), dtype=np.float32)
+        if self._turned:
+            vectors = turned(vectors, self._turned)
         as_base64 = asked.get("encoding_format") == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": base64_of(row) if as_base64 else row.tolist()}
@@ -166,6 +170,12 @@ def base64_of(row: np.ndarray) -> str:
     return base64.b64encode(row.astype("<f4").tobytes()).decode()
 
 
+def turned(vectors: np.ndarray, dimensions: int) -> np.ndarray:
+    """Vectors [n, d] as those of another space [n, dimensions]: distances stay, and nothing else does."""
+    drawn = np.random.default_rng(3).normal(size=(dimensions, vectors.shape[1]))
+    return (vectors @ np.linalg.qr(drawn)[0].T).astype(np.float32)
+
+
 def serve(service: type[Service] = Service) -> None:
     """Serve until a signal comes."""
     words = argparse.ArgumentParser(description=service.__doc__)
@@ -173,11 +183,12 @@ def serve(service: type[Service] = Service) -> None:
     cache = os.environ.get("UNDERSTUDY_TEST_MODELS") or str(Path(tempfile.gettempdir()) / "understudy-test-models")
     words.add_argument("--model-cache", type=Path, default=Path(cache))
     words.add_argument("--token-gap-s", type=float, default=0.0)
+    words.add_argument("--turned", type=int, default=0)
     given = words.parse_args()
     given.model_cache.mkdir(parents=True, exist_ok=True)
 
     async def app() -> web.Application:
-        return service(given.model_cache, given.token_gap_s).app()
+        return service(given.model_cache, given.token_gap_s, given.turned).app()
 
     web.run_app(app(), host="127.0.0.1", port=given.port, print=None, access_log=None)
 
