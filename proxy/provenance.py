@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from understudy.models.space import canonical_name
+from understudy.models.vocabulary import Vocabulary
 from understudy.policies.ledger import Entry, LedgerRules
 from understudy.policies.ledger import Ledger as Heart
 from understudy.policies.marks import MARK_PLACES, first_handle, mark_of, space_key, unpacked, vector_in
@@ -41,6 +42,14 @@ DIMENSIONS_MAX = 256
 log = logging.getLogger("understudy.spaces")
 
 
+class Decodes(Protocol):
+    """What reads token ids as text (`understudy.models.vocabulary.Vocabulary`). Raises ValueError."""
+
+    @property
+    def is_loaded(self) -> bool: ...
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
 class Answered(NamedTuple):
     """An embedding that was answered and not yet read."""
 
@@ -50,6 +59,7 @@ class Answered(NamedTuple):
     space: str
     tenant: bytes
     size_bytes: int
+    vocabulary: Decodes | None = None
 
 
 class Origin(NamedTuple):
@@ -79,6 +89,7 @@ class Provenance:
         self.served: dict[tuple[str, str], int] = {}
         self.shared: Callable[[bytes, Entry], object] | None = None
         self.reembedding = Reembedding()
+        self._vocabularies: dict[str, Vocabulary] = {}
         self._wall = wall
         self._path = path
         self._pending: deque[Answered] = deque()
@@ -117,13 +128,27 @@ class Provenance:
         self.is_armed = self._is_watching()
         return self._state() != self._saved
 
+    def vocabulary_of(self, path: str | None) -> Vocabulary | None:
+        """The vocabulary in a file, one for all routes that name it; it is read when it is first needed."""
+        if path is None:
+            return None
+        return self._vocabularies.setdefault(path, Vocabulary(Path(path)))
+
     # --- vectors handed out ----------------------------------------------------------------------------------------
 
     def count(self, word: str, number: int = 1) -> None:
         """Add to what became of vectors."""
         self.counts[word] = self.counts.get(word, 0) + number
 
-    def answered(self, call: Call, answer: Answer, dialect: Dialect, space: str, tenant: bytes) -> None:
+    def answered(
+        self,
+        call: Call,
+        answer: Answer,
+        dialect: Dialect,
+        space: str,
+        tenant: bytes,
+        vocabulary: Decodes | None = None,
+    ) -> None:
         """An embedding went to its caller: keep it to be read later. The oldest makes room."""
         if answer.stream is not None or answer.source == "local-embed":
             # a local answer of another space is made of handles, which are remembered where they are made
@@ -132,7 +157,7 @@ class Provenance:
         if size > BODY_BYTES_MAX:
             self.count("too_long")
             return
-        self._pending.append(Answered(call.request, answer, dialect, space, tenant, size))
+        self._pending.append(Answered(call.request, answer, dialect, space, tenant, size, vocabulary))
         self._pending_bytes += size
         while len(self._pending) > PENDING_MAX or self._pending_bytes > PENDING_BYTES_MAX:
             self._pending_bytes -= self._pending.popleft().size_bytes
@@ -159,11 +184,14 @@ class Provenance:
         if vectors and ask.dimensions is None:
             self.learn(waiting.space, ask.model, len(vectors[0]) >> 2)
         self.reembedding.knows(waiting.space, Way(waiting.request.target, waiting.request.path, ask.model))
-        if len(vectors) != len(ask.texts):
+        texts = ask.texts
+        if ask.tokens and waiting.vocabulary is not None and waiting.vocabulary.is_loaded:
+            texts = tuple(map(waiting.vocabulary.decode, ask.tokens))
+        if len(vectors) != len(texts):
             # token ids, of which nobody here knows the text
             self.count("without_text", len(vectors))
             return
-        for vector, text in zip(vectors, ask.texts, strict=True):
+        for vector, text in zip(vectors, texts, strict=True):
             if mark_of(array("f", vector[-4 * MARK_PLACES :])) is None:
                 self.remember(vector, waiting.space, text, waiting.tenant, model=ask.model)
 

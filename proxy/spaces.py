@@ -115,17 +115,18 @@ def _offer_embedder(
 class Noting:
     """Tells the ledger of a route's answered embeddings."""
 
-    __slots__ = ("dialect", "headers", "provenance", "space")
+    __slots__ = ("dialect", "headers", "provenance", "space", "vocabulary")
 
     def __init__(self, route: Route, dialect: Dialect, space: str, provenance: Provenance) -> None:
         self.dialect = dialect
         self.headers = route.spaces.tenant_headers
         self.space = space
         self.provenance = provenance
+        self.vocabulary = provenance.vocabulary_of(route.spaces.tiktoken_file)
 
     def note(self, call: Call, answer: Answer) -> None:
         tenant = tenant_by(call.request, self.headers) if self.headers else b""
-        self.provenance.answered(call, answer, self.dialect, self.space, tenant)
+        self.provenance.answered(call, answer, self.dialect, self.space, tenant, self.vocabulary)
 
 
 class Guard:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from understudy.proxy.settings_types import Bytes, Count, Frozen, PositiveSeconds
+from understudy.proxy.settings_types import Bytes, Count, FilePath, Frozen, PositiveSeconds
 
 Dimensions = Annotated[int, Meta(ge=1, le=65536, description="dimensions of a vector")]
 
@@ -24,6 +24,8 @@ class Spaces(Frozen, frozen=True):
     """What many texts at once, or documents, get in place of vectors: an index poisoned is worse than a call failed."""
     bulk_texts_max: Count = 8
     """More texts than this in one call are documents."""
+    tiktoken_file: FilePath | None = None
+    """The vocabulary of OpenAI's tokeniser (cl100k_base.tiktoken), by which token ids are read as text."""
     tenant_headers: list[str] = []
     """Headers, the same on embeddings and searches, that set tenants apart: a vector is known to its own alone."""
 

@@ -9,16 +9,16 @@ Not for documents: a handle that is stored would poison an index, and a failure 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from understudy.models.space import Space, canonical_name
 from understudy.policies.marks import DIMENSIONS_MIN, handle_of
 from understudy.policies.service import Answer, Call, Refused
 from understudy.proxy.asks import EmbedAsk
-from understudy.proxy.provenance import Provenance, tenant_by
+from understudy.proxy.provenance import Decodes, Provenance, tenant_by
 from understudy.proxy.settings import DeclaredSpace, Spaces
 
 if TYPE_CHECKING:
@@ -41,12 +41,6 @@ KNOWN_DIMENSIONS: Mapping[str, int] = MappingProxyType(
 """What models are known for, until an answer of theirs has been seen."""
 
 
-class Decodes(Protocol):
-    """What reads token ids as text (`understudy.models.tiktoken.Vocabulary`). Raises ValueError."""
-
-    def decode(self, tokens: Sequence[int]) -> str: ...
-
-
 class Handing:
     """What one embeddings route does where the local model's vectors are not its own. `space` is the route's."""
 
@@ -61,7 +55,6 @@ class Handing:
         *,
         declared: DeclaredSpace | None = None,
         hands_out: bool = False,
-        vocabulary: Decodes | None = None,
     ) -> None:
         self.route = route
         self.rules = rules
@@ -69,10 +62,11 @@ class Handing:
         self.provenance = provenance
         self.declared = declared
         self.hands_out = hands_out
-        self.vocabulary = vocabulary
+        self.vocabulary: Decodes | None = provenance.vocabulary_of(rules.tiktoken_file)
 
     def readable(self, ask: EmbedAsk) -> EmbedAsk:
-        """The ask with texts, where it came with token ids and the policy names their vocabulary. Raises Refused."""
+        """The ask with texts, where it came with token ids and the policy names their vocabulary. Raises Refused. Reads
+        a file at first: call it in a thread."""
         if not ask.tokens:
             return ask
         if self.vocabulary is None:

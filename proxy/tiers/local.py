@@ -132,8 +132,10 @@ class _Local:
         model = self.knowing.model()
         now = asyncio.get_running_loop().time
         began = now()
-        if self.handing is not None:
-            ask = self.handing.readable(ask)
+        handing = self.handing
+        if handing is not None and ask.tokens:
+            given_ids = ask
+            ask = await self.knowing.in_thread(lambda: handing.readable(given_ids), call.until)
         length = self._length_of_handles(ask, model)
         if ask.whole:
             await self.knowing.in_thread(lambda: _refuse_too_long(ask.texts, model.embedder), call.until)

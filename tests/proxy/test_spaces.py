@@ -82,6 +82,23 @@ async def test_what_can_have_no_fallback_is_told_why_and_counted(two: TwoSpaces,
     assert two.provenance.unavailable == {("embeddings", reason): 1}
 
 
+async def test_token_ids_are_read_by_the_vocabulary_that_the_policy_names(tmp_path: Path):
+    words = QUESTIONS[3].split()
+    file = tmp_path / "toy.tiktoken"
+    file.write_bytes(b"".join(base64.b64encode(b" " + word.encode()) + b" %d\n" % n for n, word in enumerate(words)))
+    two = TwoSpaces(tmp_path, DOCUMENTS, spaces=Spaces(tiktoken_file=str(file)))
+    two.provenance.learn(FAR, "m", FAR_DIMENSIONS)
+    two.embedder_up = False
+    two.known_near.add(near(" " + QUESTIONS[3]).tobytes())
+    answer = await two.embed(list(range(len(words))))
+    handle = json.loads(answer.body)["data"][0]["embedding"]
+    assert ids_of(await two.search(handle))[0] == 3
+    unknown = await two.embed([9999])
+    assert (unknown.status, two.provenance.unavailable) == (502, {("embeddings", "token_input"): 1})
+    assert two.wrong_space == 0
+    await two.close()
+
+
 async def test_bulk_is_answered_where_the_policy_says_so(tmp_path: Path):
     two = TwoSpaces(tmp_path, DOCUMENTS, spaces=Spaces(bulk="answer"))
     two.embedder_up = False

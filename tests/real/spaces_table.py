@@ -74,7 +74,7 @@ async def row(two: TwoSpaces, embedder: str, database: str, whose: str, searches
         if whose == "unknown":
             wanted, vector = _unknown(two, rng)
         elif len(pool) < POOL or rng.random() < 0.125:
-            pool = [*pool[-2 * POOL :], await _ours(two, rng)]
+            pool = [*pool[:POOL], *pool[max(POOL, len(pool) - POOL) :], await _ours(two, rng)]
             wanted, vector = pool[-1]
         else:
             wanted, vector = rng.choice(pool)
