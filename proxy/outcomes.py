@@ -29,12 +29,15 @@ HOSTS: tuple[tuple[str, Provider], ...] = (
     (".cloud.qdrant.io", "qdrant"),
     (".pinecone.io", "pinecone"),
     (".trychroma.com", "chroma"),
+    (".zillizcloud.com", "milvus"),
+    (".weaviate.cloud", "weaviate"),
+    (".weaviate.network", "weaviate"),
     (".elastic-cloud.com", "elasticsearch"),
     (".elastic.cloud", "elasticsearch"),
     (".es.amazonaws.com", "elasticsearch"),
     (".aoss.amazonaws.com", "elasticsearch"),
 )
-PORTS: Mapping[int, Provider] = {11434: "ollama", 9200: "elasticsearch"}
+PORTS: Mapping[int, Provider] = {11434: "ollama", 9200: "elasticsearch", 19530: "milvus"}
 """Where those listen who have no host of their own; only asked where the dialect says nothing."""
 KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key"})
 

@@ -43,6 +43,8 @@ SHIPPED_DIALECTS: Mapping[str, str] = {
     "pinecone": "retrieve",
     "elasticsearch": "retrieve",
     "opensearch": "retrieve",
+    "milvus": "retrieve",
+    "weaviate": "retrieve",
     "plain": "pass",
 }
 """The dialects that ship and the kind of call each speaks; who has others passes them to `read_folder`."""

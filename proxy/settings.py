@@ -81,7 +81,7 @@ class PlannedFault(Frozen, frozen=True):
 # --- what errors mean ----------------------------------------------------------------------------------------------
 
 Embedding = Literal["openai", "azure", "anthropic", "ollama", "cohere", "tei"]
-Database = Literal["qdrant", "chroma", "elasticsearch", "pinecone"]
+Database = Literal["qdrant", "chroma", "elasticsearch", "pinecone", "milvus", "weaviate"]
 Provider = Literal[Embedding, Database, "plain"]
 """Who is asked, as far as the words of its errors go; OpenSearch has Elasticsearch's."""
 Speech = Literal["openai-chat", "anthropic", "ollama-chat"]

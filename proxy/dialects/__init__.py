@@ -12,6 +12,7 @@ from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.dialects.chroma import Chroma
 from understudy.proxy.dialects.cohere_embed import CohereEmbed
 from understudy.proxy.dialects.elasticsearch import Elasticsearch
+from understudy.proxy.dialects.milvus import Milvus
 from understudy.proxy.dialects.ollama import OllamaChat
 from understudy.proxy.dialects.ollama_embed import OllamaEmbed
 from understudy.proxy.dialects.openai_chat import OpenAIChat
@@ -22,13 +23,14 @@ from understudy.proxy.dialects.pinecone import Pinecone
 from understudy.proxy.dialects.plain import Plain
 from understudy.proxy.dialects.qdrant import Qdrant
 from understudy.proxy.dialects.tei import Tei
+from understudy.proxy.dialects.weaviate import Weaviate
 from understudy.proxy.handles import Naming
 
 _CHROMA = Chroma()
 _OF_KIND: Mapping[Kind, tuple[Dialect, ...]] = {
     "embed": (OpenAIEmbeddings(), AzureEmbeddings(), OllamaEmbed(), CohereEmbed(), Tei()),
     "generate": (OpenAIChat(), OpenAICompletions(), OpenAIResponses(), Anthropic(), OllamaChat(), AzureChat()),
-    "retrieve": (Qdrant(), _CHROMA, Pinecone(), Elasticsearch(), Elasticsearch("opensearch")),
+    "retrieve": (Qdrant(), _CHROMA, Pinecone(), Elasticsearch(), Elasticsearch("opensearch"), Milvus(), Weaviate()),
     "pass": (Plain(),),
 }
 

@@ -133,7 +133,8 @@ def _settled(failed: Failed, verdict: Verdict) -> Failed:
 
 class _Body(msgspec.Struct):
     """Where the providers put it: OpenAI, Azure, Anthropic and Elasticsearch into `error`, Ollama too, as text; Cohere
-    into `message`, Chroma into both, Qdrant into `status`, servers made with FastAPI into `detail`."""
+    and Milvus into `message`, Chroma into both, Qdrant into `status`, Weaviate into lists, servers made with FastAPI
+    into `detail`."""
 
     error: Any = None
     message: Any = None
@@ -142,6 +143,7 @@ class _Body(msgspec.Struct):
     status: Any = None
     detail: Any = None
     error_type: Any = None
+    errors: Any = None
 
 
 _BODY = msgspec.json.Decoder(_Body)
@@ -185,6 +187,9 @@ def _messages(read: _Body) -> Iterator[str]:
     error = _fields(read.error)
     yield from _texts(error.get("message"), error.get("reason"), _fields(read.status).get("error"))
     yield from _texts(read.message, read.detail, read.error, _fields(read.detail).get("message"))
+    for listed in (read.errors, read.error):
+        if isinstance(listed, list) and listed:
+            yield from _texts(_fields(cast("list[Any]", listed)[0]).get("message"))
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -35,6 +35,8 @@ def test_every_dialect_has_a_kind_and_every_kind_a_dialect():
         "tei": "embed",
         "pinecone": "retrieve",
         "elasticsearch": "retrieve",
+        "milvus": "retrieve",
+        "weaviate": "retrieve",
         "opensearch": "retrieve",
         "plain": "pass",
     }

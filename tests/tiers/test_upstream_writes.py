@@ -50,3 +50,40 @@ async def test_an_answer_to_a_write_that_has_no_end_is_handed_over_as_it_comes()
     async with Bench(pieces(said), dialect="elasticsearch") as bench:
         written = await bench.tier(write())
         assert len((await taken(written)).body) == sum(map(len, said))
+
+
+def search(dialect: str) -> Call:
+    path = b"/v2/vectordb/entities/search" if dialect == "milvus" else b"/v1/graphql"
+    return Call("retrieve", Request(b"POST", path, [], b"{}"), dialect=dialect)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "said", "reason", "soft"),
+    [
+        ("milvus", {"code": 2, "message": "service unavailable"}, "error_in_200", False),
+        ("milvus", {"code": 8, "message": "rate limit exceeded"}, "rate_limit", True),
+        ("milvus", {"code": 101, "message": "collection not loaded"}, "not_loaded", False),
+        ("weaviate", {"errors": [{"message": "shard not ready"}], "data": None}, "error_in_200", False),
+    ],
+)
+async def test_an_error_in_a_200_is_judged_by_its_code(dialect: str, said: Any, reason: str, soft: bool):
+    async with Bench(answer(200, body=said), dialect=dialect) as bench:
+        with pytest.raises(Failed) as failed:
+            await bench.tier(search(dialect))
+        assert (failed.value.reason, failed.value.soft, failed.value.fault) == (reason, soft, "endpoint")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "said", "fault"),
+    [
+        ("milvus", {"code": 100, "message": "collection not found"}, "not_found"),
+        ("milvus", {"code": 1100, "message": "invalid parameter"}, "invalid"),
+        ("milvus", {"code": 1800, "message": "user hasn't authenticated"}, "credentials"),
+        ("weaviate", {"errors": [{"message": 'Cannot query field "x" on type "Docs".'}]}, "invalid"),
+        ("weaviate", {"errors": [{"message": "Syntax Error GraphQL request (1:3) Unexpected }"}]}, "invalid"),
+    ],
+)
+async def test_a_callers_mistake_in_a_200_goes_back_and_says_nothing_of_the_server(dialect: str, said: Any, fault: str):
+    async with Bench(answer(200, body=said), dialect=dialect) as bench:
+        answered = await bench.tier(search(dialect))
+        assert (answered.status, answered.fault) == (200, fault)
