@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from understudy.indexes.compacting import Load, compact_in_child
 from understudy.indexes.draft import Draft
-from understudy.indexes.faults import CorruptIndex, IndexFault
+from understudy.indexes.faults import CannotWrite, CorruptIndex, IndexFault
 from understudy.indexes.healing import Embed, heal
 from understudy.indexes.journal import Gone, Journal
 from understudy.indexes.live import Live
@@ -168,6 +169,12 @@ class Collection:
         return Stats(view.count, view.tail.count, view.tombstones, self._live.bytes_held)
 
     @property
+    def load(self) -> Load:
+        """What it carries beside its frozen generation."""
+        live, view = self._live, self._view
+        return Load(view.tail.count, live.tail.bytes_held, live.frozen_count, view.tombstones)
+
+    @property
     def _shape(self) -> KeptShape:
         shapes = self._view.shapes
         if "" in shapes or not shapes:
@@ -263,7 +270,7 @@ class Collection:
         vectors whose shape is not known yet and says none. Writes of several threads share one fsync.
 
         Raises BadPoint, BadId, WrongDimension, NotFinite or UnknownFilter for what cannot be kept, OverBudget where
-        there is no room, Busy, Gone if the collection was dropped meanwhile, OSError if the disk will not have it.
+        there is no room, Busy, Gone if the collection was dropped meanwhile, CannotWrite if the disk will not have it.
         After any of these nothing was changed.
         """
         request = _Request(tuple(writes), space)
@@ -301,6 +308,13 @@ class Collection:
             self._current = current
             return True
 
+    def compact(self) -> str | None:
+        """Have a child fold what was written into a new generation, and take it up; its name, or None if there was
+        nothing to fold or somebody else is at it. Seconds to minutes. Raises IndexFault; then nothing was changed."""
+        generation = compact_in_child(self.folder)
+        self.refresh()
+        return generation
+
     def close(self) -> None:
         """Let go of the files. Only for when nobody is asking any more; otherwise garbage collection does it."""
         if self._live.frozen is not None:
@@ -322,8 +336,9 @@ class Collection:
                 self._caught_up()
                 self._append(waiting)
         except (IndexFault, OSError) as fault:
+            why = fault if isinstance(fault, IndexFault) else CannotWrite(f"{self.name}: {fault}")
             for request in waiting:
-                request.fail(fault)
+                request.fail(why)
 
     def _append(self, waiting: list[_Request]) -> None:
         live, before = self._live, dict[bytes, Record | None]()

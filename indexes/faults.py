@@ -7,6 +7,7 @@ IndexFault
   +- BadFile                  a file that cannot be read as knowledge: "file:line: why"
   +- CorruptIndex             nothing sound is left on disk to answer from
   +- Busy                     somebody else is writing this collection
+  +- CannotWrite              the disk will not have it; nothing was changed
   +- OverBudget               there is no room for it within the memory that is allowed
 """
 
@@ -65,6 +66,10 @@ class CorruptIndex(IndexFault):
 
 class Busy(IndexFault):
     """Another writer holds this collection."""
+
+
+class CannotWrite(IndexFault):
+    """The disk is full, or gone, or may not be written to. Nothing was changed."""
 
 
 class OverBudget(IndexFault):

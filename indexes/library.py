@@ -20,7 +20,8 @@ from types import MappingProxyType
 from typing import Final
 
 from understudy.indexes.collection import Applied, Collection, Embed, Stats, heal
-from understudy.indexes.faults import BadName, CorruptIndex, IndexFault, OverBudget
+from understudy.indexes.compacting import Compactor
+from understudy.indexes.faults import BadName, CannotWrite, CorruptIndex, IndexFault, OverBudget
 from understudy.indexes.frozen import bytes_of
 from understudy.indexes.journal import Gone, Journal
 from understudy.indexes.snapshot import current_name, generations, read_manifest
@@ -47,12 +48,14 @@ class Library:
         rebuild_embed: Embed | None = None,
         collections_max: int = COLLECTIONS_MAX,
         bytes_max: int | None = None,
+        compactor: Compactor | None = None,
     ) -> None:
         self.folder = folder
         self._exact_below = exact_below
         self._rebuild_embed = rebuild_embed
         self._collections_max = collections_max
         self._bytes_max = bytes_max
+        self._compactor = compactor or Compactor()
         self._open: Mapping[str, Collection] = MappingProxyType({})
         self._shut: dict[str, tuple[str | None, str]] = {}
         self._writing = threading.Lock()
@@ -94,7 +97,7 @@ class Library:
         doing it all again changes nothing. `space` is the vector space of vectors whose shape is not known yet.
 
         Raises BadName, BadPoint, BadId, WrongDimension, NotFinite or UnknownFilter for what cannot be kept, OverBudget
-        where there is no room, IndexFault if there are too many collections, CorruptIndex, Busy, OSError.
+        where there is no room, IndexFault if there are too many collections, CorruptIndex, Busy, CannotWrite.
         """
         put = gone = 0
         epoch = ""
@@ -107,8 +110,16 @@ class Library:
             put, gone, epoch = put + applied.put, gone + applied.gone, applied.epoch
         return Applied(put, gone, epoch)
 
+    def compact(self, name: str) -> str | None:
+        """Fold what was written to a collection into a new generation now; see `Collection.compact`.
+
+        It happens by itself when there is much of it. Raises BadName, IndexFault.
+        """
+        held = self.get(name)
+        return None if held is None else held.compact()
+
     def drop(self, name: str) -> int:
-        """Remove a collection and everything in it; how many points it had. Raises BadName, Busy, OSError."""
+        """Remove a collection and everything in it; how many points it had. Raises BadName, Busy, CannotWrite."""
         folder = self.path_of(name)
         if not folder.is_dir():
             return 0
@@ -121,6 +132,8 @@ class Library:
                 _sync(self.folder)
         except Gone:
             return 0
+        except OSError as fault:
+            raise CannotWrite(f"{name}: {fault}") from fault
         self._let_go(name)
         shutil.rmtree(doomed, ignore_errors=True)
         return 0 if held is None else held.count
@@ -141,6 +154,7 @@ class Library:
                 _log.warning("collection %s stays %s: %s", name, "as it was" if held else "shut", fault)
                 happened[name] = f"failed: {fault}"
                 continue
+            self._compactor.consider(opened)
             if opened is not held or opened.generation != before:
                 happened[name] = f"opened {opened.generation or 'its journal'}"
         return happened
@@ -225,10 +239,13 @@ class Library:
                     return Applied()
                 held = self._opened(name, create=True)
             try:
-                return held.write(writes, space=space)
+                applied = held.write(writes, space=space)
             except Gone:
                 # by another process: what is written now is the next collection of this name
                 self._let_go(name)
+                continue
+            self._compactor.consider(held)
+            return applied
         raise IndexFault(f"collection {name!r} is dropped over and over")
 
     def _let_go(self, name: str) -> None:

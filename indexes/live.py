@@ -74,6 +74,11 @@ class Live:
         raise CorruptIndex(f"collection {folder.name}: {'; '.join(reasons)}")
 
     @property
+    def frozen_count(self) -> int:
+        """How many rows are frozen, tombstones too."""
+        return 0 if self.frozen is None else self.frozen.count
+
+    @property
     def bytes_held(self) -> int:
         """About how much memory it takes."""
         return self.tail.bytes_held + (0 if self.frozen is None else self.frozen.bytes_held)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.indexes.some import ids, some_points
 from understudy.indexes import journal as journal_module
 from understudy.indexes.journal import Gone, Journal, Position
+from understudy.indexes.library import Library
+from understudy.indexes.writes import Upsert
 
 BODIES = [bytes([number]) * (20 + number) for number in range(9)]
 
@@ -97,3 +101,31 @@ def test_a_folder_of_another_name_is_no_longer_written_to(folder: Path):
     folder.rename(folder.parent / "away")
     with pytest.raises(Gone), journal.writing():
         pass
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("rot", [_flip, Path.unlink], ids=["flipped", "gone"])
+def test_a_rotten_snapshot_is_passed_over_and_the_journal_brings_all_of_it_back(
+    rot: Callable[[Path], None], tmp_path: Path
+):
+    library = Library(tmp_path)
+    points = some_points(60)
+    for at in range(0, 60, 20):
+        library.write("docs", [Upsert(tuple(points[at : at + 20]))])
+        library.compact("docs")
+    library.write("docs", [Upsert(tuple(some_points(4, mark="late")))])
+    collection = library.get("docs")
+    assert collection is not None
+    assert collection.generation == "g-000003"
+    due = collection.scroll(None, 100)[0]
+    rot(library.path_of("docs") / "g-000003" / "points.sqlite")
+    again = Library(tmp_path).open("docs")
+    assert again.generation == "g-000002"
+    back = again.scroll(None, 100)[0]
+    assert ids(back) == ids(due)
+    assert [point.payload for point in back] == [point.payload for point in due]

@@ -1,0 +1,221 @@
+"""Compaction: what was written is folded into a generation beside those who ask and write, whenever it dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.indexes import kill_writes
+from tests.indexes.some import ids, some_points
+from understudy.indexes.collection import Collection
+from understudy.indexes.compact import compact
+from understudy.indexes.compacting import TAIL_POINTS, TAIL_POINTS_MAX, Compactor, Load, is_due, is_urgent
+from understudy.indexes.faults import Busy, IndexFault
+from understudy.indexes.library import Library
+from understudy.indexes.points import Point
+from understudy.indexes.snapshot import current_name, locked
+from understudy.indexes.writes import Create, Delete, Upsert, VectorShape, Which
+
+DIMENSIONS = 16
+STEPS = ["sweep", "store", "vectors", "keywords", "graph", "manifest", "sync", "name", "current", "swap", "prune"]
+
+
+class PowerCut(BaseException):
+    """Nobody cleans up after one of these."""
+
+
+def _contents(collection: Collection) -> list[object]:
+    points, _ = collection.scroll(None, 10_000, with_vectors=True)
+    asked = {"must": [{"key": "even", "match": {"value": True}}]}
+    return [
+        [
+            (
+                point.id,
+                point.payload,
+                point.text,
+                point.source,
+                point.version,
+                None if point.vector is None else point.vector.tolist(),
+                {name: vector.tolist() for name, vector in point.named.items()},
+            )
+            for point in points
+        ],
+        ids(collection.search(np.ones(DIMENSIONS), 50)),
+        ids(collection.search(np.ones(DIMENSIONS), 50, filter=asked)),
+        sorted(map(str, ids(collection.search_text("number hedged", 1_000)))),
+    ]
+
+
+def _written(tmp_path: Path) -> Library:
+    """A collection with a generation, tombstones, and a tail."""
+    library = Library(tmp_path)
+    named = [
+        Point(f"named-{number}", named={"title": np.array([number, 1], np.float32)}, payload={"even": True})
+        for number in range(3)
+    ]
+    library.write(
+        "docs", [Create({"": VectorShape(DIMENSIONS, "dot", "s")}, {"note": 1}), Upsert(tuple(some_points(60)))]
+    )
+    assert compact(library.path_of("docs")) == "g-000001"
+    library.refresh()
+    library.write("docs", [Delete(Which((1, 3, 5))), Upsert(tuple(some_points(80, seed=3)[50:])), Upsert(tuple(named))])
+    return library
+
+
+def test_compacting_changes_nothing_that_can_be_seen_but_the_generation(tmp_path: Path):
+    library = _written(tmp_path)
+    collection = library.open("docs")
+    before, stats = _contents(collection), collection.stats
+    assert (stats.tail, stats.tombstones) == (33, 13)
+    assert library.compact("docs") == "g-000002"
+    assert (collection.generation, collection.stats.tail, collection.stats.tombstones) == ("g-000002", 0, 0)
+    assert _contents(collection) == before == _contents(Library(tmp_path).open("docs"))
+    assert (collection.space, str(collection.distance), collection.notes) == ("s", "dot", {"note": 1})
+    assert [hit.id for hit in collection.search([1, 0], 1, using="title")] == ["named-2"]
+    assert library.compact("docs") is None
+
+
+def test_what_is_written_while_it_compacts_is_there_afterwards(tmp_path: Path):
+    library = _written(tmp_path)
+    collection = library.open("docs")
+
+    def meanwhile(step: str) -> None:
+        library.write("docs", [Upsert((Point(f"at {step}", np.ones(DIMENSIONS, np.float32)),)), Delete(Which((7,)))])
+
+    assert compact(collection.folder, step=meanwhile) == "g-000002"
+    before = _contents(collection)
+    assert collection.refresh()
+    assert _contents(collection) == before == _contents(Library(tmp_path).open("docs"))
+    assert ids(collection.get([f"at {step}" for step in STEPS])) == [f"at {step}" for step in STEPS]
+    assert collection.get([7]) == []
+
+
+@pytest.mark.parametrize("fatal", STEPS)
+def test_a_compaction_that_dies_before_any_step_loses_nothing(fatal: str, tmp_path: Path):
+    library = _written(tmp_path)
+    due = _contents(library.open("docs"))
+
+    def step(name: str) -> None:
+        if name == fatal:
+            raise PowerCut(name)
+
+    folder = library.path_of("docs")
+    with pytest.raises(PowerCut):
+        compact(folder, step=step)
+    assert _contents(Library(tmp_path).open("docs")) == due
+    library.write("docs", [Delete(Which((9,)))])
+    after = _contents(library.open("docs"))
+    compact(folder)
+    assert _contents(Library(tmp_path).open("docs")) == after
+    assert current_name(folder) == ("g-000003" if fatal in ("current", "swap", "prune") else "g-000002")
+
+
+def test_only_one_compacts_at_a_time(tmp_path: Path):
+    library = _written(tmp_path)
+    with locked(library.path_of("docs")):
+        with pytest.raises(Busy):
+            compact(library.path_of("docs"))
+        assert library.compact("docs") is None
+
+
+def test_a_child_that_fails_says_why_and_the_collection_goes_on(tmp_path: Path):
+    library = _written(tmp_path)
+    collection = library.open("docs")
+    collection.folder.rename(tmp_path / "away")
+    with pytest.raises(IndexFault, match="not compacted"):
+        collection.compact()
+    (tmp_path / "away").rename(collection.folder)
+    assert collection.count == 77 + 3
+
+
+def test_it_is_due_for_a_long_tail_and_for_many_tombstones():
+    assert not is_due(Load(tail=TAIL_POINTS, tail_bytes=0, frozen=10_000, tombstones=2_000))
+    assert is_due(Load(tail=TAIL_POINTS + 1, tail_bytes=0, frozen=0, tombstones=0))
+    assert is_due(Load(tail=1, tail_bytes=2**30, frozen=0, tombstones=0))
+    assert is_due(Load(tail=1, tail_bytes=0, frozen=10_000, tombstones=2_001))
+    assert not is_due(Load(tail=1, tail_bytes=0, frozen=100, tombstones=100))
+    assert not is_urgent(Load(tail=TAIL_POINTS + 1, tail_bytes=0, frozen=10_000, tombstones=9_000))
+    assert is_urgent(Load(tail=TAIL_POINTS_MAX + 1, tail_bytes=0, frozen=0, tombstones=0))
+
+
+class _Carrying:
+    """A collection that carries what it is told to."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.folder = Path(name)
+        self.load = Load(TAIL_POINTS + 1, 0, 0, 0)
+        self.refreshed = 0
+
+    def refresh(self) -> bool:
+        self.refreshed += 1
+        return True
+
+
+def test_it_rests_four_times_as_long_as_it_worked_unless_it_is_urgent():
+    now, worked, docs = [100.0], [0], _Carrying("docs")
+
+    def compacted(folder: Path) -> str | None:
+        assert folder == docs.folder
+        now[0] += 10.0
+        worked[0] += 1
+        return "g-000001"
+
+    compactor = Compactor(compact=compacted, clock=lambda: now[0])
+
+    def considered() -> bool:
+        begun = compactor.consider(docs)
+        compactor.wait()
+        return begun
+
+    assert considered()
+    now[0] = 149.0
+    assert not considered()
+    now[0] = 150.0
+    assert considered()
+    assert not considered()
+    docs.load = Load(TAIL_POINTS_MAX + 1, 0, 0, 0)
+    assert considered()
+    docs.load = Load(0, 0, 0, 0)
+    now[0] = 1e6
+    assert not considered()
+    assert (worked[0], docs.refreshed) == (3, 3)
+
+
+def test_after_a_failure_it_waits_before_it_tries_again():
+    now, docs = [100.0], _Carrying("docs")
+
+    def failing(_folder: Path) -> str | None:
+        raise IndexFault("no")
+
+    compactor = Compactor(compact=failing, clock=lambda: now[0])
+    assert compactor.consider(docs)
+    compactor.wait()
+    now[0] = 129.0
+    assert not compactor.consider(docs)
+    now[0] = 130.0
+    assert compactor.consider(docs)
+    compactor.wait()
+    assert docs.refreshed == 0
+
+
+def test_a_long_tail_is_compacted_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("understudy.indexes.compacting.TAIL_POINTS", 30)
+    compactor = Compactor()
+    library = Library(tmp_path, compactor=compactor)
+    library.write("docs", [Upsert(tuple(some_points(30)))])
+    compactor.wait()
+    collection = library.open("docs")
+    assert collection.generation == ""
+    library.write("docs", [Upsert(tuple(some_points(31)[30:]))])
+    compactor.wait()
+    assert (collection.generation, collection.stats.tail, collection.count) == ("g-000001", 0, 31)
+
+
+def test_a_writer_killed_at_any_moment_loses_nothing_it_acknowledged(tmp_path: Path):
+    tally = kill_writes.kill(tmp_path, times=5, seed=7)
+    assert tally.killed == 5
+    assert tally.acknowledged >= 5
+    assert tally.lost == 0
