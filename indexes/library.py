@@ -3,7 +3,8 @@
 get(name)      the open one; else opens it, once; None if there is none       a request, from a thread
 open(name)     the newest generation, or the reason why not                   after writing one
 write(name)    points put and taken away, collections made and dropped        the mirror, from a thread
-refresh()      all of them: what is new, written to, written anew, gone       a control loop, several times a second
+follow()       the open ones: what was written to them, or anew                a control loop, twice a second
+refresh()      all of them: also what is new, or gone                         a control loop, now and then
 """
 
 from __future__ import annotations
@@ -157,6 +158,23 @@ class Library:
             self._compactor.consider(opened)
             if opened is not held or opened.generation != before:
                 happened[name] = f"opened {opened.generation or 'its journal'}"
+        return happened
+
+    def follow(self) -> dict[str, str]:
+        """Take up what other processes wrote to the open collections; what happened, by name.
+
+        As `refresh`, without a look for new collections: some 30 us for each, where nothing was written.
+        """
+        happened: dict[str, str] = {}
+        for name, held in self._open.items():
+            before = held.generation
+            try:
+                opened = self._refreshed(name, held)
+            except (IndexFault, OSError):
+                continue  # `refresh`, which comes by less often, says why
+            self._compactor.consider(opened)
+            if opened.generation != before:
+                happened[name] = f"opened {opened.generation}"
         return happened
 
     def heal(self, name: str) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ log = logging.getLogger("understudy.local")
 
 KNOWLEDGE = "knowledge"
 BY_HAND = "by hand"
-WATCH_S = 5.0
-"""How often the collections on disk are looked at for new generations (`understudy index build` writes them)."""
+FOLLOW_S = 0.5
+"""How often open collections take up what other processes have written to them."""
+WATCH_EVERY = 10
+"""Every so many times the folder is looked at for new collections, too (`understudy index build` makes them)."""
 
 
 def collections_folder(state: Path) -> Path:
@@ -52,11 +55,12 @@ async def load_local(knowing: Knowing, local: Local, state: Path) -> None:
 
 
 async def watch_collections(knowing: Knowing) -> None:
-    """Serve new generations of the collections soon after somebody has written them."""
+    """Serve what others write to the collections within a second, and what they make anew soon after."""
     loop = asyncio.get_running_loop()
-    while True:
-        await asyncio.sleep(WATCH_S)
-        for name, what in (await loop.run_in_executor(None, knowing.refresh)).items():
+    for turn in itertools.count(1):
+        await asyncio.sleep(FOLLOW_S)
+        look = knowing.follow if turn % WATCH_EVERY else knowing.refresh
+        for name, what in (await loop.run_in_executor(None, look)).items():
             log.info("local collection %s: %s", name, what)
 
 

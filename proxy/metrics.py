@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -13,6 +13,7 @@ from understudy.policies.breaker import MODES
 from understudy.policies.shed import Shedder
 from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
 from understudy.proxy.caching.caches import Caches
+from understudy.proxy.collection_reports import COLLECTION_METRICS, Stats, collection_metrics
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
@@ -89,6 +90,7 @@ METRICS = {
     "understudy_reload_ok": "1 while the policy files on disk are the ones in force",
     "understudy_local_ready": "1 while the local model and indexes can answer",
     "understudy_local_info": "The local model: where it runs and the vector space it embeds into",
+    **COLLECTION_METRICS,
 }
 """Every metric exported, with its help text; README's list is tested against this table."""
 
@@ -115,6 +117,8 @@ class Seen(Protocol):
     @property
     def local_ready(self) -> bool: ...
     @property
+    def collection_stats(self) -> Mapping[str, Stats]: ...
+    @property
     def log_lines_dropped(self) -> int: ...
     @property
     def loop_lag_s(self) -> float: ...
@@ -139,6 +143,7 @@ class SidecarCollector(Collector):
         yield from _balance_metrics(routes, self._seen.world.clock())
         yield from _endpoint_metrics(routes)
         yield from arm_metrics(routes)
+        yield from collection_metrics(self._seen.collection_stats)
         yield from _cache_metrics(routes, self._seen.caches)
         yield from likeness_metrics(routes)
         yield from spaces_metrics(self._seen.provenance)

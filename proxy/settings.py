@@ -517,6 +517,8 @@ class Local(Frozen, frozen=True):
     """Threads that run the model side by side."""
     queue_texts_max: Count = 512
     """Texts that may wait for the model; more are refused."""
+    collections_bytes_max: Bytes = 2 * 2**30
+    """Memory that the local collections may take; opening one, or a write, that needs more is refused."""
     knowledge: bool | list[FilePath] = True
     """What is indexed as `knowledge` at first start: our own operating handbook, nothing, or these files."""
 

@@ -26,6 +26,7 @@ from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.certificates import BadCredentials, Credentials, credentials, fingerprint
+from understudy.proxy.collection_reports import Stats
 from understudy.proxy.dialects import DIALECTS, KINDS, NAMING
 from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.door import Listener
@@ -160,6 +161,10 @@ class Sidecar:
     @property
     def local_info(self) -> dict[str, str]:
         return self.knowing.about()
+
+    @property
+    def collection_stats(self) -> Mapping[str, Stats]:
+        return self.knowing.collection_stats()
 
     @property
     def started(self) -> bool:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
@@ -21,6 +21,7 @@ from understudy.indexes.faults import IndexFault
 from understudy.models.errors import ModelError
 from understudy.models.space import Space, same_space
 from understudy.policies.service import Failed, Refused
+from understudy.proxy.collection_reports import Stats
 from understudy.proxy.settings import Local
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ class Shelf(Protocol):
     def get(self, name: str) -> Shelved | None: ...
     def names(self) -> Sequence[str]: ...
     def refresh(self) -> dict[str, str]: ...
+    def follow(self) -> dict[str, str]: ...
+    @property
+    def stats(self) -> Mapping[str, Stats]: ...
 
 
 class Model:
@@ -182,7 +186,9 @@ class Knowing:
         """
         loading = self._loading = asyncio.get_running_loop().create_future()
         try:
-            self._shelf, self._without_shelf = await _tried(lambda: _library(collections), "no_local_index")
+            self._shelf, self._without_shelf = await _tried(
+                lambda: _library(collections, local.collections_bytes_max), "no_local_index"
+            )
             self._model, self._without_model = await _tried(lambda: _model(local, models), "no_local_model")
             if self._model is not None and prepare is not None:
                 await _tried(functools.partial(prepare, self._model), "no_knowledge")
@@ -212,6 +218,15 @@ class Knowing:
         """Open what is new on disk, let go of what is gone; what happened, by collection. Reads disk: call it in a
         thread."""
         return {} if self._shelf is None else self._shelf.refresh()
+
+    def follow(self) -> dict[str, str]:
+        """Take up what other processes wrote to the open collections; what happened, by collection. Reads a little
+        disk: call it in a thread."""
+        return {} if self._shelf is None else self._shelf.follow()
+
+    def collection_stats(self) -> Mapping[str, Stats]:
+        """What each open collection takes."""
+        return {} if self._shelf is None else self._shelf.stats
 
     def about(self) -> dict[str, str]:
         """What `/status` and the metrics say of the local model; empty values while there is none."""
@@ -291,10 +306,10 @@ def _model(local: Local, cache: Path) -> Model:
     return Model(embedder, batcher, local.model)
 
 
-def _library(folder: Path) -> Shelf:
+def _library(folder: Path, bytes_max: int) -> Shelf:
     from understudy.indexes.library import Library
 
-    library = Library(folder)
+    library = Library(folder, bytes_max=bytes_max)
     library.refresh()
     return library
 

@@ -219,3 +219,4 @@ def test_a_writer_killed_at_any_moment_loses_nothing_it_acknowledged(tmp_path: P
     assert tally.killed == 5
     assert tally.acknowledged >= 5
     assert tally.lost == 0
+    assert len(tally.generations) > 1

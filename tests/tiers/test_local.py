@@ -159,6 +159,13 @@ class Stalling:
     def refresh(self) -> Any:
         return self._library.refresh()
 
+    def follow(self) -> Any:
+        return self._library.follow()
+
+    @property
+    def stats(self) -> Any:
+        return self._library.stats
+
 
 # --- embed ---------------------------------------------------------------------------------------------------------
 
