@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from understudy.policies.breaker import Forced, Mode
 from understudy.policies.outcomes import Outcomes
@@ -26,7 +27,6 @@ from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.certificates import BadCredentials, Credentials, credentials, fingerprint
-from understudy.proxy.collection_reports import Stats
 from understudy.proxy.dialects import DIALECTS, KINDS, NAMING
 from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.door import Listener
@@ -48,6 +48,9 @@ from understudy.proxy.tiers.local import Knowing, local_tier
 from understudy.proxy.tiers.origins import Origins
 from understudy.proxy.tiers.translating import translating
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
+
+if TYPE_CHECKING:
+    from understudy.proxy.collection_reports import Stats
 
 log = logging.getLogger("understudy")
 

@@ -21,12 +21,13 @@ from understudy.indexes.faults import IndexFault
 from understudy.models.errors import ModelError
 from understudy.models.space import Space, same_space
 from understudy.policies.service import Failed, Refused
-from understudy.proxy.collection_reports import Stats
 from understudy.proxy.settings import Local
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from understudy.proxy.collection_reports import Stats
 
 __all__ = ["Batches", "Counts", "Knowing", "Model", "Shelf", "Shelved"]
 
