@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from math import inf
 
 from understudy.policies.service import Answer, Call, Service
 
@@ -30,14 +31,27 @@ class Histogram:
 
 
 class RouteTally:
-    """What became of a route's calls. `answers` counts by (rank of the tier, hundreds of the status)."""
+    """What became of a route's calls. `answers` counts by (rank of the tier, hundreds of the status); `late` those that
+    took longer than `late_s`, which its objective allows."""
 
-    __slots__ = ("answers", "in_flight", "left", "overhead", "seconds", "streams_broken", "unanswered")
+    __slots__ = (
+        "answers",
+        "in_flight",
+        "late",
+        "late_s",
+        "left",
+        "overhead",
+        "seconds",
+        "streams_broken",
+        "unanswered",
+    )
 
     def __init__(self) -> None:
         self.answers: dict[tuple[str, int], int] = {}
         self.unanswered: dict[str, int] = {}
         self.left = 0
+        self.late = 0
+        self.late_s = inf
         self.in_flight = 0
         self.streams_broken = 0
         self.seconds = Histogram(SECONDS)
@@ -48,6 +62,8 @@ class RouteTally:
         key = (answer.tier, answer.status // 100)
         self.answers[key] = self.answers.get(key, 0) + 1
         took_s = now - call.born
+        if took_s > self.late_s:
+            self.late += 1
         self.seconds.add(took_s)
         self.overhead.add(max(0.0, took_s - call.upstream_s))
 

@@ -68,6 +68,10 @@ def add_to(groups: Groups) -> None:
     schema = groups.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(run=print_schema)
 
+    rules = groups.add_parser("rules", help="print the objectives as Prometheus rules")
+    _add_policies(rules)
+    rules.set_defaults(run=print_rules)
+
     status = groups.add_parser("status", help="ask a running sidecar how it is")
     status.add_argument("--admin", metavar="HOST:PORT")
     status.add_argument("--json", action="store_true", help="as JSON")
@@ -173,6 +177,14 @@ def print_schema(_arguments: argparse.Namespace) -> int:
     from understudy.proxy.schema import text
 
     sys.stdout.write(text())
+    return WELL
+
+
+def print_rules(arguments: argparse.Namespace) -> int:
+    """Print a Prometheus rules file."""
+    from understudy.proxy.prometheus_rules import rules_text
+
+    sys.stdout.write(rules_text(sound_settings(arguments)))
     return WELL
 
 

@@ -27,6 +27,8 @@ Order = Sequence[tuple[str, str]]
 BUILT_IN = "built in"
 OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow", "watch": "watch"}
 """Layers that are only there where the settings have this key."""
+GOES_BY = {"observe": "objectives"}
+"""Layers whose values stand under another key."""
 _STACKED = ("balance", "ramp", "retry", "budget", "hedge", "breaker", "quota", "limit", "deadline", "faults", "stream")
 _APART = ("name", "provider", "outcomes", *_STACKED)
 
@@ -133,7 +135,7 @@ class _Described:
 
     def policy(self, owner: Struct, name: str, at: str) -> dict[str, Any]:
         """The values of the policy `name` of a route or tier; nothing where it has none."""
-        name = OFF_UNLESS_WRITTEN.get(name, name)
+        name = OFF_UNLESS_WRITTEN.get(name) or GOES_BY.get(name, name)
         policy = getattr(owner, name, None)
         if isinstance(policy, list):
             return self._planned(cast("list[Struct]", policy), f"{at}.{name}")

@@ -29,6 +29,7 @@ ENDPOINT = ["route", "tier", "endpoint"]
 METRICS = {
     "understudy_requests_total": "Calls answered, by route, tier and class of status",
     "understudy_unanswered_total": "Calls that no tier answered, by route and kind of error",
+    "understudy_late_total": "Calls answered later than their route's objective allows",
     "understudy_callers_left_total": "Calls whose caller hung up before the answer",
     "understudy_in_flight": "Calls being answered now",
     "understudy_request_seconds": "Seconds until a call's answer, or its first content",
@@ -80,6 +81,9 @@ METRICS = {
     "understudy_connections_refused_total": "Connections refused at the limit or while draining",
     "understudy_tls_handshake_failures_total": "TLS handshakes with callers that failed, by reason",
     "understudy_tls_certificate_expires_seconds": "When our certificate for callers ends, in Unix time; only with TLS",
+    "understudy_objective_budget_left": "Share of three days' error budget that is left, by route and objective",
+    "understudy_alerts_firing": "1 for each alert that fires; only while it does",
+    "understudy_alerts_sent_total": "Alerts told to a receiver, by what came of it",
     "understudy_unrouted_total": "Requests that no route claimed",
     "understudy_bad_requests_total": "Requests refused before they were read: malformed, too large or too slow",
     "understudy_slow_readers_cut_total": "Connections cut because their callers took too little of what they were sent",
@@ -181,6 +185,7 @@ def _histogram(name: str, labels: list[str]) -> HistogramMetricFamily:
 def _route_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
     requests = _counter("understudy_requests_total", ["route", "tier", "outcome"])
     unanswered = _counter("understudy_unanswered_total", ["route", "error"])
+    late = _counter("understudy_late_total", ["route"])
     left = _counter("understudy_callers_left_total", ["route"])
     broken = _counter("understudy_streams_broken_total", ["route"])
     in_flight = _gauge("understudy_in_flight", ["route"])
@@ -192,12 +197,13 @@ def _route_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
             requests.add_metric([name, tier, f"{hundreds}xx"], count)
         for error, count in tally.unanswered.items():
             unanswered.add_metric([name, error], count)
+        late.add_metric([name], tally.late)
         left.add_metric([name], tally.left)
         broken.add_metric([name], tally.streams_broken)
         in_flight.add_metric([name], tally.in_flight)
         add_histogram(seconds, [name], tally.seconds)
         add_histogram(overhead, [name], tally.overhead)
-    yield from (requests, unanswered, left, broken, in_flight, seconds, overhead)
+    yield from (requests, unanswered, late, left, broken, in_flight, seconds, overhead)
 
 
 def _tier_metrics(routes: list[RouteParts]) -> Iterator[Metric]:

@@ -22,6 +22,7 @@ from understudy.proxy.addresses import (
     path_fault,
     unix_path,
 )
+from understudy.proxy.alert_rules import alert_faults
 from understudy.proxy.arm_rules import arm_faults, arm_warnings
 from understudy.proxy.outcomes import providers_of, row_faults, sets_key
 from understudy.proxy.scalars import did_you_mean
@@ -79,6 +80,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
     """What doesn't go together. `dialects` says which kind of call each dialect speaks."""
     yield from _listen_faults(settings, top.at("server"))
     yield from _shared_cache_faults(settings, top.at("server"))
+    yield from alert_faults(settings.server.alerts, top.at("server").at("alerts"))
     yield from _repeated_names(settings.routes, top)
     yield from _repeated_claims(settings.routes, top)
     yield from _outcome_faults(settings.outcomes, None, top.at("outcomes"))

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -107,8 +108,8 @@ async def _serve(start: Start, reading: Reading) -> None:
         await sidecar.start(places, place)
         # callers are answered meanwhile: what serves the admin port takes as long to import as all the rest
         if front is None:
-            admin = await loop.run_in_executor(None, _admin_of, sidecar)
-            front = admin
+            made = await loop.run_in_executor(None, _front_of, sidecar)
+            front = made
         await front.start()
         if not start.post:
             log.info("metrics, probes and status on http://%s", sidecar.settings.server.admin)
@@ -127,10 +128,12 @@ async def _serve(start: Start, reading: Reading) -> None:
             await front.stop()
 
 
-def _admin_of(sidecar: Sidecar) -> Front:
+def _front_of(sidecar: Sidecar) -> Front:
     from understudy.proxy.control.admin import Admin, OfSidecar
+    from understudy.proxy.control.objectives import Overlooked
 
-    return Admin(OfSidecar(sidecar), sidecar.settings.server.admin)
+    told = OfSidecar(sidecar)
+    return Overlooked(Admin(told, sidecar.settings.server.admin), told, sidecar.state)
 
 
 def _settle_memory() -> None:
@@ -148,7 +151,7 @@ def _settle_memory() -> None:
 async def _serve_with_workers(start: Start, settings: Settings) -> None:
     from understudy.proxy.control.admin import Admin
     from understudy.proxy.control.handover import Estate, Handover, inherit
-    from understudy.proxy.control.listening import worker_count
+    from understudy.proxy.control.objectives import Overlooked
     from understudy.proxy.control.parent import Parent
     from understudy.proxy.rules import addresses
 
@@ -156,7 +159,7 @@ async def _serve_with_workers(start: Start, settings: Settings) -> None:
     server, listen = settings.server, addresses(settings)
     inherited = inherit(listen, server.admin)
     places, admin_socket = _sockets(settings, inherited)
-    parent = Parent(_command(start), start.environ, places, worker_count(server), server.drain_s)
+    parent = Parent(_command(start), start.environ, places, settings, partial(_sound_settings, start))
     _on_signals(parent.stopping)
     loop.add_signal_handler(signal.SIGHUP, parent.signal, signal.SIGHUP)
     if inherited is not None:
@@ -164,7 +167,7 @@ async def _serve_with_workers(start: Start, settings: Settings) -> None:
         parent.hear(inherited.deed.said)
         # a request that the one before us sent out may come back to us
         parent.pseudonym = inherited.deed.pseudonym or parent.pseudonym
-    admin = Admin(parent, server.admin, admin_socket.dup())
+    admin = Overlooked(Admin(parent, server.admin, admin_socket.dup()), parent, start.state)
     await admin.start()
     left_to_next = asyncio.Event()
 
@@ -191,6 +194,13 @@ async def _serve_with_workers(start: Start, settings: Settings) -> None:
         await admin.stop()
     if parent.gave_up:
         raise CannotStart("no worker can start; the log says why")
+
+
+def _sound_settings(start: Start) -> Settings:
+    reading = read_folder(start.policies, start.environ, KINDS)
+    if reading.settings is None:
+        raise BadPolicies(reading.faults)
+    return reading.settings
 
 
 async def _tell_when_ready(parent: Parent, inherited: Inherited | None) -> None:

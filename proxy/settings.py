@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from msgspec import UNSET, Meta, UnsetType, field, structs
 
+from understudy.proxy.alert_settings import Alerts, Objectives
+from understudy.proxy.alert_settings import Receiver as Receiver
 from understudy.proxy.attempt_settings import Breaker, Budget, Deadline, Hedge, Retry
 
 # what stands elsewhere for its length alone is part of the settings all the same
@@ -369,6 +371,7 @@ class Route(Frozen, frozen=True):
     watch: Watch | None = None
     faults: list[PlannedFault] = []
     """What is broken on purpose for this route's callers, whoever answers."""
+    objectives: Objectives = Objectives()
     shed: Shed = Shed()
     deadline: Deadline = Deadline()
     tokens: Tokens = Tokens()
@@ -404,6 +407,7 @@ class Route(Frozen, frozen=True):
 class Defaults(Frozen, frozen=True):
     """What routes inherit key by key unless they say otherwise."""
 
+    objectives: Objectives = Objectives()
     shed: Shed = Shed()
     deadline: Deadline = Deadline()
     tokens: Tokens = Tokens()
@@ -491,6 +495,7 @@ class Server(Frozen, frozen=True):
     ledger: Ledger = Ledger()
     spaces: dict[str, DeclaredSpace] = {}
     """What the vector spaces are that routes and tiers name; one that is only named is known by its name."""
+    alerts: Alerts = Alerts()
     access_log: bool = True
     """One line for every call."""
     drain_s: Seconds = 25.0

@@ -134,6 +134,7 @@ def assemble(
     is where we are, `plan` what it does about vectors.
     """
     tally = before.tally if before else RouteTally()
+    tally.late_s = route.objectives.latency_s
     parts = RouteParts(route, dialect, _nobody, tally, ())
     clocks = Deadline(route.deadline.total_s, route.deadline.reserve_s)
     build = _Build(parts, before, world, _made_once(make_tier), absent or {}, faults=faults, zone=zone)

@@ -13,9 +13,13 @@ from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
 from understudy.policies.breaker import MODES, Forced, Mode
+from understudy.policies.objectives import Counts
 from understudy.proxy.arm_reports import arms_status
+from understudy.proxy.control.objectives import Lookout, tallied
+from understudy.proxy.control.summing import Live
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.rules import parse_address
+from understudy.proxy.settings import Settings
 from understudy.proxy.sidecar import CannotStart, Sidecar
 from understudy.proxy.spaces_reports import spaces_status
 from understudy.proxy.stack import EndpointParts, RouteParts
@@ -46,12 +50,25 @@ class OfSidecar:
     def __init__(self, sidecar: Sidecar) -> None:
         self._sidecar = sidecar
         self._registry = registry_for(sidecar)
+        self._lookout: Lookout | None = None
+
+    def heeds(self, lookout: Lookout) -> None:
+        """Tell of our objectives and alerts what `lookout` knows."""
+        self._lookout = lookout
+        self._registry.register(Live(lookout.families))
 
     async def metrics(self) -> bytes:
         return generate_latest(self._registry)
 
     async def status(self) -> dict[str, Any]:
-        return status_of(self._sidecar)
+        alerts = self._lookout.status() if self._lookout is not None else []
+        return {**status_of(self._sidecar), "alerts": alerts}
+
+    def counts(self) -> dict[str, Counts]:
+        return {parts.name: tallied(parts.tally) for parts in self._sidecar.routes}
+
+    async def settings_now(self) -> Settings:
+        return self._sidecar.settings
 
     async def force(self, forced: Forced) -> int:
         return self._sidecar.force(forced)

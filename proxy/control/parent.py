@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,13 +26,17 @@ from prometheus_client.registry import CollectorRegistry
 
 from understudy.policies.agreement import Said, newer
 from understudy.policies.breaker import Forced
+from understudy.policies.objectives import Counts
 from understudy.policies.respawn import Respawn
-from understudy.proxy.control.listening import Places
+from understudy.proxy.control.listening import Places, worker_count
+from understudy.proxy.control.objectives import Lookout, counted
 from understudy.proxy.control.summing import Summed, kept, merged_status, summed
 from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Force, Report, Sayings, Written
 from understudy.proxy.control.worker import Post
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.metrics import METRICS
+from understudy.proxy.reading import BadPolicies
+from understudy.proxy.settings import Settings
 
 ASK_S_MAX = 0.5
 """How long a scrape waits for workers; of one that is later, the last report counts."""
@@ -65,21 +70,30 @@ class Place:
 
 
 class Parent:
-    """Runs `command` once for each of `count` places; `stopping` is set to have it end."""
+    """Runs `command` once for each place; `stopping` is set to have it end. `reread` reads the policies that `settings`
+    came from, as they are now; it raises BadPolicies."""
 
     def __init__(
-        self, command: Sequence[str], environ: Mapping[str, str], sockets: Places, count: int, drain_s: float
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        sockets: Places,
+        settings: Settings,
+        reread: Callable[[], Settings],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._command = command
         self._environ = environ
-        self._drain_s = drain_s
+        self._drain_s = settings.server.drain_s
         self.sockets = sockets
-        self.places = [Place(number) for number in range(count)]
+        self.places = [Place(number) for number in range(worker_count(settings.server))]
         self.stopping = asyncio.Event()
         self.gave_up = False
         self.ready = asyncio.Event()
         self.pseudonym = new_pseudonym().decode()
+        self.lookout: Lookout | None = None
+        self._settings = settings
+        self._reread = reread
         self._said: dict[tuple[str, str, str], Said] = {}
         self._forced: dict[tuple[str, str, str], Forced] = {}
         self._asked = 0
@@ -287,6 +301,7 @@ class Parent:
         return [
             (workers, "gauge", METRICS[workers], states),
             (replaced, "counter", METRICS[replaced + "_total"], [(replaced + "_total", {}, deaths)]),
+            *(self.lookout.families() if self.lookout is not None else ()),
         ]
 
     async def status(self) -> dict[str, Any]:
@@ -298,8 +313,27 @@ class Parent:
             "unready_because": unready,
             "uptime_s": round(time.time() - self._started_at, 1),
             **merged_status(statuses),
+            "alerts": self.lookout.status() if self.lookout is not None else [],
             "workers": [self._status_of(place) for place in self.places],
         }
+
+    def heeds(self, lookout: Lookout) -> None:
+        """Tell of our objectives and alerts what `lookout` knows."""
+        self.lookout = lookout
+
+    def counts(self) -> dict[str, Counts]:
+        """Every route's counts over all workers, those that are gone included."""
+        reports = [place.report.families for place in self.places if place.report is not None]
+        return counted(itertools.chain(*reports, *(place.retired for place in self.places)))
+
+    async def settings_now(self) -> Settings:
+        """The policies that workers have in force; read anew where they have read them anew."""
+        digests = [place.report.status["policies"]["digest"] for place in self.places if place.report is not None]
+        if digests and self._settings.digest != digests[0]:
+            # bad ones: what workers have in force was well when they read it, and is being written again
+            with contextlib.suppress(BadPolicies):
+                self._settings = await self._loop.run_in_executor(None, self._reread)
+        return self._settings
 
     def _status_of(self, place: Place) -> dict[str, Any]:
         report = place.report

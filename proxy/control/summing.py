@@ -119,6 +119,16 @@ class Summed(Collector):
             yield metric
 
 
+class Live(Collector):
+    """Families that are made anew for each scrape."""
+
+    def __init__(self, families: Callable[[], Sequence[Family]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from Summed(self._families()).collect()
+
+
 # --- status --------------------------------------------------------------------------------------------------------
 
 

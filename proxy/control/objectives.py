@@ -1,0 +1,346 @@
+"""Lookout what becomes of calls, and have it told when an objective is missed.
+
+Beside the calls, never on their path: what is looked at is counted anyway.
+
+    counts by route --each look_s--> Course --judged--> Alerts --Desk--> notices --> Senders
+                                        |                 |
+                                        +-- state folder, each minute: a restart forgets nothing
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from understudy.policies.alerts import Alert, Desk
+from understudy.policies.objectives import (
+    DAY_S,
+    HOUR_S,
+    Counts,
+    Course,
+    Finding,
+    Severity,
+    budget_left,
+    judged,
+    objectives_of,
+)
+from understudy.policies.observe import RouteTally
+from understudy.proxy.alert_settings import Objectives
+from understudy.proxy.control.alerting import Senders
+from understudy.proxy.control.durable import replace_file
+from understudy.proxy.control.wire import Family
+from understudy.proxy.dialects import KINDS
+from understudy.proxy.metrics import METRICS
+from understudy.proxy.settings import Route, Settings
+
+FILE = "objectives.json"
+SAVE_S = 60.0
+ROUTES_MAX = 1024
+SLICE = 32
+"""Routes that are looked at in one go: a millisecond."""
+FALLBACK_RANKS = ("secondary", "tertiary")
+RUNBOOKS = {
+    "embed": "19-runbook-embedding-and-llm-down.md",
+    "generate": "19-runbook-embedding-and-llm-down.md",
+    "retrieve": "20-runbook-vector-database-down.md",
+}
+RUNBOOK = "21-runbook-everything-down.md"
+
+log = logging.getLogger("understudy.objectives")
+
+
+NAMES = {
+    "availability": ("UnderstudyUnanswered", "calls that no tier answers"),
+    "errors": ("UnderstudyErrors", "calls answered with a 5xx"),
+    "latency": ("UnderstudyLate", "calls answered too late"),
+    "primary": ("UnderstudyOnFallback", "calls that the first tier does not answer"),
+}
+"""Objective -> its alert's name, and what is wrong in words."""
+
+
+class Kept(msgspec.Struct):
+    """A course as it stands in the state folder."""
+
+    times: list[float]
+    points: list[list[int]]
+    counts: list[int]
+
+
+class KeptAlert(msgspec.Struct):
+    """An alert that fired, as it stands in the state folder."""
+
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    starts_at: float
+
+
+class State(msgspec.Struct):
+    """Everything that a restart must not forget."""
+
+    courses: dict[str, Kept] = {}
+    alerts: list[KeptAlert] = []
+
+
+class Seen(Protocol):
+    """What is watched: one sidecar, or all that a parent has."""
+
+    def counts(self) -> Mapping[str, Counts]: ...
+    async def settings_now(self) -> Settings: ...
+
+
+class Lookout:
+    """Looks at a route's counts now and then, and tells the Senders."""
+
+    def __init__(self, seen: Seen, state: Path, senders: Senders, *, wall: Callable[[], float] = time.time) -> None:
+        self._seen = seen
+        self._path = state / FILE
+        self._senders = senders
+        self._wall = wall
+        self._courses: dict[str, Course] = {}
+        self.desk = Desk()
+        self._left: dict[tuple[str, str], float] = {}
+        self._saved_at = 0.0
+
+    async def run(self) -> None:
+        """Until it is cancelled. What goes wrong here is logged, and never the end of it."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.recall)
+        try:
+            while True:
+                pause_s = await self._once()
+                await asyncio.sleep(pause_s)
+        finally:
+            self.save(self._encoded())
+
+    async def _once(self) -> float:
+        """Look, tell, and save now and then; how long to wait until the next time, in seconds."""
+        settings = await self._seen.settings_now()
+        try:
+            await self.look(self._wall(), settings)
+            if self._wall() - self._saved_at >= SAVE_S:
+                self._saved_at = self._wall()
+                await asyncio.get_running_loop().run_in_executor(None, self.save, self._encoded())
+        except Exception:
+            log.exception("objectives could not be looked at")
+        return settings.server.alerts.look_s
+
+    async def look(self, now: float, settings: Settings) -> None:
+        """Count, judge, and hand over what is to be told; some routes at a time, for calls are answered meanwhile."""
+        counts = self._seen.counts()
+        left: dict[tuple[str, str], float] = {}
+        wrong: list[Alert] = []
+        for n, route in enumerate(settings.routes[:ROUTES_MAX]):
+            if n % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            course = self._courses.get(route.name)
+            if course is None:
+                course = self._courses[route.name] = Course()
+            course.look(now, counts.get(route.name, Counts()))
+            for objective in objectives_of(budgets_of(route.objectives)):
+                left[route.name, objective.name] = 1.0
+                if not course.counts[objective.which]:
+                    continue
+                left[route.name, objective.name] = budget_left(course, now, objective)
+                finding = judged(course, now, objective)
+                if finding is not None:
+                    wrong.append(_alert(settings, route, finding, course, now))
+        self._left = left
+        for name in self._courses.keys() - {route.name for route in settings.routes}:
+            del self._courses[name]
+        self._senders.tell(self.desk.look(now, wrong), settings.server.alerts, now)
+
+    # --- metrics ---------------------------------------------------------------------------------------------------
+
+    def families(self) -> list[Family]:
+        """What `/metrics` says of all this."""
+        left, firing, sent = "understudy_objective_budget_left", "understudy_alerts_firing", "understudy_alerts_sent"
+        alerts = [dict(alert.labels) for alert in self.desk.firing]
+        shown = [{key: labels.get(key, "") for key in ("alertname", "route", "severity")} for labels in alerts]
+        return [
+            (
+                left,
+                "gauge",
+                METRICS[left],
+                [(left, {"route": route, "objective": name}, share) for (route, name), share in self._left.items()],
+            ),
+            (firing, "gauge", METRICS[firing], [(firing, labels, 1.0) for labels in shown]),
+            (
+                sent,
+                "counter",
+                METRICS[sent + "_total"],
+                [
+                    (sent + "_total", {"receiver": receiver, "result": result}, float(count))
+                    for (receiver, result), count in self._senders.results.items()
+                ],
+            ),
+        ]
+
+    def status(self) -> list[dict[str, str]]:
+        """What fires now, for `/status`."""
+        return [{**dict(alert.labels), **alert.annotations} for alert in self.desk.firing]
+
+    # --- kept over a restart ---------------------------------------------------------------------------------------
+
+    def recall(self) -> None:
+        """Go on where the last process ended. What can't be read is no reason not to start."""
+        try:
+            state = msgspec.json.decode(self._path.read_bytes(), type=State)
+            courses = {name: Course.of(kept.times, kept.points, kept.counts) for name, kept in state.courses.items()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as fault:
+            log.warning("%s can't be read, objectives begin anew: %s", self._path, fault)
+            return
+        self._courses.update(courses)
+        for kept in state.alerts:
+            self.desk.recall(kept.labels, kept.annotations, kept.starts_at)
+
+    def _encoded(self) -> bytes:
+        courses = {name: course.kept() for name, course in self._courses.items() if course.counts.total}
+        return msgspec.json.encode({"courses": courses, "alerts": self.desk.kept()})
+
+    def save(self, encoded: bytes) -> None:
+        """Write it down, whole or not at all."""
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, encoded)
+
+
+class Front(Protocol):
+    """What is started and stopped with the lookout: an admin port."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Overseen(Seen, Protocol):
+    """What is watched, and tells of it."""
+
+    def heeds(self, lookout: Lookout) -> None: ...
+
+
+class Overlooked:
+    """An admin port with a lookout beside it."""
+
+    def __init__(self, front: Front, seen: Overseen, state: Path) -> None:
+        self._front = front
+        self._seen = seen
+        self._state = state
+        self._senders = Senders()
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self._front.start()
+        lookout = Lookout(self._seen, self._state, self._senders)
+        self._seen.heeds(lookout)
+        self._running = asyncio.get_running_loop().create_task(lookout.run())
+
+    async def stop(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+            self._running = None
+        await self._senders.close()
+        await self._front.stop()
+
+
+def budgets_of(promised: Objectives) -> dict[str, float]:
+    """Objective -> the share of calls that may be bad."""
+    return {
+        "availability": 1.0 - promised.answered_share_min,
+        "errors": promised.error_share_max,
+        "latency": promised.late_share_max,
+        "primary": promised.fallback_share_max,
+    }
+
+
+def severity_of(objective: str, severity: Severity) -> Severity:
+    """How bad it is: while calls are answered nobody is woken, since a fallback does its work."""
+    return "warning" if objective == "primary" else severity
+
+
+def runbook_of(settings: Settings, route: Route) -> str:
+    """Where it is said what to do when this route's objectives are missed."""
+    return settings.server.alerts.runbook_url + RUNBOOKS.get(KINDS.get(route.dialect, ""), RUNBOOK)
+
+
+def _alert(settings: Settings, route: Route, finding: Finding, course: Course, now: float) -> Alert:
+    """What is told of a finding; only what does not change while it lasts is among the labels."""
+    alerts = settings.server.alerts
+    name, words = NAMES[finding.objective]
+    severity = severity_of(finding.objective, finding.severity)
+    labels = {**alerts.labels, "alertname": name, "route": route.name, "severity": severity}
+    lately = course.within(now, 300.0)
+    by_primary = lately.total - lately.fallback
+    hours = finding.rule.long_s / HOUR_S
+    window = f"{hours:.0f} h" if finding.rule.long_s < DAY_S else f"{hours / 24:.0f} d"
+    share = finding.bad / finding.total
+    annotations = {
+        "summary": f"route {route.name}: {share:.2%} of calls in {window} are {words}",
+        "description": (
+            f"{finding.bad} of {finding.total} calls in the last {window}: the budget is being spent"
+            f" {finding.burn:.1f} times too fast. In the last 5 minutes {lately.total} calls: {by_primary} answered by"
+            f" the first tier, {lately.fallback - lately.unanswered} by another, {lately.unanswered} by nobody."
+        ),
+        "affected": str(finding.bad),
+        "tier": _tier_in_use(lately),
+        "runbook": runbook_of(settings, route),
+        "policies": settings.digest,
+    }
+    return Alert(tuple(sorted(labels.items())), annotations)
+
+
+def _tier_in_use(lately: Counts) -> str:
+    """Who answers most just now."""
+    shares = {
+        "primary": lately.total - lately.fallback,
+        "fallback": lately.fallback - lately.unanswered,
+        "none": lately.unanswered,
+    }
+    return max(shares, key=lambda who: shares[who]) if lately.total else "none"
+
+
+# --- counts --------------------------------------------------------------------------------------------------------
+
+
+def tallied(tally: RouteTally) -> Counts:
+    """A route's counts in this process."""
+    unanswered = sum(tally.unanswered.values())
+    return Counts(
+        total=sum(tally.answers.values()) + unanswered,
+        unanswered=unanswered,
+        errors=sum(count for (_, hundreds), count in tally.answers.items() if hundreds == 5) + unanswered,
+        late=tally.late + unanswered,
+        fallback=sum(count for (rank, _), count in tally.answers.items() if rank in FALLBACK_RANKS) + unanswered,
+    )
+
+
+def counted(families: Iterable[Family]) -> dict[str, Counts]:
+    """The counts of every route, from what workers report of themselves."""
+    counts: dict[str, Counts] = {}
+    for name, _, _, samples in families:
+        if name == "understudy_requests":
+            for _, labels, value in samples:
+                rank, outcome, number = labels["tier"], labels["outcome"], int(value)
+                more = Counts(
+                    number,
+                    errors=number if outcome == "5xx" else 0,
+                    fallback=number if rank in FALLBACK_RANKS else 0,
+                )
+                counts[labels["route"]] = counts.get(labels["route"], Counts()).plus(more)
+        elif name == "understudy_unanswered":
+            for _, labels, value in samples:
+                more = Counts(*([int(value)] * len(Counts._fields)))
+                counts[labels["route"]] = counts.get(labels["route"], Counts()).plus(more)
+        elif name == "understudy_late":
+            for _, labels, value in samples:
+                more = Counts(late=int(value))
+                counts[labels["route"]] = counts.get(labels["route"], Counts()).plus(more)
+    return counts
