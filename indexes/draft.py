@@ -169,8 +169,7 @@ def with_fields(payload: Payload, write: PutPayload) -> Payload:
     """A payload with what a write puts into it."""
     if not write.key:
         return dict(write.payload) if write.replace else {**payload, **write.payload}
-    _put_below(payload, parse_path(write.key), write)
-    return payload
+    return _put_below(payload, parse_path(write.key), write)
 
 
 def without_fields(payload: Payload, keys: Sequence[str]) -> Payload:
@@ -189,22 +188,22 @@ def without_fields(payload: Payload, keys: Sequence[str]) -> Payload:
     return payload
 
 
-def _put_below(holder: Any, path: Path, write: PutPayload) -> None:
+def _put_below(value: Any, path: Path, write: PutPayload) -> Any:
+    """`value` with what is put at the end of a path: what is in its way is replaced, arrays are never made longer."""
+    if not path:
+        held = cast("Payload", value) if isinstance(value, dict) and not write.replace else {}
+        return {**held, **write.payload}
     step, rest = path[0], path[1:]
-    for place in _places(holder, step, make=True):
-        if rest:
-            if not isinstance(holder[place], dict | list):
-                holder[place] = {}
-            _put_below(holder[place], rest, write)
-        elif write.replace or not isinstance(holder[place], dict):
-            holder[place] = dict(write.payload)
-        else:
-            holder[place].update(write.payload)
+    if isinstance(step, str):
+        fields = cast("Payload", value) if isinstance(value, dict) else {}
+        return {**fields, step: _put_below(fields.get(step), rest, write)}
+    items = cast("list[Any]", value) if isinstance(value, list) else []
+    return [_put_below(item, rest, write) if step in (None, at) else item for at, item in enumerate(items)]
 
 
 def _drop_below(holder: Any, path: Path) -> None:
     step, rest = path[0], path[1:]
-    places = _places(holder, step, make=False)
+    places = _places(holder, step)
     for place in places if rest else reversed(places):
         if rest:
             _drop_below(holder[place], rest)
@@ -212,15 +211,12 @@ def _drop_below(holder: Any, path: Path) -> None:
             del holder[place]
 
 
-def _places(holder: Any, step: str | int | None, *, make: bool) -> list[Any]:
+def _places(holder: Any, step: str | int | None) -> list[Any]:
     """Where in `holder` a step of a path leads: a key, an index, or all of them."""
     if isinstance(step, str):
         if not isinstance(holder, dict):
             return []
-        fields = cast("dict[str, Any]", holder)
-        if make:
-            fields.setdefault(step, {})
-        return [step] if step in fields else []
+        return [step] if step in cast("dict[str, Any]", holder) else []
     if not isinstance(holder, list):
         return []
     items = cast("list[Any]", holder)

@@ -19,7 +19,7 @@ from understudy.indexes.faults import CorruptIndex
 from understudy.indexes.filters import compile_filter
 from understudy.indexes.keywords import Keywords, open_keywords, write_keywords
 from understudy.indexes.masks import Masks, filter_key
-from understudy.indexes.points import Payload, Point, searchable
+from understudy.indexes.points import Payload, Point, PointId, searchable
 from understudy.indexes.records import KeptShape
 from understudy.indexes.snapshot import (
     KEYWORDS,
@@ -97,7 +97,11 @@ class Frozen:
         payloads = self._held_payloads() if self.count <= PAYLOADS_HELD_MAX else self.store.payloads()
         if isinstance(filter, Condition):
             return np.fromiter(map(filter.passes, ids, payloads, itertools.repeat("")), np.bool_, self.count)
-        return np.fromiter(map(compile_filter(filter), ids, payloads), np.bool_, self.count)
+        return np.fromiter(map(compile_filter(filter, self._has_vector), ids, payloads), np.bool_, self.count)
+
+    def _has_vector(self, point_id: PointId, name: str) -> bool:
+        index, row = self.vectors.get(name), self.store.row_of(point_id)
+        return index is not None and row is not None and (index.present is None or bool(index.present[row]))
 
     def _held_payloads(self) -> list[Payload]:
         # decoding is three quarters of the price of a scan: pay it once, for collections that fit

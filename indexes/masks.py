@@ -75,8 +75,15 @@ def test_of(filter: object) -> Callable[[Record], bool]:
         return lambda record: condition.passes(
             key_id(record.key), payload_of(record.payload), record.text if condition.reads_text else ""
         )
-    passes = compile_filter(filter)
-    return lambda record: passes(key_id(record.key), payload_of(record.payload))
+    looked_at: list[Record] = []
+    passes = compile_filter(filter, has_vector=lambda _id, name: name in looked_at[0].vectors)
+
+    def test(record: Record) -> bool:
+        # records are tested one after the other, by whoever has asked for this test
+        looked_at[:] = (record,)
+        return passes(key_id(record.key), payload_of(record.payload))
+
+    return test
 
 
 def is_no_filter(filter: object) -> bool:

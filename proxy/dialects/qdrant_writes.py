@@ -22,7 +22,9 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import Meta, Raw
 
+from understudy.indexes.faults import UnknownFilter
 from understudy.indexes.points import Payload, Point, PointId, canonical_id
+from understudy.indexes.reach import Path, parse_path
 from understudy.indexes.writes import (
     Change,
     Create,
@@ -223,7 +225,17 @@ def _delete(body: bytes | Raw) -> list[Write]:
 
 def _set_payload(body: bytes | Raw) -> list[Write]:
     asked = parsed(_SET_PAYLOAD, body)
-    return [PutPayload(which, asked.payload, asked.key or "") for which in _which(asked)]
+    given_fields = {name: value for name, value in asked.payload.items() if value is not None}
+    key, gone = "" if asked.key is None else _key_of(_path(asked.key)), asked.payload.keys() - given_fields.keys()
+    if gone and asked.points is None:
+        raise Refused("unsupported", "which points a filter lets through before fields of null are taken from them")
+    writes: list[Write] = []
+    for which in _which(asked):
+        writes.append(PutPayload(which, given_fields, key))
+        # a null takes the field away
+        below = _path(asked.key) if asked.key else ()
+        writes += [DropPayload(which, tuple(_key_of((*below, name)) for name in sorted(gone)))] if gone else []
+    return writes
 
 
 def _overwrite_payload(body: bytes | Raw) -> list[Write]:
@@ -235,8 +247,10 @@ def _overwrite_payload(body: bytes | Raw) -> list[Write]:
 
 def _drop_payload(body: bytes | Raw) -> list[Write]:
     asked = parsed(_DROP_PAYLOAD, body)
+    # no element is taken from an array by its place: the next one would be gone if the write were repeated
+    keys = tuple(_key_of(path) for path in map(_path, asked.keys) if not isinstance(path[-1], int))
     # no keys at all are no fields to take, while a DropPayload without any takes all of them
-    return [DropPayload(which, tuple(asked.keys)) for which in _which(asked)] if asked.keys else []
+    return [DropPayload(which, keys) for which in _which(asked)] if keys else []
 
 
 def _clear_payload(body: bytes | Raw) -> list[Write]:
@@ -340,6 +354,21 @@ def _which(asked: _Chosen) -> Sequence[Which]:
     if asked.filter is None:
         raise Malformed("neither `points` nor `filter` says which points are meant")
     return [Which(filter=asked.filter)]
+
+
+def _path(key: str) -> Path:
+    try:
+        return parse_path(key)
+    except UnknownFilter as fault:
+        raise Malformed(fault.reason) from None
+
+
+def _key_of(path: Path) -> str:
+    """A path with every name in quotes, so that no field with dots in its own name is meant."""
+    if any(isinstance(step, str) and '"' in step for step in path):
+        raise Refused("unsupported", "a field with a quotation mark in its name")
+    steps = (f'."{step}"' if isinstance(step, str) else "[]" if step is None else f"[{step}]" for step in path)
+    return "".join(steps).removeprefix(".")
 
 
 def _point(id: PointId, vectored: _Vectored, payload: Payload | None) -> Point:

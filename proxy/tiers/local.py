@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from understudy.indexes.faults import BadQuestion, IndexFault, UnknownFilter
@@ -23,11 +22,11 @@ from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.proxy.asks import (
     CollectionInfo,
     EmbedAsk,
-    Found,
     GenerateAsk,
     RetrieveAsk,
     Retrieved,
     Written,
+    parts_of,
 )
 from understudy.proxy.dialects.base import BadRequest, Dialect
 from understudy.proxy.handles import Handles
@@ -36,6 +35,7 @@ from understudy.proxy.settings import LocalTier
 from understudy.proxy.tiers.handing import Handing
 from understudy.proxy.tiers.knowing import WORK_S_MAX, Counts, Knowing, Model, Shelf, Shelved
 from understudy.proxy.tiers.origins import Home, Origins, has_vectors
+from understudy.proxy.tiers.reading import read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -215,7 +215,7 @@ class _Local:
             self._refuse_unless_same_space(ask, collection)
             if ask.op == "info":
                 return Retrieved(info=self._info(name, collection))
-            return _read(collection, ask)
+            return read(collection, ask)
         except UnknownFilter as fault:
             raise Refused("unsupported_filter", str(fault)) from None
         except BadQuestion as fault:
@@ -253,9 +253,8 @@ class _Local:
     def _refuse_unless_same_space(self, ask: RetrieveAsk, collection: Shelved) -> None:
         """A vector of the caller's may be compared only with vectors of the route's space; one looked up by id is the
         collection's own."""
-        asks = ask.parts if ask.op == "batch" else (ask,)
-        spaces = {part.space or self.space for part in asks if part.vector is not None}
-        if all(self._is_of(space, collection.space) for space in spaces):
+        asked = {(part.space or self.space, part.using) for part in parts_of(ask) if part.vector is not None}
+        if all(self._is_of(space, _space_of(collection, using)) for space, using in asked):
             return
         raise Refused(
             "space", f"this route's vectors are {_named(self.space)}, those of the collection are {collection.space}"
@@ -369,6 +368,12 @@ def _tokens_about(texts: Sequence[str]) -> int:
     return sum(map(len, texts)) // CHARS_PER_TOKEN
 
 
+def _space_of(collection: Shelved, using: str) -> str:
+    """The space of a collection's vectors of one name."""
+    shape = getattr(collection, "shapes", {}).get(using) if using else None
+    return collection.space if shape is None else shape.space
+
+
 def _named(space: str) -> str:
     return space or "of a space that nobody named"
 
@@ -409,80 +414,3 @@ async def _embedded(model: Model, texts: Sequence[str], kind: TextKind, until: f
         for at in range(SLICE_TEXTS_MAX, len(texts), SLICE_TEXTS_MAX)
     ]
     return np.concatenate([first, *later])
-
-
-def _read(collection: Shelved, ask: RetrieveAsk) -> Retrieved:
-    """One read of a collection that is there, whose space fits."""
-    distance = str(collection.distance)
-    if ask.op == "search":
-        return Retrieved(found=_search(collection, ask), distance=distance, count=_reach(collection, ask))
-    if ask.op == "batch":
-        return Retrieved(parts=[_read(collection, part) for part in ask.parts], distance=distance)
-    if ask.op == "scroll":
-        limit = ask.limit + ask.offset
-        points, next_id = collection.scroll(ask.after, limit, ask.filter, with_vectors=ask.with_vector)
-        found = [_found(point) for point in points[ask.offset :]]
-        return Retrieved(found=found, next_id=next_id, count=_reach(collection, ask))
-    if ask.op == "get":
-        return Retrieved(found=[_found(point) for point in collection.get(ask.ids, with_vectors=ask.with_vector)])
-    if ask.op == "count":
-        return Retrieved(count=collection.count_matching(ask.filter))
-    return Retrieved(exists=True)
-
-
-def _reach(collection: Shelved, ask: RetrieveAsk) -> int:
-    """How many points a search chooses from, where its answer says so."""
-    return collection.count_matching(ask.filter) if ask.wants_total else 0
-
-
-def _search(collection: Shelved, ask: RetrieveAsk) -> list[Found]:
-    if ask.filter_or is not None and collection.count_matching(ask.filter) != collection.count_matching(ask.filter_or):
-        raise Refused("unsupported_filter", "what the filter does to points without its fields is not certain")
-    if ask.text:
-        return [_found(hit) for hit in _worded(collection, ask)]
-    if ask.near_id is None:
-        hits = collection.search(
-            ask.vector,
-            ask.limit,
-            filter=ask.filter,
-            offset=ask.offset,
-            score_threshold=ask.score_threshold,
-            with_vectors=ask.with_vector,
-        )
-        return [_found(hit) for hit in hits]
-    there = collection.get([ask.near_id], with_vectors=True)
-    if ask.with_near:
-        return _search(collection, replace(ask, near_id=None, vector=there[0].vector)) if there else []
-    if not there:
-        raise BadRequest(f"Not found: No point with id {ask.near_id} found", status=404)
-    # One more than asked for, since the point itself, which Qdrant leaves out, is among its own neighbours.
-    hits = collection.search(
-        there[0].vector,
-        ask.offset + ask.limit + 1,
-        filter=ask.filter,
-        score_threshold=ask.score_threshold,
-        with_vectors=ask.with_vector,
-    )
-    others = [_found(hit) for hit in hits if hit.id != there[0].id]
-    return others[ask.offset : ask.offset + ask.limit]
-
-
-def _worded(collection: Shelved, ask: RetrieveAsk) -> Sequence[Any]:
-    """By words alone, or by words and vector together."""
-    if ask.vector is None:
-        return collection.search_text(
-            ask.text, ask.limit, filter=ask.filter, offset=ask.offset, with_vectors=ask.with_vector
-        )
-    return collection.search_fused(
-        ask.vector, ask.text, ask.limit, filter=ask.filter, offset=ask.offset, with_vectors=ask.with_vector
-    )
-
-
-def _found(point: Any) -> Found:
-    payload: dict[str, Any] = point.payload
-    is_lent = bool(point.text) and "text" not in payload and point.text not in payload.values()
-    if is_lent:
-        # Passages indexed from files keep their words beside the payload; a client looks for them in it.
-        payload = {"text": point.text, **payload}
-    vector = None if point.vector is None else point.vector.tolist()
-    return Found(point.id, payload, getattr(point, "score", None), vector, point.text, is_lent)

@@ -10,13 +10,13 @@ What nobody handed out is taken for the route's own, and never meets another spa
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from understudy.models.space import Space, same_space
 from understudy.policies.service import Call, Refused
-from understudy.proxy.asks import RetrieveAsk
+from understudy.proxy.asks import RetrieveAsk, parts_of
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.provenance import Origin, Provenance, tenant_by
 
@@ -36,13 +36,6 @@ Embeds = Callable[[str], Awaitable[tuple[float, ...] | None]]
 def has_vectors(ask: RetrieveAsk) -> bool:
     """Whether a search, or any part of it, is by a vector."""
     return any(each.vector is not None for each in parts_of(ask))
-
-
-def parts_of(ask: RetrieveAsk) -> Iterator[RetrieveAsk]:
-    """The ask and all its parts."""
-    yield ask
-    for part in ask.parts:
-        yield from parts_of(part)
 
 
 class Origins:

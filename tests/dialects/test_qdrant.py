@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from tests.dialects.check_dialect import check_dialect, check_reading
 from tests.dialects.recorded_exchanges import recorded, request
 from understudy.policies.service import Answer, Refused
-from understudy.proxy.asks import CollectionInfo, Found, PayloadChoice, RetrieveAsk, Retrieved
+from understudy.proxy.asks import (
+    CollectionInfo,
+    Found,
+    Fused,
+    Grouped,
+    Judged,
+    Ordered,
+    PayloadChoice,
+    RetrieveAsk,
+    Retrieved,
+)
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.dialects.qdrant_payload import chosen
@@ -103,11 +113,7 @@ def test_a_get_is_told_by_its_path(method: str, path: str, op: str, collection: 
         ("POST", "/collections/docs/points/payload", "write"),
         ("POST", "/collections/docs/points/batch", "write"),
         ("POST", "/collections/aliases", "write"),
-        ("POST", "/collections/docs/points/query/groups", "unsupported"),
-        ("POST", "/collections/docs/points/recommend/batch", "unsupported"),
-        ("POST", "/collections/docs/points/discover", "unsupported"),
-        ("POST", "/collections/docs/facet", "unsupported"),
-        ("GET", "/collections/docs/points/7", "unsupported"),
+        ("POST", "/collections/docs/points/search/matrix/pairs", "unsupported"),
         ("GET", "/metrics", "unsupported"),
         ("GET", "/collections/docs/snapshots", "unsupported"),
         ("HEAD", "/", "unsupported"),
@@ -142,20 +148,26 @@ def test_a_query_is_a_vector_or_a_points_id_bare_or_nearest(query: Any, vector: 
 @pytest.mark.parametrize(
     "body",
     [
-        {"query": {"fusion": "rrf"}, "prefetch": [{"query": VECTOR}]},
-        {"prefetch": {"query": VECTOR}},
-        {"using": "text"},
+        {"query": {"sample": "random"}},
+        {"query": {"formula": {"sum": ["$score", 1]}}, "prefetch": [{"query": VECTOR}]},
+        {"query": {"nearest": VECTOR, "fusion": "rrf"}},
+        {"query": None, "prefetch": {"query": VECTOR}},
+        {"query": {"recommend": {"positive": [1]}}, "prefetch": {"query": VECTOR}},
+        {"query": {"recommend": {"positive": [1] * 129}}},
+        {"query": {"fusion": "rrf"}, "prefetch": {"query": VECTOR, "lookup_from": {"collection": "other"}}},
+        {
+            "prefetch": {
+                "prefetch": {"prefetch": {"prefetch": {"prefetch": {"query": 1}, "query": 1}, "query": 1}, "query": 1},
+                "query": 1,
+            }
+        },
         {"query": {"indices": [1], "values": [0.5]}},
         {"query": {"nearest": {"indices": [1], "values": [0.5]}}},
         {"query": {"nearest": VECTOR, "mmr": {"diversity": 0.5}}},
         {"query": [[0.1, 0.2], [0.3, 0.4]]},
         {"query": [[0.1, 0.2]]},
-        {"query": {"recommend": {"positive": [1]}}},
-        {"query": {"order_by": "k"}},
-        {"query": None},
         {"lookup_from": {"collection": "other"}},
         {"shard_key": "a"},
-        {"with_vector": ["text"]},
         {"limit": 10_001},
     ],
 )
@@ -185,6 +197,10 @@ def test_what_clients_send_without_meaning_it_is_taken():
         {"with_payload": 1},
         {"with_payload": {"include": ["a"], "exclude": ["b"]}},
         {"with_payload": {"only": ["a"]}},
+        {"query": {"fusion": "rrf"}},
+        {"query": {"fusion": "rrf"}, "prefetch": {"query": VECTOR}, "using": "text"},
+        {"query": {"recommend": {"negative": [1]}}},
+        {"query": {"discover": {"context": []}}},
     ],
 )
 def test_what_qdrant_would_not_take_is_the_callers_fault(body: dict[str, Any]):
@@ -207,10 +223,84 @@ def test_older_clients_search_with_a_body_of_their_own(vector: Any):
     assert (ask.with_vector, ask.with_payload, ask.shape) == (True, False, "search")
 
 
-@pytest.mark.parametrize("vector", [{"name": "text", "vector": VECTOR}, {"name": "s", "vector": {"indices": [1]}}])
-def test_named_vectors_of_older_clients_are_refused_as_well(vector: Any):
-    with pytest.raises(Refused):
-        asked("/collections/docs/points/search", {"vector": vector, "limit": 3})
+def test_named_vectors_are_asked_for_by_either_generation_of_clients():
+    assert asked("/collections/docs/points/search", {"vector": {"name": "text", "vector": VECTOR}}).using == "text"
+    assert queried(using="text").using == "text"
+    ask = queried(with_vector=["text", ""])
+    assert (ask.with_vector, ask.vector_names) == (True, ("text", ""))
+    with pytest.raises(Refused, match="sparse"):
+        asked("/collections/docs/points/search", {"vector": {"name": "s", "vector": {"indices": [1]}}})
+
+
+def test_a_query_without_one_is_a_page_and_order_by_another():
+    assert (queried(query=None).op, queried(query=None, offset=3).offset) == ("scroll", 3)
+    assert queried(query={"order_by": "k"}).by == Ordered("k")
+    body = {"order_by": {"key": "k", "direction": "desc", "start_from": "2024-01-01"}}
+    assert asked("/collections/docs/points/scroll", body).by == Ordered("k", True, "2024-01-01")
+
+
+def test_examples_are_parts_each_in_its_role():
+    recommend = {"positive": [1, VECTOR], "negative": ["a"], "strategy": "best_score"}
+    for ask in (
+        queried(query={"recommend": recommend}, using="text"),
+        asked("/collections/docs/points/recommend", recommend | {"using": "text"}),
+    ):
+        assert ask.by == Judged("best_score")
+        assert [(part.shape, part.near_id, part.vector, part.using) for part in ask.parts] == [
+            ("positive", 1, None, "text"),
+            ("positive", None, tuple(VECTOR), "text"),
+            ("negative", "a", None, "text"),
+        ]
+    pair = {"positive": 1, "negative": 2}
+    discover = asked("/collections/docs/points/discover", {"target": 3, "context": [pair]})
+    assert [part.shape for part in discover.parts] == ["target", "positive", "negative"]
+    assert queried(query={"context": pair}).by == Judged("context")
+
+
+def test_prefetches_are_parts_under_the_filter_that_stands_above_them():
+    one, two = {"key": "a", "match": {"value": 1}}, {"key": "b", "match": {"value": 2}}
+    ask = queried(
+        query={"rrf": {"k": 60, "weights": [2.0, 1.0]}},
+        prefetch=[{"query": VECTOR, "filter": {"must": one}}, {"query": 7, "using": "text", "limit": 20}],
+        filter={"must": [two], "should": [one]},
+    )
+    assert ask.by == Fused("rrf", 60, (2.0, 1.0))
+    assert [part.filter for part in ask.parts] == [
+        {"must": [two, one], "should": [one]},
+        {"must": [two], "should": [one]},
+    ]
+    assert [(part.using, part.limit) for part in ask.parts] == [("", 10), ("text", 20)]
+    anew = queried(query=7, prefetch={"query": VECTOR})
+    assert (anew.near_id, anew.parts[0].filter) == (7, {"must_not": [{"has_id": [7]}]})
+
+
+def test_groups_facets_and_one_point_by_its_id():
+    ask = asked("/collections/docs/points/query/groups", {"query": VECTOR, "group_by": "k", "limit": 2})
+    assert (ask.op, ask.limit, ask.by, ask.parts[0].vector) == ("groups", 2, Grouped("k", 3), tuple(VECTOR))
+    hits = [(1, [FOUND[0]]), ("x", [FOUND[1]])]
+    assert result(ask, Retrieved(groups=hits)) == {
+        "groups": [
+            {"hits": [{"id": 1, "version": 0, "score": 0.93}], "id": 1},
+            {"hits": [{"id": "u", "version": 0, "score": 0.5}], "id": "x"},
+        ]
+    }
+    ask = asked("/collections/docs/facet", {"key": "k"})
+    assert result(ask, Retrieved(counted=[("x", 3)])) == {"hits": [{"value": "x", "count": 3}]}
+    ask = asked("/collections/docs/points/7", method="GET")
+    assert ask.ids == (7,)
+    assert result(ask, Retrieved(FOUND[:1]))["id"] == 1
+    with pytest.raises(BadRequest) as caught:
+        QDRANT.retrieved(ask, Retrieved(), 0)
+    assert caught.value.status == 404
+
+
+def test_vectors_are_told_by_name_and_those_of_a_cosine_at_length_one():
+    found = Found(1, {}, 1.0, [3.0, 4.0], named={"text": [3.0, 4.0]})
+    told = Retrieved([found], distance="cosine", distances={"": "cosine", "text": "dot"})
+    ask = RetrieveAsk("get", with_vector=True)
+    assert result(ask, told)[0]["vector"] == {"": [0.6, 0.8], "text": [3.0, 4.0]}
+    assert result(RetrieveAsk("get", with_vector=True, vector_names=("text",)), told)[0]["vector"] == {"text": [3, 4]}
+    assert result(RetrieveAsk("get", with_vector=True, vector_names=("",)), told)[0]["vector"] == [0.6, 0.8]
 
 
 def test_scroll_and_get_give_payloads_unless_told_otherwise_and_search_does_not():
@@ -224,8 +314,8 @@ def test_scroll_and_get_give_payloads_unless_told_otherwise_and_search_does_not(
 def test_a_scroll_goes_on_from_an_id():
     ask = asked("/collections/docs/points/scroll", {"offset": "b", "limit": 5, "filter": {"must": []}})
     assert (ask.op, ask.after, ask.limit, ask.filter) == ("scroll", "b", 5, {"must": []})
-    with pytest.raises(Refused):
-        asked("/collections/docs/points/scroll", {"order_by": "k"})
+    with pytest.raises(BadRequest, match="order_by"):
+        asked("/collections/docs/points/scroll", {"order_by": "k", "offset": 3})
 
 
 def test_the_searches_of_a_batch_are_searches():
@@ -292,7 +382,9 @@ PAYLOAD = {"text": "t", "meta": {"source": "s", "page": 3}, "tags": [{"n": 1, "m
         (("text", "absent"), {"text": "t"}),
         (("meta.source",), {"meta": {"source": "s"}}),
         (("meta.source", "meta"), {"meta": {"source": "s", "page": 3}}),
-        (("tags[].n",), {"tags": [{"n": 1}, {}]}),
+        (("tags[].n",), {"tags": [{"n": 1}, 7]}),
+        (("tags.n", "tags[0].m"), {"tags": []}),
+        (('"text"',), {"text": "t"}),
         ({"include": ("none",)}, {"none": None}),
         ({"exclude": ("tags", "meta.page")}, {"text": "t", "meta": {"source": "s"}, "none": None}),
         ({"exclude": ("tags[].n",)}, {**PAYLOAD, "tags": [{"m": 2}, 7]}),

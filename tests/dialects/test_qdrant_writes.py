@@ -81,7 +81,7 @@ WRITES: list[Any] = [
         "POST",
         "/points/payload",
         {"payload": {"k": 2}, "points": [7], "key": "a.b"},
-        ("PutPayload", {"which": {"ids": [7]}, "payload": {"k": 2}, "key": "a.b"}),
+        ("PutPayload", {"which": {"ids": [7]}, "payload": {"k": 2}, "key": '"a"."b"'}),
     ),
     (
         "PUT",
@@ -93,7 +93,7 @@ WRITES: list[Any] = [
         "POST",
         "/points/payload/delete",
         {"keys": ["k", "a.b"], "points": [7]},
-        ("DropPayload", {"which": {"ids": [7]}, "keys": ["k", "a.b"]}),
+        ("DropPayload", {"which": {"ids": [7]}, "keys": ['"k"', '"a"."b"']}),
     ),
     ("POST", "/points/payload/clear", {"filter": FILTER}, ("DropPayload", {"which": {"filter": FILTER}})),
     (
@@ -127,6 +127,14 @@ def test_a_write_says_what_it_changes(method: str, path: str, body: Any, expecte
     assert writes(method, path, body) == [expected]
 
 
+def test_a_null_written_into_a_payload_takes_the_field_away():
+    body = {"payload": {"k": 2, "a.b": None}, "points": [7], "key": "x[]"}
+    assert writes("POST", "/points/payload", body) == [
+        ("PutPayload", {"which": {"ids": [7]}, "payload": {"k": 2}, "key": '"x"[]'}),
+        ("DropPayload", {"which": {"ids": [7]}, "keys": ['"x"[]."a.b"']}),
+    ]
+
+
 def test_a_batch_of_operations_changes_one_thing_after_the_other():
     operations: list[Any] = [
         {"upsert": {"points": [POINT]}},
@@ -150,6 +158,7 @@ IDLE: list[Any] = [
     ("POST", "/points/delete", {"points": []}),
     ("POST", "/points/payload/clear", {"points": []}),
     ("POST", "/points/payload/delete", {"points": [1], "keys": []}),
+    ("POST", "/points/payload/delete", {"points": [1], "keys": ["a[0]"]}),
     ("POST", "/points/batch", {"operations": []}),
     ("PATCH", "", {"optimizers_config": {}}),
     ("PUT", "/index?wait=true", {"field_name": "k", "field_schema": "keyword"}),
@@ -175,6 +184,7 @@ UNKNOWABLE: list[Any] = [
     ("PUT", "/points", {"points": [POINT], "shard_key": "a"}),
     ("PUT", "/points", {"points": [POINT], "update_filter": FILTER}),
     ("PUT", "/points/payload", {"payload": {}, "points": [1], "key": "a"}),
+    ("POST", "/points/payload", {"payload": {"k": None}, "filter": FILTER}),
     ("POST", "/points/batch", {"operations": [{"upsert": {"points": [POINT]}}, {"rename": {}}]}),
     ("POST", "/points/delete", {"points": [1], "shard_key": ["a"]}),
     ("PUT", "", {"vectors": {"size": 4, "distance": "Manhattan"}}),
@@ -211,6 +221,7 @@ MALFORMED: list[Any] = [
     ("PUT", "/points", {"batch": {"ids": [1], "vectors": [[1]], "payloads": []}}),
     ("POST", "/points/delete", {}),
     ("POST", "/points/payload", {"points": [1]}),
+    ("POST", "/points/payload", {"points": [1], "payload": {}, "key": "a..b"}),
     ("POST", "/points/batch", {"operations": [{"upsert": {"points": [POINT]}, "delete": {"points": [1]}}]}),
     ("PUT", "", {"vectors": {"size": 0, "distance": "Dot"}}),
 ]

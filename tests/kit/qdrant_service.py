@@ -235,13 +235,8 @@ def _modern(asked: Fields) -> Fields:
     return {**rest, "query": {"discover": given} if "target" in given else given}
 
 
-def make_app() -> web.Application:
-    """The routes, with an empty engine behind them."""
-    engine = Engine()
-    app = web.Application(client_max_size=BODY_BYTES_MAX)
-    app.router.add_get("/", _version)
-    for path in ("/healthz", "/readyz", "/livez"):
-        app.router.add_get(path, _healthy)
+def routes_of(engine: Engine) -> list[tuple[str, str, Work]]:
+    """Method, path and work of everything that is about collections."""
     one = "/collections/{name}"
     routes: list[tuple[str, str, Work]] = [
         ("GET", "/collections", engine.collections),
@@ -276,7 +271,16 @@ def make_app() -> web.Application:
         path = f"{one}/points/{older}"
         routes += [("POST", path, engine.older), ("POST", f"{path}/batch", engine.older_batch)]
         routes += [("POST", f"{path}/groups", engine.older_groups)] if older != "discover" else []
-    for method, path, work in routes:
+    return routes
+
+
+def make_app() -> web.Application:
+    """The routes, with an empty engine behind them."""
+    app = web.Application(client_max_size=BODY_BYTES_MAX)
+    app.router.add_get("/", _version)
+    for path in ("/healthz", "/readyz", "/livez"):
+        app.router.add_get(path, _healthy)
+    for method, path, work in routes_of(Engine()):
         app.router.add_route(method, path, _handled(work))
     return app
 
@@ -294,7 +298,7 @@ def _handled(work: Work) -> Callable[[web.Request], Awaitable[web.Response]]:
         except (Missing, ValueError, TypeError, KeyError) as error:
             missing = isinstance(error, Missing) or "not found" in str(error)
             return _failed(404 if missing else 400, str(error), began)
-        return web.json_response({"result": _plain(result), "status": "ok", "time": time.monotonic() - began})
+        return web.json_response({"result": plain(result), "status": "ok", "time": time.monotonic() - began})
 
     return handle
 
@@ -303,12 +307,13 @@ def _failed(status: int, told: str, began: float) -> web.Response:
     return web.json_response({"status": {"error": told}, "time": time.monotonic() - began}, status=status)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What stands in the JSON of an answer."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list) else value
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list) else value
 
 
 async def _version(_request: web.Request) -> web.Response:
