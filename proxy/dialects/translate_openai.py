@@ -305,7 +305,7 @@ def _turn(message: Fields, names: dict[str, str]) -> Turn:
             refuse("a tool's arguments that are no JSON object")
         names |= {use.id: use.name for use in uses}
         parts += uses
-        message.done(("annotations", "reasoning", "reasoning_content", "audio") if not message.take("audio") else ())
+        message.done(("annotations", "reasoning", "reasoning_content"))
         return Turn("assistant", tuple(parts))
     message.done()
     if role in ("system", "developer", "user"):
