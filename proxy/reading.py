@@ -39,6 +39,7 @@ SHIPPED_DIALECTS: Mapping[str, str] = {
     "azure-openai-chat": "generate",
     "ollama-embed": "embed",
     "cohere-embed": "embed",
+    "cohere-chat": "generate",
     "tei": "embed",
     "pinecone": "retrieve",
     "elasticsearch": "retrieve",

@@ -43,7 +43,7 @@ TOLD_APART = frozenset((b"accept", b"accept-encoding", b"origin"))
 
 _MAX_AGE = re.compile(rb"(?:^|[,\s])(s-maxage|max-age)\s*=\s*\"?(\d{1,9})")
 _REASON = re.compile(rb'"(?:finish_reason|stop_reason|done_reason)"\s*:\s*"([a-zA-Z_]+)"')
-_WHOLE_REASONS = frozenset((b"stop", b"end_turn", b"stop_sequence", b"complete"))
+_WHOLE_REASONS = frozenset((b"stop", b"end_turn", b"stop_sequence", b"complete", b"COMPLETE", b"STOP_SEQUENCE"))
 
 
 class Value:

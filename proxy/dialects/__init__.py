@@ -10,6 +10,7 @@ from understudy.proxy.dialects.anthropic import Anthropic
 from understudy.proxy.dialects.azure_openai import AzureChat, AzureEmbeddings
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.dialects.chroma import Chroma
+from understudy.proxy.dialects.cohere_chat import CohereChat
 from understudy.proxy.dialects.cohere_embed import CohereEmbed
 from understudy.proxy.dialects.elasticsearch import Elasticsearch
 from understudy.proxy.dialects.milvus import Milvus
@@ -29,7 +30,15 @@ from understudy.proxy.handles import Naming
 _CHROMA = Chroma()
 _OF_KIND: Mapping[Kind, tuple[Dialect, ...]] = {
     "embed": (OpenAIEmbeddings(), AzureEmbeddings(), OllamaEmbed(), CohereEmbed(), Tei()),
-    "generate": (OpenAIChat(), OpenAICompletions(), OpenAIResponses(), Anthropic(), OllamaChat(), AzureChat()),
+    "generate": (
+        OpenAIChat(),
+        OpenAICompletions(),
+        OpenAIResponses(),
+        Anthropic(),
+        OllamaChat(),
+        AzureChat(),
+        CohereChat(),
+    ),
     "retrieve": (Qdrant(), _CHROMA, Pinecone(), Elasticsearch(), Elasticsearch("opensearch"), Milvus(), Weaviate()),
     "pass": (Plain(),),
 }

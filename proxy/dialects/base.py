@@ -43,6 +43,10 @@ class Dialect(Protocol):
     idle_fields: frozenset[str]
     """Top-level fields of a request's JSON body that change nothing in its answer."""
 
+    breaks_are_heard: bool
+    """Whether clients raise what `broken_off` tells them. Where they don't, a broken stream is also left without the
+    end that HTTP asks for, which every client notices."""
+
     def collection_of(self, request: Request) -> str:
         """The collection of a knowledge base that a request of kind `retrieve` reads, or ''."""
         ...

@@ -24,6 +24,7 @@ class Plain:
 
     name = "plain"
     idle_fields: frozenset[str] = frozenset()
+    breaks_are_heard = True
 
     def collection_of(self, request: Request) -> str:
         return ""

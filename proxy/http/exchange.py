@@ -110,7 +110,7 @@ class Exchange(Stepped):
         notice = self.entry.dialect.broken_off(reason) if self._can_be_added_to() else b""
         if notice:
             self.write(notice)
-            if self.chunked:
+            if self.chunked and self.entry.dialect.breaks_are_heard:
                 self.door.send(b"0\r\n\r\n")
             self.door.finished(self, "cut")
         else:

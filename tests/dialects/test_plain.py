@@ -32,6 +32,7 @@ def test_every_dialect_has_a_kind_and_every_kind_a_dialect():
         "azure-openai-chat": "generate",
         "ollama-embed": "embed",
         "cohere-embed": "embed",
+        "cohere-chat": "generate",
         "tei": "embed",
         "pinecone": "retrieve",
         "elasticsearch": "retrieve",

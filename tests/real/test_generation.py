@@ -1,4 +1,4 @@
-"""The official SDKs of three providers through the running sidecar: primary up, primary gone, a stream cut."""
+"""The official SDKs of four providers through the running sidecar: primary up, primary gone, a stream cut."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import cohere
+import httpx
 import ollama
 import openai
 import pytest
@@ -30,6 +32,7 @@ routes:
   - {{name: ollama, match: {{prefix: /api}}, dialect: ollama-chat, tiers: *tiers}}
   - {{name: chat, match: {{path: /v1/chat/completions}}, dialect: openai-chat, tiers: *tiers}}
   - {{name: completions, match: {{path: /v1/completions}}, dialect: openai-completions, tiers: *tiers}}
+  - {{name: cohere, match: {{path: /v2/chat}}, dialect: cohere-chat, tiers: *tiers}}
   - {{name: responses, match: {{path: /v1/responses}}, dialect: openai-responses, tiers: *tiers}}
 """
 COMPLETION = {
@@ -52,7 +55,9 @@ class Client:
         raises: tuple[type[Exception], ...],
         answers: tuple[Any, str],
         path: str,
+        told: str = "broke off",
     ) -> None:
+        self.told = told
         self.whole = whole
         self.streamed = streamed
         self.raises = raises
@@ -124,6 +129,24 @@ def ollama_generate_streamed(url: str) -> Iterator[str]:
         yield line.response
 
 
+def of_cohere(url: str) -> cohere.ClientV2:
+    return cohere.ClientV2("k", base_url=url, timeout=20)
+
+
+def cohere_chat(url: str) -> str:
+    told = of_cohere(url).chat(model="m", messages=ASKED, request_options={"max_retries": 0})
+    return "".join(part.text for part in told.message.content or [] if part.type == "text")
+
+
+def cohere_chat_streamed(url: str) -> Iterator[str]:
+    for event in of_cohere(url).chat_stream(model="m", messages=ASKED, request_options={"max_retries": 0}):
+        if event.type == "content-delta":
+            assert event.delta is not None
+            assert event.delta.message is not None
+            assert event.delta.message.content is not None
+            yield event.delta.message.content.text or ""
+
+
 def exchanged(name: str, whole: str, streamed: str) -> tuple[Any, str]:
     found = {each.call: each.json for each in recorded(name)}
     return found[whole], found[streamed]
@@ -155,6 +178,15 @@ CLIENTS = {
         (anthropic.APIError,),
         exchanged("anthropic", "anthropic messages", "anthropic messages stream"),
         "/v1/messages",
+    ),
+    "cohere chat": Client(
+        cohere_chat,
+        cohere_chat_streamed,
+        # the SDK raises nothing of an event: what it notices is a body without its end
+        (httpx.RemoteProtocolError,),
+        exchanged("cohere_chat", "cohere v2 chat", "cohere v2 chat stream"),
+        "/v2/chat",
+        "incomplete",
     ),
     "ollama chat": Client(
         ollama_chat,
@@ -238,7 +270,7 @@ def test_a_stream_that_is_cut_after_its_first_content_is_never_a_clean_end(
     seen: list[str] = []
     with pytest.raises(client.raises) as caught:
         seen.extend(client.streamed(sidecar.url))
-    assert "broke off" in str(caught.value)
+    assert client.told in str(caught.value)
 
 
 def test_an_error_inside_a_200_is_failed_over_before_the_first_content(
