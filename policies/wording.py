@@ -257,3 +257,84 @@ def _facts(text: str, tokens: Sequence[str]) -> tuple[list[str], list[str]]:
     capitals = [match.group() for match in re.finditer(r"(?<![.!?:\n]\s)(?<=\s)[A-Z][\w-]*", text)]
     names = [name.casefold() for name in capitals if name != "I"]
     return names, [token for token in tokens if token in _SIDES or any(letter.isdigit() for letter in token)]
+
+
+# --- a question that was foreseen ----------------------------------------------------------------------------------
+
+_NUMBER_WORDS = _listed(
+    """one two three four five six seven eight nine ten eleven twelve hundred thousand million billion half quarter
+    first second third fourth fifth last once twice both zero
+    """
+)
+_CONTRARY = _SIDES - {"not", "no", "never", "none", "without", "cannot"} | _listed(
+    """am pm today tonight tomorrow yesterday morning noon evening night day week month year begin begins start starts
+        end ends stop stops finish positive negative maximum minimum max min best worst better worse win wins won lose
+        loses lost open opens opened close closes closed accept accepts accepted reject rejects rejected approve
+        decline advantage advantages disadvantage disadvantages pro pros con cons encrypt decrypt fast faster fastest
+        slow slower slowest cheap cheaper cheapest expensive dearest few many old new buy sell import export upload
+        download install uninstall upgrade downgrade add remove create delete join leave send receive lock unlock log
+        sign subscribe unsubscribe show hide grant revoke borrow lend push pull give take come go
+        """
+)
+_GROUPS = (
+    _CONTRARY,
+    _listed("i me my mine you your yours we our ours he his him she her hers they them their theirs who whose"),
+    _listed("to from for with at on inside beside by against about between"),
+    _listed("is was will would did had"),
+    _listed("and or"),
+)
+"""Words of one group stand for each other's opposites: two questions of which each has one that the other lacks ask two
+things. One alone is no contradiction: "How do I reset it?" and "How can I reset it?" are the same."""
+_SAME_WORDS = {"which": "what", "whom": "who", "are": "is", "am": "is", "were": "was"}
+_FUNCTION_WORDS = _listed("").union(*_GROUPS[1:]) | _listed(
+    "a the it this that these those be been being do does can could should shall may might must has have of in as"
+)
+
+
+class Gist(NamedTuple):
+    """What must not set two questions apart that differ in their words: numbers and signs, denials, the kind of
+    question, whether it is one, words that contradict each other, names, and the order of words that are the same."""
+
+    exact: tuple[object, ...]
+    asks: str
+    contrary: tuple[frozenset[str], ...]
+    names: frozenset[str]
+    cased: frozenset[str]
+    words: tuple[str, ...]
+
+    def fits(self, other: Gist) -> bool:
+        """Whether nothing that counts sets the two apart. Says nothing of whether they are about the same."""
+        if self.exact != other.exact or (self.asks and other.asks and self.asks != other.asks):
+            return False
+        if any(mine - theirs and theirs - mine for mine, theirs in zip(self.contrary, other.contrary, strict=True)):
+            return False
+        mine, theirs = frozenset(self.words), frozenset(other.words)
+        if not (self.names <= theirs and other.names <= mine) or (self.cased ^ other.cased) & mine & theirs:
+            return False
+        # the same words in another order: "from A to B" is not "from B to A"
+        return self.words == other.words or sorted(self.words) != sorted(other.words)
+
+
+def gist_of(text: str) -> Gist | None:
+    """What must not differ between a question and one that was foreseen; None for a text too long to be a question."""
+    if len(text) > TEXT_CHARS_MAX:
+        return None
+    tokens = _without_politeness(_tokens(text))
+    if not tokens:
+        return None
+    cased = frozenset(token[:-1] for token in tokens if token.endswith("^"))
+    plain = [_SAME_WORDS.get(word, word) for token in tokens if (word := token.removesuffix("^")) not in _PAUSES]
+    names = {name.rstrip(".,:").casefold() for name in re.findall(r"(?<=[\w,;] )[A-Z][\w.+#-]*", text)} - {"i"}
+    asks = next((each for each in plain if each in _QUESTION_WORDS), "")
+    is_question = bool(asks) or plain[0] in _STARTERS or "?" in text[len(text.rstrip(_QUOTES)) :]
+    counted = sorted(each for each in plain if each in _NUMBER_WORDS or any(sign.isdigit() for sign in each))
+    signs = [each for each in plain if not any(sign.isalnum() for sign in each) and each != "?"]
+    denials = sum(each in _NEGATIONS for each in plain) % 2
+    return Gist(
+        (*counted, *signs, denials, is_question),
+        asks,
+        tuple(frozenset(plain) & group for group in _GROUPS),
+        frozenset(_singular(name) for name in names),
+        cased,
+        tuple(_singular(each) for each in plain if each not in _FUNCTION_WORDS),
+    )

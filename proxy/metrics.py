@@ -16,7 +16,9 @@ from understudy.proxy.caching.caches import Caches
 from understudy.proxy.collection_reports import COLLECTION_METRICS, Stats, collection_metrics
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
+from understudy.proxy.last_word_reports import LAST_WORDS_METRICS, last_words_metrics
 from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
+from understudy.proxy.prompter import Prompter
 from understudy.proxy.provenance import Provenance
 from understudy.proxy.spaces_reports import SPACES_METRICS, spaces_metrics
 from understudy.proxy.stack import EndpointParts, RouteParts, World
@@ -57,6 +59,7 @@ METRICS = {
     **LIKENESS_METRICS,
     **SPACES_METRICS,
     **WATCH_METRICS,
+    **LAST_WORDS_METRICS,
     "understudy_quota_waited_total": "Calls that waited for an endpoint's own quota to fill up",
     "understudy_quota_refused_total": "Calls not sent to an endpoint that has said its quota is spent",
     "understudy_tokens_refused_total": "Calls answered 429 by a rate limit of ours, by whose it is",
@@ -123,6 +126,8 @@ class Seen(Protocol):
     @property
     def collection_stats(self) -> Mapping[str, Stats]: ...
     @property
+    def prompter(self) -> Prompter: ...
+    @property
     def log_lines_dropped(self) -> int: ...
     @property
     def loop_lag_s(self) -> float: ...
@@ -152,6 +157,7 @@ class SidecarCollector(Collector):
         yield from likeness_metrics(routes)
         yield from spaces_metrics(self._seen.provenance)
         yield from watch_metrics(routes)
+        yield from last_words_metrics(routes, self._seen.prompter.sentences)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _overload_metrics(self._seen)

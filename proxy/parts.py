@@ -33,6 +33,7 @@ from understudy.proxy.settings import Limits, Route
 
 if TYPE_CHECKING:
     from understudy.policies.likeness import Likeness
+    from understudy.proxy.last_words import LastWords
     from understudy.proxy.likeness import Embed
     from understudy.proxy.provenance import Provenance
     from understudy.proxy.watching import Watching
@@ -83,6 +84,7 @@ class RouteParts:
     tiers: dict[str, TierParts] = field(default_factory=dict[str, TierParts])
     arms: ArmParts = field(default_factory=ArmParts)
     likeness: Likeness | None = None
+    last_words: LastWords | None = None
     buckets: Buckets | None = None
     shed: dict[Priority, int] = field(default_factory=dict[Priority, int])
     calm: Service | None = None

@@ -111,7 +111,7 @@ def compose(file: PolicyFile, faults: list[Fault]) -> MappingNode | None:
         node = loader.get_single_node()
     except Exception as error:
         # PyYAML lets some of Python's own errors through: a ValueError for "\UFFFFFFFF", a RecursionError for [[[[…
-        faults.append(_syntax_fault(file.name, text, loader, error))
+        faults.append(syntax_fault(file.name, text, loader, error))
         return None
     if node is None:
         return None
@@ -122,7 +122,8 @@ def compose(file: PolicyFile, faults: list[Fault]) -> MappingNode | None:
     return node
 
 
-def _syntax_fault(name: str, text: str, loader: yaml.SafeLoader | None, error: Exception) -> Fault:
+def syntax_fault(name: str, text: str, loader: yaml.SafeLoader | None, error: Exception) -> Fault:
+    """What PyYAML could not read, with its line and column and none of the file's own words."""
     match error:
         case ReaderError():
             before = text[: error.position]

@@ -17,6 +17,7 @@ from msgspec import Struct, inspect, structs
 
 from understudy.proxy import settings as types
 from understudy.proxy.addresses import tls_of
+from understudy.proxy.answer_files import answer_files, faults_of_answers
 from understudy.proxy.certificates import faults_of_tls
 from understudy.proxy.checking import check_file
 from understudy.proxy.policy_files import compose, digest, digest_folder, find_files
@@ -73,7 +74,8 @@ class Reading:
     """What came of a folder. `settings` is None exactly when there are faults.
 
     `origins` maps a path in the settings (`routes[0].retry.attempts`) to the spot its value came from, which may be a
-    line of `defaults`; what isn't in it is built in. `tls` names files that are worth watching, in force or not.
+    line of `defaults`; what isn't in it is built in. `tls` and `answers` name files that are worth watching, in
+    force or not.
     """
 
     settings: Settings | None
@@ -81,6 +83,7 @@ class Reading:
     warnings: tuple[Fault, ...] = ()
     origins: Mapping[str, Spot] = field(default_factory=dict[str, Spot])
     tls: types.ServerTls | None = None
+    answers: tuple[str, ...] = ()
 
 
 def load(folder: Path, environ: Mapping[str, str], dialects: Mapping[str, str] = SHIPPED_DIALECTS) -> Settings:
@@ -106,9 +109,10 @@ def read_folder(folder: Path, environ: Mapping[str, str], dialects: Mapping[str,
     top = Place(grown, "", Spot(str(folder), 1, 1))
     faults += faults_of(settings, dialects, top)
     faults += faults_of_tls(settings, top.at("server").at("tls"))
+    faults += faults_of_answers(settings, top)
     found = _once(faults)
     warnings = _once(warnings_of(settings, dialects, top))
-    return Reading(None if found else settings, found, warnings, grown.spots, tls_of(settings))
+    return Reading(None if found else settings, found, warnings, grown.spots, tls_of(settings), answer_files(settings))
 
 
 def _once(faults: Iterable[Fault]) -> tuple[Fault, ...]:

@@ -24,6 +24,7 @@ from understudy.proxy.attempt_settings import Breaker, Budget, Deadline, Hedge, 
 from understudy.proxy.balance_settings import Balance, Ramp
 from understudy.proxy.balance_settings import Ejection as Ejection
 from understudy.proxy.cache_settings import Cache, Coalesce, SharedCache
+from understudy.proxy.last_word_settings import LastWords
 from understudy.proxy.likeness_settings import Likeness
 from understudy.proxy.overload_settings import Limit, Quota, Shed, Shedding, Tokens
 from understudy.proxy.overload_settings import Rate as Rate
@@ -388,6 +389,7 @@ class Route(Frozen, frozen=True):
     coalesce: Coalesce = Coalesce()
     likeness: Likeness = Likeness()
     spaces: Spaces = Spaces()
+    last_words: LastWords = LastWords()
 
     @property
     def claims(self) -> tuple[Match, ...]:
@@ -424,6 +426,7 @@ class Defaults(Frozen, frozen=True):
     coalesce: Coalesce = Coalesce()
     likeness: Likeness = Likeness()
     spaces: Spaces = Spaces()
+    last_words: LastWords = LastWords()
 
 
 # --- the sidecar itself --------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from understudy.proxy.access_log import AccessLog
 from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.caching.route_cache import RouteCache
-from understudy.proxy.certificates import BadCredentials, Credentials, credentials, fingerprint
+from understudy.proxy.certificates import BadCredentials, Credentials, credentials
 from understudy.proxy.dialects import DIALECTS, KINDS, NAMING
 from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.door import Listener
@@ -35,6 +35,7 @@ from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
 from understudy.proxy.outcomes import base_table
+from understudy.proxy.prompter import Prompter, compares_questions, foreseen_of, named_files, print_of
 from understudy.proxy.provenance import DRAIN_S, Provenance
 from understudy.proxy.reading import BadPolicies, Fault, Reading, digest_folder, read_folder
 from understudy.proxy.routes import Table
@@ -96,6 +97,7 @@ class Sidecar:
         self.loop = asyncio.get_running_loop()
         self.shedder = Shedder(Shedding())
         self.knowing = Knowing()
+        self.prompter = Prompter(self.knowing, state)
         self.provenance = Provenance(path=state / "spaces.json")
         self.world = World(
             clock=time.monotonic,
@@ -194,23 +196,23 @@ class Sidecar:
             raise BadPolicies(reading.faults)
         for warning in reading.warnings:
             log.warning("%s", warning)
-        self._tls_read = reading.tls
-        self.files_seen = reading.settings.digest, fingerprint(reading.tls)
+        self._named = named_files(reading)
+        self.files_seen = reading.settings.digest, print_of(self._named)
         self.access_log.enabled = reading.settings.server.access_log
         self.shedder.rules = reading.settings.server.shed
         return self._assembled(reading.settings, None)
 
     def look(self) -> tuple[str, str]:
         """Digests of the files that are watched, as they are now. May run in a thread."""
-        return digest_folder(self.policies), fingerprint(self._tls_read)
+        return digest_folder(self.policies), print_of(self._named)
 
     def reload(self) -> bool:
         """Put the files on disk in force, or say why not and leave everything as it is."""
         reading = read_folder(self.policies, self.environ, KINDS)
-        if reading.tls != self._tls_read:
+        if named_files(reading) != self._named:
             # other files are watched from now on: what they hold now is what was read
-            self._tls_read = reading.tls
-            self.files_seen = self.files_seen[0], fingerprint(reading.tls)
+            self._named = named_files(reading)
+            self.files_seen = self.files_seen[0], print_of(self._named)
         try:
             if reading.settings is None:
                 raise BadPolicies(reading.faults)
@@ -263,6 +265,7 @@ class Sidecar:
         self._watch()
         for pool in set(before.pools.values()) - set(stack.pools.values()):
             pool.close()
+        self.prompter.embed(self.routes)
 
     def _assembled(self, settings: Settings, before: Stack | None) -> Stack:
         pools: dict[tuple[str, str, str], Pool] = {}
@@ -289,6 +292,7 @@ class Sidecar:
                 space=settings.space_of(route),
                 zone=settings.server.zone,
                 plan=plans.get(route.name, NO_PLAN),
+                foreseen=foreseen_of(route),
             )
             for route in settings.routes
         }
@@ -352,6 +356,7 @@ class Sidecar:
             handles=self._handles_of(route),
             handing=handing,
             origins=origins,
+            message=route.last_words.message,
         )
 
     def _handles_of(self, route: Route) -> Handles | None:
@@ -468,8 +473,7 @@ class Sidecar:
 
     def _needs_local(self) -> bool:
         routes = self.settings.routes
-        # likeness compares questions by the local model's vectors, whoever answers them
-        compares = any(route.likeness.mode != "off" and KINDS[route.dialect] == "generate" for route in routes)
+        compares = any(map(compares_questions, routes))
         return compares or any(isinstance(tier, LocalTier) for route in routes for _, tier in route.every_tier)
 
     def _loaded(self, loading: asyncio.Task[None]) -> None:
@@ -477,6 +481,7 @@ class Sidecar:
             about = self.local_info
             log.info("local tier %s: %s", "ready" if self.local_ready else "not ready", about or self.knowing.reason)
             self._watching = self.loop.create_task(watch_collections(self.knowing))
+            self.prompter.begin(lambda: self.settings, self.routes)
 
     def _watch(self) -> None:
         """See to it that goldens are asked, by one of several workers, where a route is watched."""
@@ -555,7 +560,10 @@ class Sidecar:
             parts.close()
         for pool in self.pools.values():
             pool.close()
-        tasks = [task for task in (self._loading, self._watching, self._golden) if task is not None]
+        tasks = [
+            *(task for task in (self._loading, self._watching, self._golden) if task is not None),
+            *self.prompter.tasks,
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -35,6 +35,7 @@ from understudy.proxy.caching.caches import Caches
 from understudy.proxy.caching.route_cache import behind_what_is_kept
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
+from understudy.proxy.last_words import last_words_of
 from understudy.proxy.parts import EndpointParts as EndpointParts
 from understudy.proxy.parts import RouteParts as RouteParts
 from understudy.proxy.parts import TierParts as TierParts
@@ -54,6 +55,7 @@ from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.upstream import first_content_s_of
 
 if TYPE_CHECKING:
+    from understudy.policies.last_words import Foreseen
     from understudy.policies.likeness import Likeness
     from understudy.proxy.likeness import Alike
 
@@ -73,6 +75,10 @@ ROUTE_ORDER = (
     (
         "likeness",
         "inside the split, as one arm's answers prove nothing of the other's; it learns from what the chain answers",
+    ),
+    (
+        "last_words",
+        "inside the likeness: what was written beforehand goes before what is remembered; a message after it",
     ),
     ("coalesce", "inside the cache, so that only calls that find nothing wait, and their one answer is kept once"),
     ("shadow", "next to the chain: only what was really asked is asked again, and what was remembered is not compared"),
@@ -125,13 +131,14 @@ def assemble(
     space: str = "",
     zone: str | None = None,
     plan: Plan = NO_PLAN,
+    foreseen: Foreseen | None = None,
 ) -> RouteParts:
     """Put a route together in the orders above.
 
     `absent` names the tiers that are configured but not there, with the reason. What `before` had learnt (breakers,
     places taken, counts) goes on under the same names. `faults` lets what is planned to break do so.
     `caches` is there when any route has a cache or likeness; `space` is the route's vector space, `zone`
-    is where we are, `plan` what it does about vectors.
+    is where we are, `plan` what it does about vectors, `foreseen` the questions of the files that the route names.
     """
     tally = before.tally if before else RouteTally()
     tally.late_s = route.objectives.latency_s
@@ -142,6 +149,8 @@ def assemble(
         keeps = _kept_rank(route, build.absent)
         parts.cache = caches.of_route(route, dialect, space, tally, keeps, before.cache if before else None)
     parts.likeness, alike = _likeness(route, dialect, world, caches, before)
+    known = before.last_words if before else None
+    parts.last_words = last_words_of(route, dialect, foreseen, known, clock=world.clock, embed=world.embed)
     parts.links = build.links(route.tiers, parts.tiers, alike=alike)
     service = chain(parts.links, clocks, clock=world.clock)
     service = build.elsewhere(service, clocks, alike)
@@ -209,8 +218,9 @@ class _Build:
         if alike is not None and isinstance(tier, LocalTier):
             service = alike.before(service)
         if self.parts.cache is not None and isinstance(tier, LocalTier):
-            return behind_what_is_kept(service)
-        return service
+            service = behind_what_is_kept(service)
+        words = self.parts.last_words
+        return words.before(service) if words is not None and isinstance(tier, LocalTier) else service
 
     def _made(self, route: Route, tier: Tier, endpoint: str) -> Service:
         """The tier itself, and what is planned to break in it."""
@@ -244,8 +254,13 @@ class _Build:
         # of the route's own tiers only: another arm's answers are what somebody wants to look at
         if cache is not None and route.coalesce.enabled:
             service = coalesce(service, cache.flights, clocks, clock=self.world.clock)
+        words = self.parts.last_words
+        if words is not None and not any(isinstance(tier, LocalTier) for tier in self._present(route.tiers)):
+            service = words.around(service)
         if alike is not None:
             service = alike.around(service)
+        if words is not None:
+            service = words.finally_(service)
         if cache is not None:
             service = cache.remembering(service)
         if route.split is not None:
@@ -257,6 +272,9 @@ class _Build:
     def _apart(self, tiers: Sequence[Tier], clocks: Deadline) -> Service:
         """These tiers, asked once and so that nothing live learns from them."""
         return chain(self.links([_asked_once(tier) for tier in tiers], {}, apart=True), clocks, clock=self.world.clock)
+
+    def _present(self, tiers: Sequence[Tier]) -> list[Tier]:
+        return [tier for tier in tiers if tier.name not in self.absent]
 
     def metered(self, service: Service) -> Service:
         """`service` behind the route's own rate limits, where it has any."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from understudy.proxy.collection_reports import Stats
+    from understudy.proxy.sentences import Sentences
 
 __all__ = ["Batches", "Counts", "Knowing", "Model", "Shelf", "Shelved"]
 
@@ -136,6 +137,8 @@ class Knowing:
         self._model: Model | None = None
         self._shelf: Shelf | None = None
         self._loading: asyncio.Future[None] | None = None
+        self.sentences: Sentences | None = None
+        """Vectors of the sentences that are quoted, where somebody keeps them."""
         self._without_model = ("warming", "the local model is still being loaded")
         self._without_shelf = ("warming", "the local collections are still being opened")
 

@@ -3,6 +3,7 @@
     embed      the local model, if it lives in the route's vector space          source local-embed
     retrieve   the local index, if its vectors live in the space of the query's  source local-index
     generate   sentences quoted from the passages at hand, never an assertion    source extractive
+               where none fits, a message that says so                          source message
 
 A vector of one space searched among vectors of another finds nothing but noise, and no error says so: hence the
 refusals. Everything slow happens in a thread or behind the model's queue, and nobody waits longer than `call.until`.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from understudy.indexes.faults import BadQuestion, IndexFault, UnknownFilter
 from understudy.models.errors import DeadlinePassed, ModelError, Overloaded
 from understudy.models.space import Space, same_space
+from understudy.policies.last_words import message_text
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.proxy.asks import (
     CollectionInfo,
@@ -62,16 +64,18 @@ def local_tier(
     handles: Handles | None = None,
     handing: Handing | None = None,
     origins: Origins | None = None,
+    message: str = "",
 ) -> Service:
     """A Service that answers locally. `space` is the route's vector space; `clock` tells the time since the epoch;
     `handles` knows the collections by other names than their own; `handing` gives handles where the local model is of
-    another space, and `origins` knows whose vectors those of searches are.
+    another space, `origins` knows whose vectors those of searches are, and `message` is what is said where nothing
+    fits.
 
     Raises Refused for what cannot be answered faithfully (`warming`, `no_local_model`, `space`, `no_collection`, …)
     and Failed for what broke (`deadline`, `local_model`, `local_index`). A question that is itself at fault is
     answered with the dialect's own 400.
     """
-    tier = _Local(settings, space or "", dialect, knowing, clock, handles)
+    tier = _Local(settings, space or "", dialect, knowing, clock, handles, message_text(message))
     tier.handing, tier.origins = handing, origins
 
     async def answering(call: Call) -> Answer:
@@ -98,7 +102,7 @@ def local_tier(
 class _Local:
     """What one local tier of one route knows."""
 
-    __slots__ = ("clock", "dialect", "handing", "handles", "knowing", "origins", "settings", "space")
+    __slots__ = ("clock", "dialect", "handing", "handles", "knowing", "message", "origins", "settings", "space")
 
     def __init__(
         self,
@@ -108,6 +112,7 @@ class _Local:
         knowing: Knowing,
         clock: Callable[[], float],
         handles: Handles | None,
+        message: str,
     ) -> None:
         self.settings = settings
         self.space = space
@@ -117,6 +122,7 @@ class _Local:
         self.handles = handles
         self.handing: Handing | None = None
         self.origins: Origins | None = None
+        self.message = message
 
     async def answer(self, call: Call) -> Answer:
         ask = self.dialect.ask(call)
@@ -124,7 +130,7 @@ class _Local:
             return _from("local-embed", await self.embed(call, ask))
         if isinstance(ask, RetrieveAsk):
             return _from("local-index", await self.retrieve(call, ask))
-        return _from("extractive", await self.generate(call, ask))
+        return await self.generate(call, ask)
 
     # --- embed -----------------------------------------------------------------------------------------------------
 
@@ -285,9 +291,9 @@ class _Local:
 
     async def generate(self, call: Call, ask: GenerateAsk) -> Answer:
         """Sentences quoted from the prompt's own context, or from the collection of the settings; where nothing fits,
-        a text that says so. Raises Refused where a quotation would break what the caller parses.
+        a message that says so. Raises Refused where either would break what the caller parses.
 
-        A model makes it better (.72 right against .69), and is not needed: words alone choose where there is none.
+        A model makes it better, and is not needed: words alone choose where there is none.
         """
         if ask.structured:
             raise Refused("structured", f"{ask.structured} were asked for, and quoted sentences are not that")
@@ -295,20 +301,38 @@ class _Local:
 
         question, passages = await self.knowing.in_thread(lambda: _read_prompt(ask.messages), call.until)
         asked = await self._vectors_of([question], "query", call.until) if question else None
-        if question and not passages:
+        searched = bool(question) and not passages
+        if searched:
             passages = await self._passages_for(question, asked, call.until)
         found = await self.knowing.in_thread(lambda: candidates(question, passages), call.until)
         texts = [each.text for each in found] if asked is not None else []
-        others = await self._vectors_of(texts, "document", call.until)
+        others = await self._sentence_vectors(texts, call.until)
 
         def written() -> Answer:
             import numpy as np
 
             vectors = None if asked is None or others is None else np.concatenate([asked, others])
-            text = quote(choose(question, found, vectors, self.settings.sentences))
-            return self.dialect.generated(ask, self._written(call, ask, text))
+            extract = choose(question, found, vectors, self.settings.sentences, searched=searched)
+            source = "extractive" if extract.quotes else "message"
+            text = quote(extract, refusal=self.message)
+            return _from(source, self.dialect.generated(ask, self._written(call, ask, text, source)))
 
         return await self.knowing.in_thread(written, call.until)
+
+    async def _sentence_vectors(self, texts: Sequence[str], until: float) -> NDArray[np.float32] | None:
+        """Vectors [n, d]: those that are kept, and the others embedded now; None where the model won't."""
+        kept = self.knowing.sentences
+        if not texts or kept is None:
+            return await self._vectors_of(texts, "document", until)
+        dimensions = self.knowing.model().embedder.space.dimensions
+        vectors, there = await self.knowing.in_thread(lambda: kept.of(texts, dimensions), until)
+        missing = [text for text, known in zip(texts, there, strict=True) if not known]
+        if missing:
+            fresh = await self._vectors_of(missing, "document", until)
+            if fresh is None:
+                return None
+            vectors[~there] = fresh
+        return vectors
 
     async def _passages_for(self, question: str, asked: NDArray[np.float32] | None, until: float) -> Sequence[Passage]:
         """What the settings' collection holds on a question; nothing where there is no such collection."""
@@ -338,7 +362,7 @@ class _Local:
         except (Refused, Overloaded, ModelError):
             return None
 
-    def _written(self, call: Call, ask: GenerateAsk, text: str) -> Written:
+    def _written(self, call: Call, ask: GenerateAsk, text: str, source: str) -> Written:
         from understudy.models.prompts import text_of
 
         prompt = [text_of(message.get("content")) for message in ask.messages]
@@ -346,7 +370,8 @@ class _Local:
             count = self.knowing.model().embedder.count_tokens
         except Refused:
             count = _tokens_about
-        return Written(text, EXTRACTIVE_MODEL, count(prompt), count([text]), id=call.id, created_s=int(self.clock()))
+        counts = count(prompt), count([text])
+        return Written(text, EXTRACTIVE_MODEL, *counts, id=call.id, created_s=int(self.clock()), source=source)
 
 
 # --- what needs no tier --------------------------------------------------------------------------------------------

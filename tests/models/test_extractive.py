@@ -15,7 +15,6 @@ from understudy.models.extractive import (
     CANDIDATES_MAX,
     COSINE_MIN,
     PREFACE,
-    REFUSAL,
     Candidate,
     Extract,
     Passage,
@@ -215,10 +214,10 @@ def test_stored_vectors_are_looked_up_and_only_the_others_embedded_together() ->
 
 def test_the_text_says_that_it_is_a_fallback_and_quotes_with_sources() -> None:
     extract = Extract((Quote("The tower is 330 metres tall.", "paris.md", 1.5, 0.8), Quote("So it is.", "", 1.0, 0.5)))
-    assert quote(extract) == f"{PREFACE}\n\n- “The tower is 330 metres tall.” (paris.md)\n- “So it is.”"
-    assert "the answering model is unavailable" in quote(extract)
-    assert quote(extract, preface="Aushilfe:").startswith("Aushilfe:\n\n- “The tower")
-    assert quote(Extract(refused="nothing")) == REFUSAL
+    assert quote(extract, "-") == f"{PREFACE}\n\n- “The tower is 330 metres tall.” (paris.md)\n- “So it is.”"
+    assert "the answering model is unavailable" in quote(extract, "-")
+    assert quote(extract, "-", preface="Aushilfe:").startswith("Aushilfe:\n\n- “The tower")
+    assert quote(Extract(refused="nothing"), "Try again later.") == "Try again later."
 
 
 # --- quality -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from understudy.policies.compare import Pair
 from understudy.policies.deadline import Deadline, deadline
 from understudy.policies.fault import Injection, fault
 from understudy.policies.hedge import Hedge, hedge
+from understudy.policies.last_words import Foreseen, Prepared
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
 from understudy.policies.quota import Quota, quota
@@ -35,6 +36,7 @@ from understudy.policies.split import MAIN, Manner, Split, split
 from understudy.policies.tokens import Buckets, tokens
 from understudy.proxy import settings
 from understudy.proxy.dialects import DIALECTS
+from understudy.proxy.last_words import LastWords
 from understudy.proxy.likeness import Alike, likeness_of
 from understudy.proxy.settings import Ejection, Match, PlannedFault, Rate, Route, Shedding, UpstreamTier
 from understudy.proxy.stack import ROUTE_ORDER, TIER_ORDER
@@ -290,6 +292,13 @@ def searching(vector: list[float]) -> Call:
     return each
 
 
+def asking(question: str, id: str = "c") -> Call:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": question}]}).encode()
+    found = DIALECTS["openai-chat"].read(Request(b"POST", b"/v1/chat/completions", [], body))
+    found.id, found.born, found.deadline, found.until = id, now(), now() + 30, now() + 30
+    return found
+
+
 @shows("cache", "likeness")
 async def test_likeness_outside_the_cache_would_answer_with_a_neighbours_list_where_the_very_answer_is_kept():
     sources: list[str] = []
@@ -308,6 +317,62 @@ async def test_likeness_outside_the_cache_would_answer_with_a_neighbours_list_wh
         sources.append(got.source)
         await desk.close()
     assert sources == ["cache", "semantic-cache"]
+
+
+@shows("likeness", "last_words")
+async def test_last_words_outside_likeness_would_have_what_is_remembered_go_before_what_was_written_beforehand():
+    words = LastWords(
+        settings.LastWords(answers=["a"]),
+        Foreseen([Prepared(("Why?",), "So.")]),
+        DIALECTS["openai-chat"],
+        clock=now,
+    )
+
+    class Remembering:
+        """A likeness that remembers an answer to everything, and gives it where nobody answers."""
+
+        def around(self, service: Service) -> Service:
+            async def remembering(call: Call) -> Answer:
+                try:
+                    return await service(call)
+                except Failed:
+                    return Answer(200, [], b"remembered", source="semantic-cache")
+
+            return remembering
+
+    async def down(_call: Call) -> Answer:
+        raise Failed("reset")
+
+    sources: list[str] = []
+    for swapped in (False, True):
+        service = in_both_orders(Remembering().around, words.around, down)[swapped]
+        sources.append((await service(asking("Why?"))).source)
+    assert sources == ["pre-computed", "semantic-cache"]
+
+
+@shows("last_words", "coalesce")
+async def test_coalesce_outside_last_words_would_have_a_caller_wait_for_anothers_prepared_answer():
+    words = LastWords(
+        settings.LastWords(answers=["a"]),
+        Foreseen([Prepared(("Why?",), "So.")]),
+        DIALECTS["openai-chat"],
+        clock=now,
+    )
+
+    async def down(_call: Call) -> Answer:
+        await asyncio.sleep(1)
+        raise Failed("reset")
+
+    ids: list[int] = []
+    for swapped in (False, True):
+        service = in_both_orders(words.around, sharing(), down)[swapped]
+        calls = [asking("Why?", id=f"c{number}") for number in range(3)]
+        for each in calls:
+            each.key = b"the same"
+        answers = await asyncio.gather(*(service(each) for each in calls))
+        # what one caller's own answer is called, the others' would be called as well
+        ids.append(len({json.loads(answer.body)["id"] for answer in answers}))
+    assert ids == [3, 1]
 
 
 @shows("likeness", "coalesce")

@@ -15,7 +15,8 @@ EXAMPLES = sorted((SHIPPED / "examples").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_loads_and_names_its_schema(path: Path, tmp_path: Path):
-    shutil.copy(path, tmp_path)
+    for each in (path, *path.parent.glob("*.jsonl")):
+        shutil.copy(each, tmp_path)
     assert sound(read_folder(tmp_path, {})).routes
     assert path.read_text().startswith("# yaml-language-server: $schema=../schema.json\n")
 

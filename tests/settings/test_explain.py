@@ -27,6 +27,7 @@ routes:
         headers: {authorization: "Bearer ${KEY}"}
       - {kind: upstream, name: b, url: "${B}", when_env: [B]}
       - {kind: local}
+    last_words: {message: Call us.}
 """
 
 NOT_OF_CHATS = {"watch"}
@@ -47,7 +48,7 @@ def test_it_shows_every_layer_of_the_real_stack_in_its_order(tmp_path: Path):
 
 def test_what_is_off_is_not_shown_and_what_is_on_says_where_it_was_written(tmp_path: Path):
     off = explain(read(tmp_path / "off", LOCAL_ROUTE), "POST", "/v1/x")
-    assert not any(f" {name}: " in off for name in ("split", "shadow", "watch", "fault"))
+    assert not any(f" {name}: " in off for name in ("split", "shadow", "watch", "fault", "last_words"))
     on = explain(read(tmp_path / "on", ROUTE, {"KEY": "k3y"}), "POST", "/rag/v1/chat")
     assert "  arm next\n  1. c, upstream" in on
     for line in ("server.faults  false  built in", f"[0].do         delay  {tmp_path}/on/chat.yaml:13"):

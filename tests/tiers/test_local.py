@@ -427,9 +427,56 @@ async def test_a_collection_of_another_space_is_searched_by_its_words(local: Loc
 async def test_where_nothing_fits_nothing_is_asserted(local: Local, prompt: str):
     local.knowing.give_model(toy_model(ToyEmbedder(SPACE)))
     local.settings = LocalTier(collection="absent")
-    text = await text_of(local, prompt)
+    answer = await generated(local, prompt)
+    text = json.loads(answer.body)["choices"][0]["message"]["content"]
+    assert answer.source == "message"
     assert "no passage was found" in text
     assert "“" not in text
+
+
+async def test_an_operators_message_is_said_where_nothing_fits(local: Local):
+    dialect = DIALECTS["openai-chat"]
+    tier = local_tier(
+        LocalTier(collection="absent"), space=None, dialect=dialect, knowing=local.knowing, message="Call 555-0100."
+    )
+    body = {"model": "gpt", "messages": [{"role": "user", "content": "Zzyzx?"}]}
+    answer = await tier(local.call("openai-chat", "POST", "/v1/chat/completions", body))
+    assert answer.source == "message"
+    text = json.loads(answer.body)["choices"][0]["message"]["content"]
+    assert text == "This is a fallback answer: the answering model is unavailable. Call 555-0100."
+
+
+async def test_what_was_searched_for_must_be_near_and_what_the_prompt_brings_need_only_share_a_word(local: Local):
+    question = "Which moon shines Mondays?"
+    local.embedder.far = frozenset({question})
+    answer = await generated(local, question)
+    assert answer.source == "message"
+    given = f"Context:\n[1] The warehouse ships on Mondays, and on no other day of the week.\n\nQuestion: {question}"
+    assert "“The warehouse ships on Mondays" in await text_of(local, given)
+
+
+class Kept:
+    """Vectors of sentences that somebody keeps, and how often they were asked for."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = set(texts)
+        self.asked: list[list[str]] = []
+
+    def of(self, texts: Any, dimensions: int) -> Any:
+        self.asked.append(list(texts))
+        rows = np.stack([vector_of(text) if text in self.texts else np.zeros(dimensions, np.float32) for text in texts])
+        return rows, np.array([text in self.texts for text in texts])
+
+
+async def test_sentences_whose_vectors_are_kept_are_not_embedded_again(local: Local):
+    local.knowing.sentences = Kept("Refunds take fourteen days.", "The warehouse ships on Mondays.")  # type: ignore[assignment]
+    assert "“Refunds take fourteen days.”" in await text_of(local)
+    # The question, and the one sentence that nobody keeps.
+    assert local.embedder.asked == [(1, "query"), (1, "document")]
+    local.embedder.asked.clear()
+    local.knowing.sentences.texts.add("They are paid to the card that was used.")  # type: ignore[union-attr]
+    await text_of(local)
+    assert local.embedder.asked == [(1, "query")]
 
 
 async def test_without_a_model_words_choose_what_is_quoted(local: Local):

@@ -41,11 +41,13 @@ class ToyEmbedder:
         self.gate = threading.Event()
         self.gate.set()
         self.asked: list[tuple[int, str]] = []
+        self.far: frozenset[str] = frozenset()
+        """Texts that are near to nothing."""
 
     def embed(self, texts: Sequence[str], kind: Literal["query", "document"] = "query") -> NDArray[np.float32]:
         self.gate.wait(10)
         self.asked.append((len(texts), kind))
-        return np.stack([vector_of(text) for text in texts])
+        return np.stack([-vector_of(text) if text in self.far else vector_of(text) for text in texts])
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         return sum(len(text.split()) for text in texts)
