@@ -39,7 +39,8 @@ REST = 3.0
 """Rests for so many times as long as it worked: a quarter of a core."""
 PAGE_POINTS = 256
 AGAIN_S = 60.0
-"""A collection that is written to all the time is gone through at most once a minute."""
+AGAIN_TIMES = 20.0
+"""A collection that is written to all the time is gone through at most once a minute, and a twentieth of the time."""
 
 
 class Sentences:
@@ -84,7 +85,7 @@ class Sentences:
         model, collection = knowing.model(), knowing.shelf().get(name)
         if collection is None or self._clock() < self._next.get(name, 0.0):
             return
-        version = _version(collection, model)
+        version, began = _version(collection, model), self._clock()
         loop = asyncio.get_running_loop()
         path = self._folder / f"{name}.vectors"
         if self._versions.get(name) == version:
@@ -103,7 +104,8 @@ class Sentences:
                 log.info("kept the vectors of %d sentences of %r, %d of them new", len(texts), name, len(missing))
             await loop.run_in_executor(None, self._reopen, name, path, model)
         self._versions[name] = version
-        self._next[name] = self._clock() + AGAIN_S
+        now = self._clock()
+        self._next[name] = now + max(AGAIN_S, AGAIN_TIMES * (now - began))
 
     def _reopen(self, name: str, path: Path, model: Model) -> None:
         """Read the file if it is another than the one that is open; what is open stays until there is a better one."""
@@ -170,7 +172,7 @@ async def _embedded(model: Model, texts: Sequence[str]) -> list[Vectors]:
 
 def _version(collection: Shelved, model: Model) -> tuple[object, ...]:
     """What tells one state of a collection from the next, as far as it says."""
-    return (getattr(collection, "generation", ""), collection.count, model.embedder.space.fingerprint)
+    return (getattr(collection, "epoch", ""), collection.count, model.embedder.space.fingerprint)
 
 
 def _texts_of(collection: Shelved) -> Iterator[str]:

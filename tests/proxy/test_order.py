@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from tests.caching.desk import Desk, answer
 from tests.kit.weather import call_of
+from tests.proxy import test_order_words
+from tests.proxy.orders import SHOWN, TIMES, Policy, in_both_orders, now, sharing, shows
 from understudy.policies.balance import Balance, Peer, balance
 from understudy.policies.breaker import Breaker, breaker
 from understudy.policies.budget import Budget
 from understudy.policies.cache import Town
 from understudy.policies.chain import Link, chain
-from understudy.policies.coalesce import Flights, coalesce
 from understudy.policies.compare import Pair
-from understudy.policies.deadline import Deadline, deadline
+from understudy.policies.deadline import deadline
 from understudy.policies.fault import Injection, fault
 from understudy.policies.hedge import Hedge, hedge
-from understudy.policies.last_words import Foreseen, Prepared
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.observe import RouteTally, observe
 from understudy.policies.quota import Quota, quota
@@ -36,16 +35,13 @@ from understudy.policies.split import MAIN, Manner, Split, split
 from understudy.policies.tokens import Buckets, tokens
 from understudy.proxy import settings
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.last_words import LastWords
 from understudy.proxy.likeness import Alike, likeness_of
 from understudy.proxy.settings import Ejection, Match, PlannedFault, Rate, Route, Shedding, UpstreamTier
 from understudy.proxy.stack import ROUTE_ORDER, TIER_ORDER
 from understudy.proxy.stages import RouteStage, TierStage
 from understudy.proxy.tiers.judging import tier_judge
 
-TIMES = Deadline(10.0, 1.0)
 PLAIN = DIALECTS["plain"]
-SHOWN: set[tuple[str, str]] = set()
 NO_NEIGHBOURS = {
     ("watch", "stream"): "who goes on with a stream is asked by itself: in neither order is anything of it looked at",
     ("stream", "chain"): "the chain stands round nothing: it asks the tiers",
@@ -56,28 +52,6 @@ NO_NEIGHBOURS = {
     ("budget", "hedge"): "no layer: what retry and hedge share",
 }
 """Pairs that cannot be swapped. In place of those of the budget, retry and hedge are."""
-
-Test = TypeVar("Test", bound=Callable[..., Any])
-Policy = Callable[[Service], Service]
-
-
-def shows(outer: str, inner: str) -> Callable[[Test], Test]:
-    """The test shows what becomes of these two in the other order."""
-
-    def noted(test: Test) -> Test:
-        SHOWN.add((outer, inner))
-        return test
-
-    return noted
-
-
-def in_both_orders(outer: Policy, inner: Policy, service: Service) -> tuple[Service, Service]:
-    """As it is, and swapped."""
-    return outer(inner(service)), inner(outer(service))
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def call(kind: Any = "embed", text: str = "x") -> Call:
@@ -99,6 +73,7 @@ async def failing(_call: Call) -> Answer:
 
 
 def test_every_two_neighbours_of_both_orders_have_been_swapped():
+    assert test_order_words.__doc__, "its pairs are among those that were shown"
     for order in (ROUTE_ORDER, TIER_ORDER):
         names = [name for name, _ in order]
         for pair in pairwise(names):
@@ -279,24 +254,12 @@ def likened(dialect: str, town: Town) -> tuple[Any, Alike]:
     return heart, alike
 
 
-def sharing() -> Policy:
-    heart = Flights(settings.Coalesce())
-    return lambda service: coalesce(service, heart, TIMES, clock=now)
-
-
 def searching(vector: list[float]) -> Call:
     headers = [(b"content-type", b"application/json")]
     body = json.dumps({"query": vector, "limit": 1}).encode()
     each = DIALECTS["qdrant"].read(Request(b"POST", b"/collections/books/points/query", headers, body))
     each.born, each.deadline, each.until = now(), now() + 10, now() + 10
     return each
-
-
-def asking(question: str, id: str = "c") -> Call:
-    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": question}]}).encode()
-    found = DIALECTS["openai-chat"].read(Request(b"POST", b"/v1/chat/completions", [], body))
-    found.id, found.born, found.deadline, found.until = id, now(), now() + 30, now() + 30
-    return found
 
 
 @shows("cache", "likeness")
@@ -317,62 +280,6 @@ async def test_likeness_outside_the_cache_would_answer_with_a_neighbours_list_wh
         sources.append(got.source)
         await desk.close()
     assert sources == ["cache", "semantic-cache"]
-
-
-@shows("likeness", "last_words")
-async def test_last_words_outside_likeness_would_have_what_is_remembered_go_before_what_was_written_beforehand():
-    words = LastWords(
-        settings.LastWords(answers=["a"]),
-        Foreseen([Prepared(("Why?",), "So.")]),
-        DIALECTS["openai-chat"],
-        clock=now,
-    )
-
-    class Remembering:
-        """A likeness that remembers an answer to everything, and gives it where nobody answers."""
-
-        def around(self, service: Service) -> Service:
-            async def remembering(call: Call) -> Answer:
-                try:
-                    return await service(call)
-                except Failed:
-                    return Answer(200, [], b"remembered", source="semantic-cache")
-
-            return remembering
-
-    async def down(_call: Call) -> Answer:
-        raise Failed("reset")
-
-    sources: list[str] = []
-    for swapped in (False, True):
-        service = in_both_orders(Remembering().around, words.around, down)[swapped]
-        sources.append((await service(asking("Why?"))).source)
-    assert sources == ["pre-computed", "semantic-cache"]
-
-
-@shows("last_words", "coalesce")
-async def test_coalesce_outside_last_words_would_have_a_caller_wait_for_anothers_prepared_answer():
-    words = LastWords(
-        settings.LastWords(answers=["a"]),
-        Foreseen([Prepared(("Why?",), "So.")]),
-        DIALECTS["openai-chat"],
-        clock=now,
-    )
-
-    async def down(_call: Call) -> Answer:
-        await asyncio.sleep(1)
-        raise Failed("reset")
-
-    ids: list[int] = []
-    for swapped in (False, True):
-        service = in_both_orders(words.around, sharing(), down)[swapped]
-        calls = [asking("Why?", id=f"c{number}") for number in range(3)]
-        for each in calls:
-            each.key = b"the same"
-        answers = await asyncio.gather(*(service(each) for each in calls))
-        # what one caller's own answer is called, the others' would be called as well
-        ids.append(len({json.loads(answer.body)["id"] for answer in answers}))
-    assert ids == [3, 1]
 
 
 @shows("likeness", "coalesce")
