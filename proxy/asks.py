@@ -154,13 +154,14 @@ class Found:
 @dataclass(frozen=True, slots=True)
 class CollectionInfo:
     """What there is to say of a collection. `distance` is cosine, dot or euclid; `handle` the id that its database's
-    clients call it by, where they use one."""
+    clients call it by, where they use one. `vectors` says dimensions and distance of vectors that have names."""
 
     name: str
     count: int
     dimensions: int
     distance: str
     handle: str = ""
+    vectors: Mapping[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,8 @@ def _as_kept(vector: list[float], distance: str) -> list[float]:
 def _info(info: CollectionInfo) -> dict[str, Any]:
     """A collection as its client's model insists on it; what the local index has no counterpart for says Qdrant's
     defaults."""
-    vectors = {"size": info.dimensions, "distance": _DISTANCES[info.distance]}
+    one = {"size": info.dimensions, "distance": _DISTANCES[info.distance]}
+    several = {name: {"size": size, "distance": _DISTANCES[kind]} for name, (size, kind) in info.vectors.items()}
     return {
         "status": "green",
         "optimizer_status": "ok",
@@ -98,7 +99,7 @@ def _info(info: CollectionInfo) -> dict[str, Any]:
         "segments_count": 1,
         "config": {
             "params": {
-                "vectors": vectors,
+                "vectors": several or one,
                 "shard_number": 1,
                 "replication_factor": 1,
                 "write_consistency_factor": 1,

@@ -236,7 +236,10 @@ class _Local:
 
     def _info(self, name: str, collection: Shelved) -> CollectionInfo:
         handle = "" if self.handles is None else self.handles.handle_of(name)
-        return CollectionInfo(name, collection.count, collection.dimensions, str(collection.distance), handle)
+        shapes = getattr(collection, "shapes", {})
+        named = {each: (shape.dimensions, str(shape.distance)) for each, shape in shapes.items()}
+        vectors = named if named.keys() - {""} else {}
+        return CollectionInfo(name, collection.count, collection.dimensions, str(collection.distance), handle, vectors)
 
     def _listed(self, shelf: Shelf) -> Retrieved:
         names = self._callers_names(shelf)

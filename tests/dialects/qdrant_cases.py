@@ -215,7 +215,7 @@ def same(ours: Any, theirs: Any) -> bool:
     """Whether two results are the same; points of equal scores in any order."""
     if isinstance(ours, list) and ours and isinstance(ours[0], dict) and "score" in ours[0]:
         return _same_ranking(ours, theirs)
-    if isinstance(ours, list) and ours and isinstance(ours[0], dict) and "order_value" in ours[0]:
+    if isinstance(ours, list) and ours and isinstance(ours[0], dict) and ours[0].get("order_value") is not None:
         return _same_ranking(ours, theirs, by="order_value")
     if isinstance(ours, dict) and isinstance(theirs, dict):
         if "id" in ours:

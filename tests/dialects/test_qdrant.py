@@ -356,6 +356,9 @@ def test_scroll_get_count_and_what_there_is():
     info = result(RetrieveAsk("info"), Retrieved(info=CollectionInfo("docs", 7, 384, "euclid")))
     assert info["points_count"] == 7
     assert info["config"]["params"]["vectors"] == {"size": 384, "distance": "Euclid"}
+    named = CollectionInfo("docs", 7, 2, "dot", vectors={"a": (2, "dot"), "b": (3, "cosine")})
+    vectors = result(RetrieveAsk("info"), Retrieved(info=named))["config"]["params"]["vectors"]
+    assert vectors == {"a": {"size": 2, "distance": "Dot"}, "b": {"size": 3, "distance": "Cosine"}}
 
 
 def test_the_version_is_the_one_the_client_expects():
