@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from understudy.policies.cache import Town, stamp_of
 from understudy.policies.likeness import Bucket, Likeness, Told, bucket_of
-from understudy.policies.service import Answer, Call, Failed, Headers, Refused, Service, Sink, Stream
+from understudy.policies.service import Answer, Call, Failed, Headers, Refused, Service
 from understudy.policies.wording import Grade, compare_answers
 from understudy.proxy.asks import Written
+from understudy.proxy.caching.values import Recorded
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.scopes import VARYING_HEADERS, Prompted, Searched, prompt_of, search_of
@@ -196,7 +197,9 @@ class Alike:
             if answer.stream is None:
                 self._learn(prompted, before, answer.body)
             else:
-                answer.stream = Copied(answer.stream, lambda body: self._learn(prompted, before, body))
+                answer.stream = Recorded(
+                    answer.stream, ANSWER_BYTES_MAX, lambda body: self._learn(prompted, before, body)
+                )
         return answer
 
     def _find(self, prompted: Prompted) -> Told | None:
@@ -291,57 +294,6 @@ class Alike:
                 return
             same = float(pair[0] @ pair[1]) >= verdict.cosine_min
         self._heart.permission.judged(bucket, self._clock(), same=same)
-
-
-class Copied(Stream):
-    """A stream that is passed on as it comes, and handed to `done` when it has ended whole."""
-
-    __slots__ = ("_done", "_inner", "_pieces", "_room", "_sink")
-
-    def __init__(self, inner: Stream, done: Callable[[bytes], None]) -> None:
-        super().__init__(inner.length)
-        self._inner = inner
-        self._done = done
-        self._pieces: list[bytes] = []
-        self._room = ANSWER_BYTES_MAX
-        self._sink: Sink | None = None
-        inner.watch(self.finish)
-
-    def relay(self, sink: Sink) -> None:
-        self._sink = sink
-        self._inner.relay(self)
-
-    def pause(self) -> None:
-        self._inner.pause()
-
-    def resume(self) -> None:
-        self._inner.resume()
-
-    def close(self) -> None:
-        self._inner.close()
-        super().close()
-
-    def write(self, chunk: bytes) -> None:
-        """A chunk from the inner stream, whose sink we are."""
-        self._room -= len(chunk)
-        if self._room >= 0:
-            self._pieces.append(chunk)
-        else:
-            self._pieces.clear()
-        assert self._sink is not None
-        self._sink.write(chunk)
-
-    def end(self) -> None:
-        """The inner stream has come to its end."""
-        assert self._sink is not None
-        self._sink.end()
-        if self._room >= 0:
-            self._done(b"".join(self._pieces))
-
-    def cut(self, reason: str) -> None:
-        """The inner stream broke."""
-        assert self._sink is not None
-        self._sink.cut(reason)
 
 
 def likeness_of(

@@ -179,6 +179,7 @@ class Recorded(Stream):
 
     def end(self) -> None:
         pieces, self._pieces = self._pieces, None
+        self.trailers = self._inner.trailers
         if pieces is not None:
             self._then(b"".join(pieces))
         assert self._sink is not None
