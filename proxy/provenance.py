@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +30,7 @@ from understudy.proxy.dialects.base import BadRequest, Dialect
 from understudy.proxy.embeddings_told import encoding_of, vectors_in
 from understudy.proxy.reembedding import Reembedding, Way
 from understudy.proxy.settings import Ledger
+from understudy.proxy.shared_ledger import SharedLedger
 
 PENDING_MAX = 512
 PENDING_BYTES_MAX = 8 * 1024 * 1024
@@ -87,7 +89,7 @@ class Provenance:
         self.counts: dict[str, int] = {}
         self.unavailable: dict[tuple[str, str], int] = {}
         self.served: dict[tuple[str, str], int] = {}
-        self.shared: Callable[[bytes, Entry], object] | None = None
+        self.second: SharedLedger | None = None
         self.reembedding = Reembedding()
         self._vocabularies: dict[str, Vocabulary] = {}
         self._wall = wall
@@ -164,7 +166,7 @@ class Provenance:
             self.count("dropped")
 
     def drain(self, budget_s: float) -> None:
-        """Read what waits, for about so long."""
+        """Read what waits, for about so long, and have the replicas know of it."""
         until = time.perf_counter() + budget_s
         while self._pending and time.perf_counter() < until:
             waiting = self._pending.popleft()
@@ -173,6 +175,8 @@ class Provenance:
                 self._read(waiting)
             except (ValueError, Refused, BadRequest, RecursionError):
                 self.count("unreadable")
+        if self.second is not None:
+            self.second.flush()
 
     def _read(self, waiting: Answered) -> None:
         call = Call("embed", waiting.request, dialect=waiting.dialect.name)
@@ -200,8 +204,21 @@ class Provenance:
     ) -> None:
         """Keep what a vector is of, here and where the replicas look."""
         entry = self.ledger.remember(vector, space, text, tenant, model=model, own=own)
-        if entry is not None and self.shared is not None:
-            self.shared(vector, entry)
+        if entry is not None and self.second is not None:
+            self.second.tell(vector, entry)
+
+    async def ask_others(self, vectors: Iterable[Sequence[float]], tenant: bytes) -> None:
+        """Have what the replicas remember of these vectors, where it is not known here."""
+        second = self.second
+        if second is None:
+            return
+        self.drain(1.0)
+        wanted = [array("f", vector).tobytes() for vector in vectors]
+        for vector, entry in await second.known(
+            [each for each in wanted if self.ledger.find(each, tenant) is None], tenant
+        ):
+            self.ledger.remember(vector, entry.space, entry.text, tenant, model=entry.model, own=entry.own)
+            self.count("from_replicas")
 
     def learn(self, space: str, model: str, dimensions: int) -> None:
         """The vectors of a space, or of one model of several, have so many dimensions."""
@@ -258,8 +275,14 @@ class Provenance:
         # also where it can't be written: it is tried again when there is something new, and not every second
         state = self._saved = self._state()
         try:
+            # another worker may have given handles out that we know nothing of
+            written = json.loads(self._path.read_text(encoding="utf-8"))
+            state = {**state, "handed_at": max(state["handed_at"], float(written["handed_at"]))}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._path.with_suffix(".tmp")
+            draft = self._path.with_suffix(f".{os.getpid()}.tmp")
             draft.write_text(json.dumps(state), encoding="utf-8")
             draft.replace(self._path)
         except OSError as error:

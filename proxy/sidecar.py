@@ -41,6 +41,7 @@ from understudy.proxy.reading import BadPolicies, Fault, Reading, digest_folder,
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, parse_address, unix_path
 from understudy.proxy.settings import LocalTier, Route, Settings, Shedding, Tier, UpstreamTier
+from understudy.proxy.shared_ledger import SharedLedger
 from understudy.proxy.spaces import NO_PLAN, is_never_alone, plans_of
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.tiers.handing import Handing
@@ -276,9 +277,11 @@ class Sidecar:
             return self._made_tier(settings, route, tier, endpoint, pools, before, base)
 
         base = base_table(settings)
-        caches = self._caches_for(settings, before)
         plans = self._plans = plans_of(settings)
+        caches = self._caches_for(settings, before)
         self.provenance.obey(settings.server.ledger, never_alone=is_never_alone(settings))
+        second = caches.second if caches is not None and settings.server.ledger.shared else None
+        self.provenance.second = None if second is None else SharedLedger(second)
         routes = {
             route.name: assemble(
                 route,
@@ -369,7 +372,10 @@ class Sidecar:
 
     def _caches_for(self, settings: Settings, before: Stack | None) -> Caches | None:
         """What the caches of these settings share; nothing where no route has one."""
-        if not any(route.cache.enabled or route.likeness.mode != "off" for route in settings.routes):
+        shares = settings.server.cache.url is not None and settings.server.ledger.shared
+        remembers = any(plan.remembers or plan.hands_out for plan in self._plans.values())
+        keeps = any(route.cache.enabled or route.likeness.mode != "off" for route in settings.routes)
+        if not keeps and not (shares and remembers):
             return None
         if self.caches is None:
             self.caches = Caches(clock=self.world.clock, wall=self.world.wall, dice=self.world.dice)

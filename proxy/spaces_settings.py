@@ -37,6 +37,8 @@ class Ledger(Frozen, frozen=True):
     """Vectors remembered."""
     bytes_max: Bytes = 64 * 1024 * 1024
     """Memory for them, about."""
+    shared: bool = True
+    """Share them through the cache's second level, where server.cache.url names one."""
     watch: Literal["auto", "always"] = "auto"
     """When calls are looked through for handles: while any may be about, or always."""
     watch_s: PositiveSeconds = 7 * 86400.0

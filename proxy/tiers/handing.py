@@ -120,6 +120,8 @@ class Handing:
             whole = array("f", vector.tolist()).tobytes()
             self.provenance.remember(handle.tobytes(), own.name, text, tenant, model=ask.model, own=whole)
         self.provenance.count("handed_out", len(handles))
+        # told at once: whoever gets the handle may search with it elsewhere
+        self.provenance.drain(0.0)
         return np.asarray(handles, dtype=np.float32)
 
     def marked(self, answer: Answer, own: Space) -> Answer:

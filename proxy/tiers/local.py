@@ -208,7 +208,9 @@ class _Local:
             vectors = await self._vectors_of([text], "query", call.until)
             return None if vectors is None else tuple(vectors[0].tolist())
 
-        return await origins.understood(ask, home, origins.tenant_of(call), embeds)
+        tenant = origins.tenant_of(call)
+        await origins.ask_others(ask, tenant)
+        return await origins.understood(ask, home, tenant, embeds)
 
     def _result(self, shelf: Shelf, ask: RetrieveAsk) -> Retrieved:
         """What the index says. A bad question is the caller's 400; a filter we don't know may be Qdrant's business."""

@@ -56,6 +56,12 @@ class Origins:
         """Whose the vectors of a call are."""
         return tenant_by(call.request, self.tenant_headers)
 
+    async def ask_others(self, ask: RetrieveAsk, tenant: bytes) -> None:
+        """Have what replicas know of the ask's vectors, where there are any."""
+        if self.provenance.second is not None:
+            vectors = [part.vector for part in parts_of(ask) if part.vector is not None]
+            await self.provenance.ask_others(vectors, tenant)
+
     async def understood(self, ask: RetrieveAsk, home: Home, tenant: bytes, embeds: Embeds) -> RetrieveAsk:
         """The ask with each vector in the collection's space, or as words. Raises Refused where neither can be, and
         BadRequest for a vector that has not its space's length."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import json
@@ -12,10 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.caching.desk import shared_caches
+from tests.caching.test_second import Shelf, level
 from tests.kit.two_spaces import COLLECTION, FAR, FAR_DIMENSIONS, NEAR, TwoSpaces, far, ids_of, near, texts
 from understudy.policies.marks import first_handle, mark_of, space_key
+from understudy.proxy.caching.second import Second
 from understudy.proxy.provenance import Provenance
 from understudy.proxy.settings import Ledger, Spaces
+from understudy.proxy.shared_ledger import SharedLedger
 
 DOCUMENTS = texts(300)
 QUESTIONS = [" ".join(text.split()[:9]) for text in DOCUMENTS]
@@ -336,6 +341,46 @@ def test_state_that_cannot_be_read_is_taken_for_handles_being_about(tmp_path: Pa
     assert provenance.is_armed
     provenance.save()
     assert Provenance(path=path).tick() is False
+
+
+async def test_a_replica_knows_by_the_second_level_what_another_has_handed_out(tmp_path: Path):
+    memory: dict[str, bytes] = {}
+    caches = shared_caches()
+    shelf = Shelf(memory)
+    two, other = (
+        TwoSpaces(tmp_path / name, DOCUMENTS, provenance=replica(level(shelf, caches))) for name in ("a", "b")
+    )
+    vector = await two.vector(QUESTIONS[2])
+    two.provenance.drain(1.0)
+    two.embedder_up = False
+    handle = await two.vector(QUESTIONS[3])
+    await asyncio.sleep(1)
+    assert len(memory) == 2
+    other.database_up = False
+    other.known_near |= {near(QUESTIONS[2]).tobytes(), near(QUESTIONS[3]).tobytes()}
+    by_vector, by_handle = await other.search(vector), await other.search(handle)
+    assert [(each.source, ids_of(each)[0]) for each in (by_vector, by_handle)] == [
+        ("local-index", 2),
+        ("local-index", 3),
+    ]
+    assert other.provenance.counts["from_replicas"] == 2
+
+    # a second level that lies, or is gone, is as if there were none
+    other.provenance.ledger.clear()
+    for shelf.mood in ("lying", "broken", "black hole"):
+        assert (await other.search(vector)).status >= 500
+        assert (await other.search(handle)).source == "local-index"
+    assert (two.handles_at_primary, other.wrong_space) == (0, 0)
+    for each in (two, other):
+        await each.close()
+    await caches.close()
+
+
+def replica(second: Second) -> Provenance:
+    made = Provenance()
+    made.learn(FAR, "m", FAR_DIMENSIONS)
+    made.second = SharedLedger(second)
+    return made
 
 
 def test_who_is_never_alone_looks_always():
