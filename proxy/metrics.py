@@ -14,6 +14,7 @@ from understudy.policies.shed import Shedder
 from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.collection_reports import COLLECTION_METRICS, Stats, collection_metrics
+from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.last_word_reports import LAST_WORDS_METRICS, last_words_metrics
@@ -137,6 +138,8 @@ class Seen(Protocol):
     def caches(self) -> Caches | None: ...
     @property
     def provenance(self) -> Provenance: ...
+    @property
+    def fingerprints(self) -> Fingerprints: ...
 
 
 class SidecarCollector(Collector):
@@ -155,7 +158,7 @@ class SidecarCollector(Collector):
         yield from collection_metrics(self._seen.collection_stats)
         yield from _cache_metrics(routes, self._seen.caches)
         yield from likeness_metrics(routes)
-        yield from spaces_metrics(self._seen.provenance)
+        yield from spaces_metrics(self._seen.provenance, self._seen.fingerprints)
         yield from watch_metrics(routes)
         yield from last_words_metrics(routes, self._seen.prompter.sentences)
         yield from _connection_metrics(self._seen)

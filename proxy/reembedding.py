@@ -94,9 +94,13 @@ class Reembedding:
         """A caller has asked the embedder of a space, in this way."""
         self.ways[canonical_name(space)] = way
 
+    def way_of(self, space: str) -> Way | None:
+        """How callers ask the embedder of a space; None where none has yet."""
+        return self.ways.get(canonical_name(space))
+
     async def vectors(self, space: str, texts: Sequence[str], until: float, *, model: str = "") -> list[bytes] | None:
         """Vectors of `space`, float32 bytes; None where nobody can embed them now."""
-        asker, way = self._askers.get(canonical_name(space)), self.ways.get(canonical_name(space))
+        asker, way = self._askers.get(canonical_name(space)), self.way_of(space)
         if asker is None or way is None or len(texts) > TEXTS_MAX:
             return None
         try:

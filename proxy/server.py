@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 import uvloop
 
 from understudy.proxy.cli import Complaint
+from understudy.proxy.control.probing import keep_measuring
 from understudy.proxy.control.reload import watch_policies
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.reading import BadPolicies, Reading, read_folder
@@ -93,6 +94,7 @@ async def _serve(start: Start, reading: Reading) -> None:
     _on_signals(stop)
     loop.add_signal_handler(signal.SIGHUP, hurry.set)
     watching: asyncio.Task[None] | None = None
+    measuring: asyncio.Task[None] | None = None
     front: Front | None = None
     if start.post:
         from understudy.proxy.control.worker import Post, Worker
@@ -114,6 +116,7 @@ async def _serve(start: Start, reading: Reading) -> None:
         if not start.post:
             log.info("metrics, probes and status on http://%s", sidecar.settings.server.admin)
         watching = loop.create_task(watch_policies(sidecar, hurry))
+        measuring = loop.create_task(keep_measuring(sidecar))
         _settle_memory()
         await stop.wait()
         log.info("draining, for up to %g s", sidecar.settings.server.drain_s)
@@ -122,8 +125,9 @@ async def _serve(start: Start, reading: Reading) -> None:
         await sidecar.stop()
         raise
     finally:
-        if watching is not None:
-            watching.cancel()
+        for task in (watching, measuring):
+            if task is not None:
+                task.cancel()
         if front is not None:
             await front.stop()
 

@@ -42,6 +42,7 @@ from understudy.proxy.settings_types import (
     SplitKey,
 )
 from understudy.proxy.spaces_settings import DeclaredSpace, Ledger, Spaces
+from understudy.proxy.spaces_settings import Probing as Probing
 from understudy.proxy.stream_settings import Patience as Patience
 from understudy.proxy.stream_settings import Streaming
 from understudy.proxy.watch_settings import Watch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
 import ssl
 import sys
@@ -28,6 +29,7 @@ from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.certificates import BadCredentials, Credentials, credentials
 from understudy.proxy.dialects import DIALECTS, KINDS, NAMING
+from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import Marks, new_pseudonym
@@ -100,6 +102,9 @@ class Sidecar:
         self.knowing = Knowing()
         self.prompter = Prompter(self.knowing, state)
         self.provenance = Provenance(path=state / "spaces.json")
+        self.fingerprints = Fingerprints(
+            self.provenance.reembedding, dice=random.random, path=state / "fingerprints.json"
+        )
         self.world = World(
             clock=time.monotonic,
             sleep=asyncio.sleep,
@@ -299,6 +304,7 @@ class Sidecar:
             )
             for route in settings.routes
         }
+        self.fingerprints.keep(set(pools))
         table = Table((match, parts) for parts in routes.values() for match in parts.route.claims)
         try:
             tls = credentials(tls_of(settings), before.tls if before else None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.provenance import Provenance
 
 SPACES_METRICS = {
@@ -16,12 +17,16 @@ SPACES_METRICS = {
     "understudy_vectors_total": "What became of vectors: handed out as handles, searched by, or not read, and why",
     "understudy_handles_about": "1 while handles may be about, and every search and write is looked through for them",
     "understudy_handles_served_total": "Calls that brought a handle, by route and what became of them",
+    "understudy_space_cosine": "The least cosine of an endpoint's vectors of fixed texts to what they were at first",
+    "understudy_space_quarantined": "1 while an endpoint's vectors are no longer those of its space",
+    "understudy_space_measured_total": "Measurements of an endpoint's vectors, by what came of them",
     "understudy_fallback_unavailable_total": "Embeddings for which no fallback could be given, by route and reason",
 }
 
 
-def spaces_metrics(provenance: Provenance) -> Iterator[Metric]:
-    """What the process knows of the vectors it has handed out."""
+def spaces_metrics(provenance: Provenance, fingerprints: Fingerprints) -> Iterator[Metric]:
+    """What the process knows of the vectors it has handed out, and of those who embed."""
+    yield from _fingerprint_metrics(fingerprints)
     ledger = provenance.ledger
     yield _gauge("understudy_ledger_entries", len(ledger))
     yield _gauge("understudy_ledger_bytes", ledger.bytes)
@@ -41,7 +46,23 @@ def spaces_metrics(provenance: Provenance) -> Iterator[Metric]:
     yield from (looked, vectors, served, unavailable)
 
 
-def spaces_status(provenance: Provenance) -> dict[str, Any]:
+def _fingerprint_metrics(fingerprints: Fingerprints) -> Iterator[Metric]:
+    labels = ["route", "tier", "endpoint"]
+    cosine = GaugeMetricFamily("understudy_space_cosine", SPACES_METRICS["understudy_space_cosine"], labels=labels)
+    quarantined = GaugeMetricFamily(
+        "understudy_space_quarantined", SPACES_METRICS["understudy_space_quarantined"], labels=labels
+    )
+    measured = _counter("understudy_space_measured_total", [*labels, "result"])
+    for one in fingerprints:
+        if one.heart.cosine is not None:
+            cosine.add_metric([*one.key], one.heart.cosine)
+        quarantined.add_metric([*one.key], float(one.heart.is_quarantined))
+        for result, count in one.results.items():
+            measured.add_metric([*one.key, result], count)
+    yield from (cosine, quarantined, measured)
+
+
+def spaces_status(provenance: Provenance, fingerprints: Fingerprints) -> dict[str, Any]:
     """The same for `/status`."""
     ledger = provenance.ledger
     return {
@@ -56,6 +77,10 @@ def spaces_status(provenance: Provenance) -> dict[str, Any]:
         "vectors": dict(provenance.counts),
         "dimensions": {" ".join(filter(None, key)): many for key, many in provenance.dimensions.items()},
         "handles": {" ".join(key): count for key, count in provenance.served.items()},
+        "fingerprints": {
+            "/".join(one.key): {"space": one.identity, "state": one.heart.state, "cosine": one.heart.cosine}
+            for one in fingerprints
+        },
         "unavailable": {" ".join(key): count for key, count in provenance.unavailable.items()},
     }
 

@@ -6,9 +6,24 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from understudy.proxy.settings_types import Bytes, Count, FilePath, Frozen, PositiveSeconds
+from understudy.proxy.settings_types import Bytes, Count, FilePath, Frozen, PositiveSeconds, Seconds
 
 Dimensions = Annotated[int, Meta(ge=1, le=65536, description="dimensions of a vector")]
+
+
+class Probing(Frozen, frozen=True):
+    """The fingerprint of a space: a few fixed texts are embedded by each endpoint now and then, and compared with what
+    they were at first. Only where the tier's own headers bring the key, or nobody's is needed, and once callers have
+    shown how it is asked."""
+
+    every_s: Seconds = 3600.0
+    """Seconds between two measurements of an endpoint, jittered; 0 never measures."""
+    cosine_min: Annotated[float, Meta(ge=0.5, le=1)] = 0.999
+    """Below this cosine to what it was, the model behind the name has changed."""
+    drift: Literal["quarantine", "report"] = "quarantine"
+    """quarantine: an endpoint that has changed twice in a row is not asked until it is as it was; report: only said."""
+    model: str | None = None
+    """The model named in the measurement; without it, the one that callers named last."""
 
 
 class Spaces(Frozen, frozen=True):
@@ -28,6 +43,7 @@ class Spaces(Frozen, frozen=True):
     """The vocabulary of OpenAI's tokeniser (cl100k_base.tiktoken), by which token ids are read as text."""
     tenant_headers: list[str] = []
     """Headers, the same on embeddings and searches, that set tenants apart: a vector is known to its own alone."""
+    probing: Probing = Probing()
 
 
 class Ledger(Frozen, frozen=True):

@@ -185,7 +185,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
         },
         **_tls_status(sidecar),
         "local": {"ready": sidecar.local_ready, "reason": sidecar.knowing.reason, **sidecar.local_info},
-        "spaces": spaces_status(sidecar.provenance),
+        "spaces": spaces_status(sidecar.provenance, sidecar.fingerprints),
         "routes": [_route_status(sidecar, name) for name in sidecar.stack.routes],
     }
 

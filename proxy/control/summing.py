@@ -46,6 +46,8 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_ramp_share": min,
     "understudy_reload_ok": min,
     "understudy_shed_pressure": max,
+    "understudy_space_cosine": min,
+    "understudy_space_quarantined": max,
     "understudy_tls_certificate_expires_seconds": min,
     "understudy_watch_state": max,
 }
