@@ -97,6 +97,8 @@ class RetrieveAsk:
     `with_near` keeps the point named by `near_id` among its own neighbours. `filter_or` is the filter as it may also be
     read: where the two let different points through, nothing is certain, and the call is refused. `using` names which
     of a point's vectors is searched, "" the one without a name; `vector_names` are those wanted, None for all.
+    `is_field` says that `using` is the field that a document has its vector in: a collection of vectors without a name
+    was made of it, and one with a single name is meant where none is said.
     `is_threshold_out` says that what is only as good as the threshold does not reach it. `space` is the vector's, where
     it is not the route's.
     """
@@ -124,6 +126,12 @@ class RetrieveAsk:
     by: By | None = None
     is_threshold_out: bool = False
     vector_names: tuple[str, ...] | None = None
+    is_field: bool = False
+
+
+def distance_of(ask: RetrieveAsk, result: Retrieved) -> str:
+    """The distance of the vector that was searched."""
+    return result.distances.get(ask.using, result.distance)
 
 
 def parts_of(ask: RetrieveAsk) -> Iterator[RetrieveAsk]:

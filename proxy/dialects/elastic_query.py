@@ -48,6 +48,7 @@ class Nearest:
     k: int | None
     filter: Any = None
     similarity: float | None = None
+    field: str = ""
 
 
 @dataclass(slots=True)
@@ -93,13 +94,14 @@ def nearest_of(said: Any) -> Nearest:
     fields = _object(said, "knn")
     if "field" not in fields and len(fields) == 1:
         inner = _known(next(iter(fields.values())), "knn", ("vector", "k", "filter", "method_parameters"))
-        return Nearest(_vector(inner.get("vector")), _k(inner.get("k")), inner.get("filter"))
+        return Nearest(_vector(inner.get("vector")), _k(inner.get("k")), inner.get("filter"), field=next(iter(fields)))
     known = ("field", "query_vector", "k", "num_candidates", "filter", "similarity", "boost")
     fields = _known(fields, "knn", known)
     similarity = fields.get("similarity")
     if similarity is not None and not _is_number(similarity):
         raise BadRequest("[knn] similarity must be a number")
-    return Nearest(_vector(fields.get("query_vector")), _k(fields.get("k")), fields.get("filter"), similarity)
+    vector, k = _vector(fields.get("query_vector")), _k(fields.get("k"))
+    return Nearest(vector, k, fields.get("filter"), similarity, _text(fields.get("field"), "knn"))
 
 
 def values_at(payload: Any, path: str) -> list[Any]:

@@ -19,7 +19,7 @@ import msgspec
 
 from understudy.indexes.writes import Change
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
-from understudy.proxy.asks import Found, RetrieveAsk, Retrieved
+from understudy.proxy.asks import Found, RetrieveAsk, Retrieved, distance_of
 from understudy.proxy.dialects.base import (
     BadRequest,
     Malformed,
@@ -275,6 +275,8 @@ def _search(index: str, body: dict[str, Any], params: dict[str, str]) -> Retriev
         # what an analyser would let through beside, nobody here can count
         wants_total=not meaning.words,
         shape=_written(note),
+        using="" if nearest is None else nearest.field,
+        is_field=True,
     )
 
 
@@ -407,7 +409,8 @@ def _result(ask: RetrieveAsk, result: Retrieved, took_s: float, dialect: str) ->
         return _document(ask, result, note)
     if ask.text:
         _refuse_unless_indexed(note.fields, result.found)
-    hits = [_hit(ask, found, result.distance, note, dialect) for found in result.found[: note.start + note.size]]
+    metric = distance_of(ask, result)
+    hits = [_hit(ask, found, metric, note, dialect) for found in result.found[: note.start + note.size]]
     told: dict[str, Any] = {"max_score": hits[0]["_score"] if hits else None, "hits": hits[note.start :]}
     if note.total:
         told = {"total": _total(ask, result, note), **told}

@@ -18,7 +18,7 @@ from msgspec import Meta, Raw
 
 from understudy.indexes.writes import Change
 from understudy.policies.service import Answer, Call, Headers, Refused, Request
-from understudy.proxy.asks import Found, RetrieveAsk, Retrieved
+from understudy.proxy.asks import Found, RetrieveAsk, Retrieved, distance_of
 from understudy.proxy.dialects.base import (
     BadRequest,
     Malformed,
@@ -260,6 +260,7 @@ def _search(body: bytes) -> RetrieveAsk:
         offset=asked.offset or 0,
         filter=condition_of(asked.filter or ""),
         using=asked.anns_field or "",
+        is_field=True,
         **_selected(asked.output_fields or [], _metric(asked.search_params or {}), asked.anns_field),
     )
 
@@ -357,10 +358,11 @@ def _data(ask: RetrieveAsk, result: Retrieved) -> Any:
     if ask.op == "count":
         return [{COUNT: result.count}]
     note = _NOTE.decode(ask.shape)
-    if note.metric and result.distance and METRICS[note.metric] != result.distance:
+    distance = distance_of(ask, result)
+    if note.metric and distance and METRICS[note.metric] != distance:
         raise Refused("unsupported", "the local collection has another metric than was asked for")
     found = result.found[: ask.limit] if ask.op == "scroll" else result.found
-    return [_row(ask, each, result.distance, note) for each in found]
+    return [_row(ask, each, distance, note) for each in found]
 
 
 def _row(ask: RetrieveAsk, found: Found, distance: str, note: _Note) -> dict[str, Any]:
@@ -368,7 +370,7 @@ def _row(ask: RetrieveAsk, found: Found, distance: str, note: _Note) -> dict[str
     if ask.with_payload:
         row = {name: value for name, value in found.payload.items() if note.fields is None or name in note.fields}
     if note.vector:
-        row[note.vector] = found.vector
+        row |= found.named if found.vector is None else {note.vector: found.vector}
     if ask.op == "search":
         score = found.score or 0.0
         row["distance"] = score * score if distance == "euclid" else score

@@ -18,7 +18,7 @@ from typing import Any, cast
 import msgspec
 
 from understudy.policies.service import Refused
-from understudy.proxy.asks import Found, RetrieveAsk, Retrieved
+from understudy.proxy.asks import Found, RetrieveAsk, Retrieved, distance_of
 from understudy.proxy.dialects.base import BadRequest, Malformed
 from understudy.proxy.dialects.graphql import Field
 from understudy.proxy.dialects.weaviate_where import condition_of
@@ -49,10 +49,11 @@ class Note(msgspec.Struct, frozen=True):
             return [{"meta": {"count": result.count}}]
         if self.worded is not None and result.found:
             _refuse_unless_indexed(self.worded, result.found)
-        if (self.certainty is not None or "certainty" in self.additional) and result.distance != "cosine":
+        metric = distance_of(ask, result)
+        if (self.certainty is not None or "certainty" in self.additional) and metric != "cosine":
             raise Refused("unsupported", "a certainty is said of cosines only")
-        found = [each for each in result.found if self._is_near(each, result.distance)]
-        return [self._row(each, result.distance) for each in found]
+        found = [each for each in result.found if self._is_near(each, metric)]
+        return [self._row(each, metric) for each in found]
 
     def _is_near(self, found: Found, metric: str) -> bool:
         distance = _distance(found.score or 0.0, metric)
@@ -132,7 +133,7 @@ def _nearness(word: str, said: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     fields = cast("dict[str, Any]", said)
     if word == "nearVector":
         _known(fields, {"vector", "distance", "certainty", "targetVectors"}, word)
-        return {"vector": _vector(fields.get("vector")), "using": _target(fields)}, _bounds(fields)
+        return {"vector": _vector(fields.get("vector")), "using": _target(fields), "is_field": True}, _bounds(fields)
     if word == "nearObject":
         _known(fields, {"id", "distance", "certainty"}, word)
         called = fields.get("id")
@@ -149,7 +150,7 @@ def _nearness(word: str, said: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < 1:
         raise Refused("unsupported", "a hybrid search by one of its halves alone")
     how = {"vector": _vector(fields["vector"]), "text": _text(fields.get("query")), "using": _target(fields)}
-    return how, {"worded": _properties(fields)}
+    return how | {"is_field": True}, {"worded": _properties(fields)}
 
 
 def _bounds(fields: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 COPIES_MAX = 64
 """As many as a library opens."""
 STOP_S_MAX = 5.0
-FITTED = ("elasticsearch", "opensearch")
+FITTED = ("elasticsearch", "opensearch", "milvus")
 """Whose documents hold their vectors among their fields."""
 ANY = ""
 

@@ -37,7 +37,7 @@ from understudy.proxy.settings import LocalTier
 from understudy.proxy.tiers.handing import Handing
 from understudy.proxy.tiers.knowing import WORK_S_MAX, Counts, Knowing, Model, Shelf, Shelved
 from understudy.proxy.tiers.origins import Home, Origins, has_vectors
-from understudy.proxy.tiers.reading import read
+from understudy.proxy.tiers.reading import by_name, read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,6 +220,7 @@ class _Local:
             if ask.op == "infos":
                 return Retrieved(infos=self._infos(shelf))
             name, collection = self._found(shelf, ask.collection)
+            ask = by_name(collection, ask)
             self._refuse_unless_same_space(ask, collection)
             if ask.op == "info":
                 return Retrieved(info=self._info(name, collection))

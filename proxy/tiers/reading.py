@@ -42,6 +42,19 @@ def read(collection: Shelved, ask: RetrieveAsk) -> Retrieved:
     return replace(retrieved, distance=str(collection.distance), distances=distances)
 
 
+def by_name(collection: Shelved, ask: RetrieveAsk) -> RetrieveAsk:
+    """The ask by the name that a collection has for its vector, where the ask says a document's field, or nothing.
+    Raises Refused where it has no such vector: another database's collection would not be asked for it."""
+    if not ask.is_field or ask.vector is None:
+        return ask
+    names = set(getattr(collection, "shapes", {})) or {""}
+    if ask.using in names:
+        return ask
+    if names == {""} or (not ask.using and len(names) == 1):
+        return replace(ask, using=min(names))
+    raise Refused("no_vector", "the local collection has no vector of this name")
+
+
 def _read(collection: Shelved, ask: RetrieveAsk) -> Retrieved:
     if ask.op == "batch":
         return Retrieved(parts=[read(collection, part) for part in ask.parts])
