@@ -33,7 +33,7 @@ SPACES = ("AZURE_EMBEDDING_SPACE", "OLLAMA_EMBEDDING_SPACE", "TEI_SPACE", "COHER
 class Deployed:
     """The services, the sidecar with the example policies before them, and the official clients, unchanged."""
 
-    def __init__(self, state: Path, policies: Path, space: str = SPACE) -> None:
+    def __init__(self, state: Path, policies: Path, space: str = SPACE, handles: str = "auto") -> None:
         self.state = state
         self.embedders = EmbeddersService("--model-cache", str(models_folder(state)))
         self.pinecone = PineconeService()
@@ -42,6 +42,7 @@ class Deployed:
             (policies / example.name).write_text(example.read_text())
         (policies / "server.yaml").write_text(
             "server: {listen: '${UNDERSTUDY_LISTEN}', admin: '${UNDERSTUDY_ADMIN}'}\nlocal: {provider: cpu}\n"
+            f"defaults: {{spaces: {{handles: '{handles}'}}}}\n"
         )
         upstreams = ("AZURE_OPENAI_UPSTREAM_URL", "OLLAMA_UPSTREAM_URL", "TEI_UPSTREAM_URL", "COHERE_UPSTREAM_URL")
         env = dict.fromkeys(upstreams, self.embedders.url) | dict.fromkeys(SPACES, space)
@@ -192,8 +193,8 @@ def test_bits_of_coheres_own_are_not_made_up(deployed: Deployed):
     assert "quantisation" in str(refused.value.body)
 
 
-def test_a_route_of_another_space_gets_an_error_and_no_vector(state: Path, folder: Path):
-    with Deployed(state, folder, space="embed-of-somebody-else") as made:
+def test_a_route_of_another_space_gets_an_error_and_no_vector_where_handles_are_off(state: Path, folder: Path):
+    with Deployed(state, folder, space="embed-of-somebody-else", handles="off") as made:
         assert made.ollama_vectors()
         made.embedders.kill()
         with pytest.raises(ollama.ResponseError) as refused:
