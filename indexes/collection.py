@@ -342,10 +342,10 @@ class Collection:
 
     def _append(self, waiting: list[_Request]) -> None:
         live, before = self._live, dict[bytes, Record | None]()
-        shapes = dict(live.shapes)
+        shapes, notes = dict(live.shapes), dict(live.notes)
         drafted: list[tuple[_Request, Batch, bytes]] = []
         for request in waiting:
-            draft = Draft(self._view, shapes, before, request.space)
+            draft = Draft(self._view, shapes, before, request.space, notes)
             try:
                 for write in request.writes:
                     draft.add(write)
@@ -357,6 +357,7 @@ class Collection:
                 continue
             before.update(draft.changes)
             shapes.update(draft.shapes)
+            notes.update(batch.notes or {})
             drafted.append((request, batch, body))
         position = live.position
         bodies = [body for _, _, body in drafted if body]

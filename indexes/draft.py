@@ -39,10 +39,16 @@ VECTOR_NAMES_MAX: Final = 16
 
 
 class Draft:
-    """What some writes change, one after the other. `before` is what writes not yet in the view have changed."""
+    """What some writes change, one after the other. `before` is what writes not yet in the view have changed; `noted`
+    is what was noted when the collection was created: the `distance` of vectors that only the first point shows."""
 
     def __init__(
-        self, view: View, shapes: Mapping[str, KeptShape], before: Mapping[bytes, Record | None], space: str = ""
+        self,
+        view: View,
+        shapes: Mapping[str, KeptShape],
+        before: Mapping[bytes, Record | None],
+        space: str = "",
+        noted: Mapping[str, Any] | None = None,
     ) -> None:
         self.changes: dict[bytes, Record | None] = {}
         self.shapes = dict(shapes)
@@ -50,6 +56,7 @@ class Draft:
         self._before = before
         self._space = space
         self._known = len(shapes)
+        self._noted: Mapping[str, Any] = noted or {}
         self._notes: dict[str, Any] | None = None
 
     def batch(self) -> Batch:
@@ -119,7 +126,8 @@ class Draft:
     def _vectors(self, point: Point) -> dict[str, Vector]:
         for name, vector in vectors_of(point).items():
             if name not in self.shapes:
-                self._shape(name, VectorShape(len(vector)))
+                distance = {**self._noted, **(self._notes or {})}.get("distance", "cosine")
+                self._shape(name, VectorShape(len(vector), distance))
         dimensions = {name: kept.dimensions for name, kept in self.shapes.items()}
         return checked_vectors(point, dimensions, sparse=True)
 

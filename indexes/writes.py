@@ -83,7 +83,8 @@ class VectorShape:
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """The collection, with its vectors by name ("" is the one without a name); empty where the first point says it."""
+    """The collection, with its vectors by name ("" is the one without a name); empty where the first point says it, and
+    `distance` among the notes how they are compared."""
 
     vectors: Mapping[str, VectorShape] = field(default_factory=dict[str, VectorShape])
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -167,12 +167,13 @@ def _new(records: _Records) -> list[Write]:
 def _updated(records: _Records) -> list[Write]:
     """What is given of each record in the place of what it had; a field of null is taken away."""
     rows = list(_rows(records))
-    points = tuple(
-        Point(called, vector, text=document or "")
-        for called, vector, _, document in rows
-        if vector is not None or document
-    )
-    writes: list[Write] = [PutVectors(points)] if points else []
+    points: dict[str, Point] = {}
+    for called, vector, _, document in rows:
+        if vector is not None or document:
+            # of several with one id the last word on each part of it
+            held = points.get(called, Point(called))
+            points[called] = Point(called, held.vector if vector is None else vector, text=document or held.text)
+    writes: list[Write] = [PutVectors(tuple(points.values()))] if points else []
     for called, _, metadata, _ in rows:
         if kept := _kept(metadata):
             writes.append(PutPayload(Which((called,)), kept))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from tests.dialects.recorded_exchanges import recorded, request
 from tests.dialects.writing import told
+from understudy.indexes.collection import Collection
 from understudy.indexes.conditions import Condition
 from understudy.indexes.writes import Delete
 from understudy.policies.service import Refused
@@ -56,7 +58,7 @@ def test_an_upsert_keeps_what_it_does_not_name_of_a_record_that_is_there():
     }
     assert records("upsert", body) == [
         ("Upsert", {"points": [{"id": "a", "vector": [1, 2], "payload": {"k": 1}, "text": "doc a"}], "only": "new"}),
-        ("PutVectors", {"points": [{"id": "a", "vector": [1, 2], "text": "doc a"}, {"id": "a", "vector": [3, 4]}]}),
+        ("PutVectors", {"points": [{"id": "a", "vector": [3, 4], "text": "doc a"}]}),
         ("PutPayload", {"which": {"ids": ["a"]}, "payload": {"k": 1}}),
         ("PutPayload", {"which": {"ids": ["a"]}, "payload": {"m": 2}}),
         ("DropPayload", {"which": {"ids": ["a"]}, "keys": ["k"]}),
@@ -157,3 +159,20 @@ def test_the_recorded_writes_are_read():
         if CHROMA.written(exchange.request) is not None:
             seen |= {type(change.write).__name__ for change in CHROMA.changes(CHROMA.read(exchange.request))}
     assert seen >= {"Upsert", "PutPayload", "Delete", "Create"}
+
+
+def test_a_collection_made_without_dimensions_is_searched_by_the_distance_it_was_made_with(tmp_path: Path):
+    writes = [
+        ("POST", BASE, {"name": "docs"}),
+        ("POST", f"{BASE}/{HANDLE}/add", {"ids": ["a", "b"], "embeddings": [[3, 4], [0, 1]]}),
+    ]
+    for apart in (True, False):
+        folder = tmp_path / f"docs-{apart}"
+        folder.mkdir()
+        collection = Collection.open(folder, create=True)
+        changes = [CHROMA.changes(CHROMA.read(request(*each))) for each in writes]
+        for together in changes if apart else [changes[0] + changes[1]]:
+            collection.write([change.write for change in together])
+        assert str(collection.distance) == "euclid"
+        assert [(hit.id, hit.score) for hit in collection.search([0.0, 0.0], 2)] == [("b", 1.0), ("a", 5.0)]
+        collection.close()

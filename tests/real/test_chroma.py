@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import chromadb
+import httpx
 import numpy as np
 import pytest
 from chromadb.errors import InternalError, InvalidArgumentError
 
+from tests.dialects.recorded_exchanges import request
 from tests.kit.chroma_service import ChromaService
 from tests.kit.processes import Sidecar
+from understudy.indexes.collection import Collection
 from understudy.indexes.points import Point
 from understudy.indexes.snapshot import write_snapshot
+from understudy.proxy.asks import RetrieveAsk
+from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.knowledge import collections_folder
+from understudy.proxy.tiers.reading import read
 
 pytestmark = pytest.mark.real
 
@@ -182,3 +189,52 @@ def test_what_only_the_database_can_do_fails_while_it_is_away_in_its_own_words(d
             refused()
     with pytest.raises(InvalidArgumentError, match="16"):
         collection.query(query_embeddings=[[1.0, 2.0]])
+
+
+def test_writes_applied_to_a_local_collection_leave_what_they_leave_in_chroma(tmp_path: Path):
+    dialect = DIALECTS["chroma"]
+    with ChromaService(tmp_path / "chroma") as chroma, httpx.Client(base_url=chroma.url) as http:
+        base = "/api/v2/tenants/default_tenant/databases/default_database/collections"
+        handle = http.post(base, json={"name": "docs"}).json()["id"]
+        (tmp_path / "docs").mkdir()
+        local = Collection.open(tmp_path / "docs", create=True)
+        for act, body in CHANGES:
+            assert http.post(f"{base}/{handle}/{act}", json=body).status_code in (200, 201)
+            asked = request("POST", f"{base}/{handle}/{act}", body)
+            local.write([change.write for change in dialect.changes(dialect.read(asked))])
+            everything = {"include": ["documents", "metadatas", "embeddings"]}
+            ask = dialect.ask(dialect.read(request("POST", f"{base}/{handle}/get", everything)))
+            assert isinstance(ask, RetrieveAsk)
+            ours = json.loads(dialect.retrieved(ask, read(local, ask), 0.0).body)
+            theirs = http.post(f"{base}/{handle}/get", json=everything).json()
+            assert _by_id(ours) == _by_id(theirs), (act, body)
+        local.close()
+
+
+def _by_id(told: Any) -> dict[str, Any]:
+    columns = (told["documents"], told["metadatas"], told["embeddings"])
+    return {each: rest for each, *rest in zip(told["ids"], *columns, strict=True)}
+
+
+CHANGES: list[tuple[str, Any]] = [
+    (
+        "add",
+        {
+            "ids": ["a", "b"],
+            "embeddings": [[1, 0], [0, 1]],
+            "metadatas": [{"k": 1, "s": "x"}, None],
+            "documents": ["doc a", None],
+        },
+    ),
+    ("add", {"ids": ["a", "c"], "embeddings": ["AAAQQQAAEEE=", "AACgQAAAoEA="], "metadatas": [{"z": 1}, {"z": 2}]}),
+    ("upsert", {"ids": ["a", "d"], "embeddings": [[2, 2], [4, 4]], "metadatas": [{"t": 5}, {"t": 6}]}),
+    (
+        "upsert",
+        {"ids": ["a", "e", "e"], "embeddings": [[7, 7], [8, 8], [9, 9]], "metadatas": [None, {"m": 2}, {"n": 3}]},
+    ),
+    ("update", {"ids": ["a", "nobody"], "metadatas": [{"k": None, "q": 1.5}, {"q": 1}], "documents": ["new", "x"]}),
+    ("update", {"ids": ["c"], "embeddings": [[6, 6]]}),
+    ("delete", {"ids": ["b", "nobody"]}),
+    ("delete", {"ids": ["a", "d"], "where": {"t": 6}}),
+    ("delete", {"where_document": {"$contains": "new"}}),
+]
