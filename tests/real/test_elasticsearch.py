@@ -5,6 +5,7 @@ The cluster is a fake that answers as recorded, since neither can be installed f
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,3 +162,22 @@ def test_writes_and_unknown_fields_reach_a_living_cluster_untouched(deployed: De
     deployed.cluster.always(answer(200, PRODUCT, body=FOUND))
     deployed.open().search(index="docs", body={"query": {"match_all": {}}, "a_field_of_tomorrow": {"x": 1}})
     assert deployed.cluster.heard[-1].json() == {"query": {"match_all": {}}, "a_field_of_tomorrow": {"x": 1}}
+
+
+def test_a_bulk_that_the_cluster_could_not_take_comes_back_as_it_was_and_counts_once(deployed: Deployed):
+    refused = {"type": "es_rejected_execution_exception", "reason": "rejected execution of coordinating operation"}
+    item = {"_index": "docs", "_id": "a", "status": 429, "error": refused}
+    said = {"took": 3, "errors": True, "items": [{"index": item}]}
+    deployed.cluster.always(answer(200, PRODUCT, body=said))
+    deployed.cluster.heard.clear()
+    before = failures(deployed)
+    told = deployed.elastic().bulk(operations=[{"index": {"_index": "docs", "_id": "a"}}, {"text": "doc a"}])
+    assert (told["errors"], told["items"][0]["index"]["status"], len(deployed.cluster.heard)) == (True, 429, 1)
+    assert failures(deployed) == before + 1
+
+
+def failures(deployed: Deployed) -> float:
+    """How often the route's cluster was found failing within a 200, as the metrics have it."""
+    text = urllib.request.urlopen(deployed.sidecar.admin_url + "/metrics", timeout=30).read().decode()
+    lines = [line for line in text.splitlines() if line.startswith("understudy_tier_outcomes_total")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if "error_in_200" in line and 'route="es"' in line)
