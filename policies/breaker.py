@@ -195,12 +195,14 @@ class Breaker:
         self._permits_left -= 1
         return self.generation
 
-    def succeeded(self, now: float, ticket: int) -> None:
-        """The call was answered (with anything that is not the tier's failure)."""
+    def succeeded(self, now: float, ticket: int, *, so_far: bool = False) -> None:
+        """The call was answered (with anything that is not the tier's failure); `so_far`, with a stream that has begun:
+        it ends a row of failures only when it has `ended_well`."""
         if ticket != self.generation:
             return
         if self.state == "closed":
-            self.in_a_row = 0
+            if not so_far:
+                self.in_a_row = 0
             self._count(now)
         elif self.state == "half-open":
             self._answered += 1
@@ -209,6 +211,11 @@ class Breaker:
                 self._forget()
                 self.epoch += 1
                 self._become("closed", now)
+
+    def ended_well(self, ticket: int) -> None:
+        """A stream that had begun came to its end."""
+        if ticket == self.generation and self.state == "closed":
+            self.in_a_row = 0
 
     def slow(self, now: float, ticket: int, luck: float) -> None:
         """The call was answered, but its first byte took longer than `rules.slow_s`; `luck` is uniform in [0, 1)."""
@@ -225,10 +232,17 @@ class Breaker:
                 self._open(now, luck, None, f"{slow} of {calls} calls were slow")
 
     def failed(
-        self, now: float, ticket: int, luck: float, *, soft: bool = False, retry_after_s: float | None = None
+        self,
+        now: float,
+        ticket: int,
+        luck: float,
+        *,
+        soft: bool = False,
+        retry_after_s: float | None = None,
+        counted: bool = False,
     ) -> None:
         """The call failed; `luck` is uniform in [0, 1). A soft failure (busy, in good order) counts in the ratio and
-        ends probing, but not in the row."""
+        ends probing, but not in the row. One that is `counted` was answered so far: it is no other call."""
         if ticket != self.generation:
             if ticket == self.generation - 1 and self.state == "open" and retry_after_s is not None:
                 # a straggler from before it opened changes nothing, but the longer of two hints is the safer
@@ -241,7 +255,7 @@ class Breaker:
             return
         if self.state != "closed":
             return
-        self._failures[self._count(now)] += 1
+        self._failures[self._turned_to(now) if counted else self._count(now)] += 1
         if not soft:
             self.in_a_row += 1
             if self.in_a_row >= self.rules.consecutive:
@@ -284,6 +298,12 @@ class Breaker:
 
     def _count(self, now: float) -> int:
         """Count a call; the bucket it went into."""
+        at = self._turned_to(now)
+        self._calls[at] += 1
+        return at
+
+    def _turned_to(self, now: float) -> int:
+        """The bucket of this moment; those that are too old are emptied."""
         bucket = int(now * BUCKETS / self.rules.window_s)
         if bucket != self._bucket:
             # backwards only where the window has become another: then nothing of the old one holds
@@ -292,9 +312,7 @@ class Breaker:
                 at = (bucket - step) % BUCKETS
                 self._calls[at] = self._failures[at] = self._slow[at] = 0
             self._bucket = bucket
-        at = bucket % BUCKETS
-        self._calls[at] += 1
-        return at
+        return bucket % BUCKETS
 
     def _open(self, now: float, luck: float, retry_after_s: float | None, reason: str) -> None:
         rules = self.rules
@@ -354,7 +372,7 @@ def breaker(service: Service, heart: Breaker, *, clock: Callable[[], float], dic
         if slow_s is not None and call.upstream_s - before_s > slow_s:
             heart.slow(clock(), ticket, dice())
         else:
-            heart.succeeded(clock(), ticket)
+            heart.succeeded(clock(), ticket, so_far=answer.stream is not None)
         if answer.stream is not None:
             answer.stream.watch(lambda end: _stream_ended(end, ticket))
         return answer
@@ -366,6 +384,8 @@ def breaker(service: Service, heart: Breaker, *, clock: Callable[[], float], dic
     def _stream_ended(end: End, ticket: int) -> None:
         if end == "cut":
             # begun with 200 and broken off: a failure of the tier all the same
-            heart.failed(clock(), ticket, dice())
+            heart.failed(clock(), ticket, dice(), counted=True)
+        elif end == "done":
+            heart.ended_well(ticket)
 
     return guarded

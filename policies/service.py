@@ -124,6 +124,13 @@ class Step:
         self.reason = reason
 
 
+class Begun(NamedTuple):
+    """What was said of an answer before its upstream broke off, and about how many tokens that was."""
+
+    text: str
+    tokens: int
+
+
 class Call:
     """What the application meant, and what has happened to it so far.
 
@@ -133,12 +140,13 @@ class Call:
     for a call that came without one. `faults` names what was done to it on purpose. `tried` names the
     endpoints that have been asked, so that the next attempt goes to another. `key` is the same for calls that ask the
     same and may share an answer, and b"" for one that may not; `kept` says that a stale answer is there, which goes
-    before a local one.
+    before a local one. `begun` is what another has said of the answer already, which is to be gone on with.
     """
 
     __slots__ = (
         "asked",
         "attempts",
+        "begun",
         "born",
         "deadline",
         "dialect",
@@ -177,6 +185,7 @@ class Call:
         self.asked: object = None
         self.key = b""
         self.kept = False
+        self.begun: Begun | None = None
         self.faults: tuple[str, ...] = ()
 
     @property
@@ -194,6 +203,7 @@ class Call:
         other.asked = self.asked
         other.tried = self.tried.copy()
         other.kept = self.kept
+        other.begun = self.begun
         return other
 
     def note(self, tier: str, outcome: Literal["refused", "failed", "answered"], reason: str) -> None:
@@ -225,6 +235,9 @@ class Stream:
 
     __slots__ = ("_watchers", "ended", "length", "trailers")
 
+    mended: bool = False
+    """Whether more than one upstream has said it: then it is the answer of none."""
+
     def __init__(self, length: int | None = None) -> None:
         self.ended: End | None = None
         self.length = length
@@ -243,6 +256,11 @@ class Stream:
     def close(self) -> None:
         """The caller has gone: let go of the source."""
         self.finish("left")
+
+    def spoil(self) -> None:
+        """Its reader found it broken, though it goes on: let go of the source, whose failure it is."""
+        self.finish("cut")
+        self.close()
 
     def watch(self, watcher: Callable[[End], None]) -> None:
         """Call `watcher` once when the stream has ended (at once when it already has)."""

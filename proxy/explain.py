@@ -156,7 +156,7 @@ class _Described:
         for name in owner.__struct_fields__:
             value, path = cast("object", getattr(owner, name)), join(at, name)
             # an endpoint's own, where it has none
-            if name in skipped or value is UNSET:
+            if name in skipped or value is UNSET or (name == "prefill" and not value):
                 continue
             if isinstance(value, Struct):
                 values |= {join(name, inner): each for inner, each in self.fields(value, path).items()}

@@ -38,6 +38,7 @@ METRICS = {
     "understudy_request_seconds": "Seconds until a call's answer, or its first content",
     "understudy_overhead_seconds": "Seconds we added ourselves: total less time spent waiting for upstreams",
     "understudy_streams_broken_total": "Streamed answers that broke after their first content",
+    "understudy_streams_continued_total": "Streams that broke where another may go on, by what came of it",
     "understudy_tier_outcomes_total": "What came of asking each tier, by outcome and reason",
     "understudy_retries_total": "Attempts at a tier after one that failed",
     "understudy_hedges_total": "Second attempts beside one that took long, by what came of them",
@@ -197,6 +198,7 @@ def _route_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
     late = _counter("understudy_late_total", ["route"])
     left = _counter("understudy_callers_left_total", ["route"])
     broken = _counter("understudy_streams_broken_total", ["route"])
+    continued = _counter("understudy_streams_continued_total", ["route", "result"])
     in_flight = _gauge("understudy_in_flight", ["route"])
     seconds = _histogram("understudy_request_seconds", ["route"])
     overhead = _histogram("understudy_overhead_seconds", ["route"])
@@ -209,10 +211,12 @@ def _route_metrics(routes: list[RouteParts]) -> Iterator[Metric]:
         late.add_metric([name], tally.late)
         left.add_metric([name], tally.left)
         broken.add_metric([name], tally.streams_broken)
+        for result, count in parts.continuations.results.items() if parts.continuations else ():
+            continued.add_metric([name, result], count)
         in_flight.add_metric([name], tally.in_flight)
         add_histogram(seconds, [name], tally.seconds)
         add_histogram(overhead, [name], tally.overhead)
-    yield from (requests, unanswered, late, left, broken, in_flight, seconds, overhead)
+    yield from (requests, unanswered, late, left, broken, continued, in_flight, seconds, overhead)
 
 
 def _tier_metrics(routes: list[RouteParts]) -> Iterator[Metric]:

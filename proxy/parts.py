@@ -28,8 +28,11 @@ from understudy.policies.tokens import Buckets
 from understudy.policies.usual import Usual
 from understudy.proxy.arms import ArmParts
 from understudy.proxy.caching.route_cache import RouteCache
+from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.settings import Limits, Route
+from understudy.proxy.stream_rules import LINES
+from understudy.proxy.tiers.continuing import Continuations
 
 if TYPE_CHECKING:
     from understudy.policies.likeness import Likeness
@@ -91,7 +94,9 @@ class RouteParts:
     pressed: Service | None = None
     cache: RouteCache | None = None
     watch: Watching | None = None
+    continuations: Continuations | None = None
     body_bytes_max: int = field(init=False)
+    keep_alive_s: float = field(init=False)
     hit: Callable[[Request], Answer | None] | None = None
     """The cache's answer to a request that is not yet a call, or None; the door asks before it makes one. Not there
     where something stands before the cache that has to see every call."""
@@ -113,6 +118,8 @@ class RouteParts:
     def __post_init__(self) -> None:
         own = self.route.body_bytes_max
         self.body_bytes_max = Limits().body_bytes_max if isinstance(own, UnsetType) else own
+        has_comments = self.route.dialect not in LINES and KINDS.get(self.route.dialect) == "generate"
+        self.keep_alive_s = (self.route.stream.keep_alive_s or 0.0) if has_comments else 0.0
 
 
 @dataclass(frozen=True, slots=True)

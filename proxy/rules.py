@@ -40,7 +40,7 @@ from understudy.proxy.settings import (
     endpoints_of,
 )
 from understudy.proxy.spots import Fault, Place, named
-from understudy.proxy.stream_rules import stream_warnings
+from understudy.proxy.stream_rules import stream_faults, stream_warnings
 
 ENDPOINTS_MAX = 256
 PLAIN = "plain"
@@ -95,6 +95,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
         yield from _tier_order_faults(route, dialects, at)
         yield from _space_faults(settings, route, dialects, at)
         yield from arm_faults(settings, route, dialects, at)
+        yield from stream_faults(route, dialects, at)
         missing = settings.inactive.get(route.name, {})
         upstreams = [tier for _, tier in route.every_tier if isinstance(tier, UpstreamTier)]
         asked = [provider for tier in upstreams for provider in providers_of(tier, route.dialect)]

@@ -156,6 +156,8 @@ class Endpoint(Frozen, frozen=True):
     """0 is asked first; the next only takes what those before it can't carry."""
     headers: dict[str, Secret] = {}
     """Set on every request to this endpoint, over the tier's own."""
+    prefill: bool = False
+    """It goes on with an answer that is begun in the prompt; the tier's own `prefill` says so of all its endpoints."""
     stream: Streaming | UnsetType = UNSET
     """This endpoint's own limits of streams, laid over the tier's."""
     space: str | None = None
@@ -209,6 +211,9 @@ class UpstreamTier(Frozen, frozen=True, tag_field="kind", tag="upstream"):
     held_bytes_max: Bytes = 8 * 1024 * 1024
     """How much of an answer is held back to see it whole before it is passed on; longer ones are streamed."""
     tls: Tls = Tls()
+    prefill: bool = False
+    """It goes on with an answer that is begun in the prompt, so it may continue another's stream. True of vLLM, Ollama
+    and Anthropic's older models; not of OpenAI."""
     faults: list[PlannedFault] = []
     """What is broken on purpose, as if this upstream did it."""
     retry: Retry | UnsetType = UNSET
@@ -242,6 +247,7 @@ def endpoints_of(tier: UpstreamTier) -> tuple[Endpoint, ...]:
 def at_endpoint(tier: UpstreamTier, endpoint: Endpoint) -> UpstreamTier:
     """The tier as it would be with this (complete) endpoint alone."""
     alone: dict[str, Any] = {"url": endpoint.url, "socket": endpoint.socket, "headers": endpoint.headers}
+    alone["prefill"] = tier.prefill or endpoint.prefill
     if not isinstance(endpoint.stream, UnsetType):
         alone["stream"] = endpoint.stream
     return structs.replace(tier, endpoints=[], **alone)
@@ -564,15 +570,6 @@ class Settings(Frozen, frozen=True):
         """The tiers of `route` that are there, in order."""
         missing = self.inactive.get(route.name, {})
         return tuple(tier for tier in route.tiers if tier.name not in missing)
-
-    def can_fail_over(self, route: Route, tier: str) -> bool:
-        """Whether anybody else could answer where the tier of this name does not: another endpoint of its, another
-        tier, or what was answered before."""
-        missing = self.inactive.get(route.name, {})
-        tiers = [each for _, each in route.every_tier if each.name not in missing]
-        own = next((each for each in tiers if each.name == tier), None)
-        several = isinstance(own, UpstreamTier) and len(own.endpoints) > 1
-        return several or len(tiers) > 1 or route.cache.enabled or route.likeness.mode in ("fallback", "serve")
 
     def space_of(self, route: Route) -> str:
         """The vector space of `route`: its own, else its first active tier's; '' where nobody says.

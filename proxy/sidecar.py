@@ -46,6 +46,8 @@ from understudy.proxy.settings import LocalTier, Route, Settings, Shedding, Tier
 from understudy.proxy.shared_ledger import SharedLedger
 from understudy.proxy.spaces import NO_PLAN, is_never_alone, plans_of
 from understudy.proxy.stack import RouteParts, World, assemble
+from understudy.proxy.stream_rules import can_fail_over
+from understudy.proxy.tiers.continuing import prefilled_by
 from understudy.proxy.tiers.handing import Handing
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.local import Knowing, local_tier
@@ -338,13 +340,14 @@ class Sidecar:
         pools[key] = pool
         marks = Marks(self.pseudonym, forwarded=settings.server.forwarded, trace=settings.server.trace)
         judge = tier_judge(route, tier, dialect, base)
-        holds = settings.can_fail_over(route, tier.name)
+        holds = can_fail_over(settings, route, tier.name)
         if tier.speaks is not None:
             # whatever key it is sent is ours: the caller's stays here
             judge = judge._replace(own_key=True)
             spoken = upstream_tier(tier, DIALECTS[tier.speaks], pool, self.world.clock, marks, judge, holds=holds)
-            return translating(spoken, tier, dialect)
+            return translating(prefilled_by(route, tier, spoken), tier, dialect)
         service = upstream_tier(tier, dialect, pool, self.world.clock, marks, judge, holds=holds)
+        service = prefilled_by(route, tier, service)
         handles = self._handles_of(route)
         return service if handles is None else learning(service, NAMING[route.dialect], handles)
 

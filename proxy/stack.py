@@ -51,6 +51,7 @@ from understudy.proxy.settings import (
     endpoints_of,
 )
 from understudy.proxy.spaces import NO_PLAN, Plan, spaced
+from understudy.proxy.tiers.continuing import continuations_of
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.upstream import first_content_s_of
 
@@ -153,6 +154,10 @@ def assemble(
     parts.last_words = last_words_of(route, dialect, foreseen, known, clock=world.clock, embed=world.embed)
     parts.links = build.links(route.tiers, parts.tiers, alike=alike)
     service = chain(parts.links, clocks, clock=world.clock)
+    parts.continuations = continuations_of(route, parts.links, clocks, world.clock)
+    if parts.continuations is not None:
+        parts.continuations.goes_on_from(before.continuations if before else None)
+        service = parts.continuations.around(service)
     service = build.elsewhere(service, clocks, alike)
     if caches is not None:
         service = caches.watching(service, dialect)

@@ -43,10 +43,13 @@ class Streaming(Frozen, frozen=True):
     """Start-up events held back until the first content, so that an error among them can still fail over."""
     held_bytes_max: Bytes = 256 * 1024
     """And their bytes. Nothing is held where nobody else could answer."""
-    after_first_content: Literal["error", "buffer"] = "error"
-    """When a stream breaks in the middle. error: it is said in the dialect's words. buffer: nothing is given before all
-    of it is there."""
+    after_first_content: Literal["error", "continue", "buffer"] = "error"
+    """When a stream breaks in the middle. error: it is said in the dialect's words. continue: another endpoint that can
+    be prefilled goes on. buffer: nothing is given before all of it is there."""
     buffer_bytes_max: Bytes = 1024 * 1024
     """buffer: what is held at most; a longer stream is handed over from there on."""
     buffer_s_max: PositiveSeconds = 30.0
     """buffer: seconds from the first content; a longer stream is handed over then."""
+    keep_alive_s: Annotated[float, Meta(ge=1, le=3600, description="seconds")] | None = None
+    """Comments to the caller while nothing else comes, so that no load balancer hangs up. The first of them goes behind
+    a 200: what fails later is said in the stream. Off unless it is set; not for Ollama's lines, which have none."""

@@ -180,7 +180,7 @@ class Recorded(Stream):
     def end(self) -> None:
         pieces, self._pieces = self._pieces, None
         self.trailers = self._inner.trailers
-        if pieces is not None:
+        if pieces is not None and not self._inner.mended:
             self._then(b"".join(pieces))
         assert self._sink is not None
         self._sink.end()

@@ -251,6 +251,9 @@ class Door(Incoming):
             self._abort()
 
     def _send_answer(self, exchange: Exchange, answer: Answer) -> None:
+        if exchange.is_begun:
+            self._send_behind(exchange, answer)
+            return
         exchange.answer = answer
         if self.listener.leaving:
             exchange.keep_alive = False
@@ -286,6 +289,20 @@ class Door(Incoming):
             if self._write_paused:
                 stream.pause()
             stream.relay(exchange)
+
+    def _send_behind(self, exchange: Exchange, answer: Answer) -> None:
+        """Behind a head that went before it, to keep the caller waiting."""
+        stream = answer.stream
+        if not exchange.introduce(answer):
+            if stream is not None:
+                stream.close()
+            self.finished(exchange, "cut")
+            return
+        assert stream is not None
+        exchange.stream = stream
+        if self._write_paused:
+            stream.pause()
+        stream.relay(exchange)
 
     def _switch(self, exchange: Exchange, answer: Answer, tunnel: Tunnel) -> None:
         """The upstream took the offer: tell the caller so, and step out of the way."""
@@ -359,6 +376,9 @@ class Door(Incoming):
             if call is not None and current.stream is None and current.is_under_way and now > call.deadline + OVERDUE_S:
                 current.overdue = True
                 current.cancel()
+            entry = current.entry
+            if entry is not None and entry.keep_alive_s and not self._write_paused:
+                current.keep_up(now, entry.keep_alive_s)
             return
         waited_s = now - self._since
         if self._phase == "head" and waited_s > limits.head_s:

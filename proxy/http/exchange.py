@@ -9,9 +9,15 @@ from typing import Protocol
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, End, Headers, Request, Service, Stream, find_header
 from understudy.proxy.dialects.base import Dialect, is_encoded
+from understudy.proxy.dialects.generating import EVENT_HEADERS
 from understudy.proxy.http.heads import header_safe, status_line, takes_trailers
 from understudy.proxy.http.request_head import RequestHead
 from understudy.proxy.http.stepping import Stepped
+
+COMMENT = b": keep-alive\n\n"
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+PENDING = "pending"
+"""Whose a stream is of which nobody has been given anything yet."""
 
 
 class Entry(Protocol):
@@ -27,6 +33,8 @@ class Entry(Protocol):
     def body_bytes_max(self) -> int: ...
     @property
     def tally(self) -> RouteTally: ...
+    @property
+    def keep_alive_s(self) -> float: ...
     @property
     def hit(self) -> Callable[[Request], Answer | None] | None: ...
 
@@ -50,11 +58,15 @@ class Exchange(Stepped):
         "ended",
         "entry",
         "id",
+        "is_begun",
         "is_plain",
         "keep_alive",
+        "last_chunk",
         "overdue",
         "prepared",
         "request",
+        "said_at",
+        "said_bytes",
         "started",
         "stream",
         "version",
@@ -84,13 +96,17 @@ class Exchange(Stepped):
         self.answer: Answer | None = None
         self.chunked = False
         self.overdue = False
-        self.body_bytes = 0
-        self.started = self.ended = started
+        self.is_begun = False
+        self.body_bytes: int = 0
+        self.said_bytes: int = 0
+        self.last_chunk = b""
+        self.started = self.ended = self.said_at = started
 
     def write(self, chunk: bytes) -> None:
         if not chunk:
             return
         self.body_bytes += len(chunk)
+        self.last_chunk = chunk
         self.door.send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.chunked else chunk)
 
     def end(self) -> None:
@@ -119,6 +135,48 @@ class Exchange(Stepped):
     def left(self, end: End) -> None:
         """The tunnel that was the answer has ended."""
         self.door.finished(self, end)
+
+    # --- while nothing else comes ------------------------------------------------------------------------------------
+
+    def keep_up(self, now: float, every_s: float) -> None:
+        """Write a comment to a caller who awaits a stream and has heard nothing for `every_s`; the first goes behind a
+        200, of which nobody knows yet whose it is."""
+        if self.body_bytes != self.said_bytes:
+            self.said_bytes, self.said_at = self.body_bytes, now
+        if now - self.said_at < every_s or self.call is None or not self.call.wants_stream:
+            return
+        if self.answer is None:
+            self.chunked = self.version == "1.1"
+            self.keep_alive = self.keep_alive and self.chunked
+            self.is_begun = True
+            self.answer = Answer(200, list(EVENT_HEADERS), tier=PENDING, source=PENDING)
+            self.door.send(self.head(self.answer, None))
+        elif not (self._is_between_events() if self.stream is not None else self.is_begun):
+            return
+        self.write(COMMENT)
+        self.said_bytes, self.said_at = self.body_bytes, now
+
+    def _is_between_events(self) -> bool:
+        return (not self.body_bytes or self.last_chunk.endswith(EVENT_ENDS)) and self._can_be_added_to()
+
+    def introduce(self, answer: Answer) -> bool:
+        """An answer behind the 200 that went before it; whether it is a stream that can follow. It says in a comment
+        what its head would have said; what is no stream is said in band, as an error is."""
+        self.answer = answer
+        kind = (find_header(answer.headers, b"content-type") or b"").lower()
+        if answer.stream is not None and answer.status == 200 and kind.startswith(b"text/event-stream"):
+            self.write(b": understudy: tier %b, source %b\n\n" % (answer.tier.encode(), answer.source.encode()))
+            return True
+        assert self.entry is not None
+        self.entry.tally.streams_broken += 1
+        self.keep_alive = False
+        if answer.stream is None and answer.status >= 400 and answer.body.lstrip()[:1] == b"{":
+            self.write(b"event: error\n%b\n" % b"".join(b"data: %b\n" % line for line in answer.body.splitlines()))
+        else:
+            self.write(self.entry.dialect.broken_off(f"status_{answer.status}"))
+        if self.chunked:
+            self.door.send(b"0\r\n\r\n")
+        return False
 
     def _can_be_added_to(self) -> bool:
         """Whether a notice of ours would be read: among events or lines, not packed, whose length was not told."""

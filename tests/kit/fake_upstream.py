@@ -308,6 +308,12 @@ class FakeUpstream:
         """Queue acts: each is for one request."""
         self._queue.extend(acts)
 
+    def forget(self) -> None:
+        """Nothing was heard, nobody has left, and nothing is queued: for one that serves several tests."""
+        self._queue.clear()
+        self.heard.clear()
+        self.abandoned.clear()
+
     def during(self, period_s: float, act: Act) -> None:
         """Do this for every request that arrives within the next `period_s`; replaces an earlier period."""
         assert self._loop is not None

@@ -492,3 +492,33 @@ async def test_a_forced_open_breaker_says_so_and_promises_no_return():
     with pytest.raises(Refused, match="forced-open by hand") as refused:
         await breaker(answering, heart, clock=lambda: 0.0, dice=lambda: EVEN)(call_of("embed", "x"))
     assert (refused.value.reason, refused.value.retry_after_s) == ("breaker", None)
+
+
+async def test_streams_that_are_cut_one_after_another_are_failures_in_a_row_until_one_is_whole():
+    heart = Breaker(Rules(consecutive=3, calls_min=100))
+
+    async def streaming(_call: Call) -> Answer:
+        return Answer(200, [], stream=HeldStream([b"a"]))
+
+    guarded = breaker(streaming, heart, clock=lambda: 0.0, dice=lambda: EVEN)
+
+    async def ends(end: str) -> None:
+        stream = (await guarded(call_of("generate", "x"))).stream
+        assert stream is not None
+        stream.finish(end)  # type: ignore[arg-type]
+
+    for end in ("cut", "cut", "done", "cut", "cut", "left"):
+        await ends(end)
+    assert (heart.state, heart.in_a_row) == ("closed", 2)
+    await ends("cut")
+    assert (heart.state, heart.reason) == ("open", "3 failures in a row")
+
+
+def test_a_cut_stream_is_one_call_and_one_failure():
+    heart = Breaker(Rules(consecutive=100, calls_min=4, ratio=1.0))
+    for n in range(4):
+        ticket = heart.admit(0.0)
+        assert ticket is not None, n
+        heart.succeeded(0.0, ticket, so_far=True)
+        heart.failed(0.0, ticket, EVEN, counted=True)
+    assert (heart.state, heart.reason) == ("open", "4 of 4 calls failed")
