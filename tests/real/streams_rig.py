@@ -18,22 +18,25 @@ from tests.kit.fake_upstream import Act, Heard, Wire
 from tests.kit.processes import Sidecar
 from tests.kit.voices import VOICES, Told, Voice
 
-SECONDS_MAX = 20
+SECONDS_MAX = 40
 TOKENS = [f"word{n} " for n in range(60)]
-CLOCKS = "headers_s: 0.8, first_content_s: 1.2, gap_s: 0.6"
+# the clocks that ring here are as short as a busy machine allows, and the others too long for it to reach
+CLOCKS = "first_content_s: 15, gap_s: 1.2"
+LATE = "headers_s: 1.2, first_content_s: 2.5, gap_s: 15"
 TWO = "[*first, {{kind: upstream, name: second, url: '{second}', headers: {{authorization: second-key}}}}]"
 PREFILL = "[*first, {{kind: upstream, name: second, url: '{second}', prefill: true}}]"
 LARGER = "{{provider: [{provider}], message: 'too long|available context|context_length|for context', outcome: caller"
 VARIANTS = {
     "error": f"stream: {{{{{CLOCKS}}}}}\n    tiers: {TWO}",
+    "late": f"stream: {{{{{LATE}}}}}\n    tiers: {TWO}",
     "continue": f"stream: {{{{{CLOCKS}, after_first_content: continue}}}}\n    tiers: {PREFILL}",
     "across": f"stream: {{{{{CLOCKS}, after_first_content: continue}}}}\n    tiers: "
     + PREFILL.replace("prefill: true", "prefill: true, speaks: {other}"),
     "buffer": f"stream: {{{{{CLOCKS}, after_first_content: buffer}}}}\n    tiers: {TWO}",
     "alone": "tiers: [*first]",
     "paced": f"stream: {{{{contents_per_s_min: 10, contents_within_s: 0.5}}}}\n    tiers: {TWO}",
-    "thinking": "stream: {{first_content_s: 0.5, gap_s: 0.6, keep_alive_s: 1, "
-    f"patient: [{{{{models: ['think*'], first_content_s: 8}}}}]}}}}\n    tiers: {TWO}",
+    "thinking": "stream: {{first_content_s: 1.5, gap_s: 15, keep_alive_s: 1, "
+    f"patient: [{{{{models: ['think*'], first_content_s: 15}}}}]}}}}\n    tiers: {TWO}",
     "cached": f"cache: {{{{enabled: true, answers: always}}}}\n    tiers: {TWO}",
     "guarded": f"breaker: {{{{enabled: true, consecutive: 3}}}}\n    tiers: {TWO}",
     "breaking": f"breaker: {{{{enabled: true, consecutive: 3}}}}\n    tiers: {TWO}",
@@ -58,8 +61,12 @@ def policies(first: str, second: str) -> str:
             match = f"{{prefix: /{variant}-{dialect}, strip: true}}"
             routes += f"  - name: {variant}-{dialect}\n    match: {match}\n    dialect: {dialect}\n    {told}\n"
     return f"""
-server: {{listen: "${{UNDERSTUDY_LISTEN}}", admin: "${{UNDERSTUDY_ADMIN}}", access_log: false}}
-defaults: {{retry: {{attempts: 1}}, breaker: {{enabled: false}}, quota: {{enabled: false}}, deadline: {{total_s: 6}}}}
+server:
+  listen: "${{UNDERSTUDY_LISTEN}}"
+  admin: "${{UNDERSTUDY_ADMIN}}"
+  access_log: false
+  shed: {{enabled: false}}
+defaults: {{retry: {{attempts: 1}}, breaker: {{enabled: false}}, quota: {{enabled: false}}, deadline: {{total_s: 18}}}}
 routes:
 {routes}"""
 

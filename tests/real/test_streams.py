@@ -119,7 +119,7 @@ def test_T3_a_role_and_keep_alives_without_content_are_no_content(
     dialect: str, sidecar: Sidecar, first: Hosted, second: Hosted
 ):
     voice, other = VOICES[dialect](), VOICES[dialect]("second-model")
-    caller = Caller(sidecar, voice, "error")
+    caller = Caller(sidecar, voice, "late")
     first.then(stream(voice, [*voice.start(), *[voice.idle()] * 100], gap_s=0.1))
     second.then(whole(other, *TOKENS[:6]))
     got = caller.ask()
@@ -138,7 +138,7 @@ def test_T4_no_headers_falls_back_and_the_primary_is_tried_once(
     voice, other = VOICES[dialect](), VOICES[dialect]("second-model")
     first.then(silent)
     second.then(whole(other, "hello"))
-    got = Caller(sidecar, voice, "error").ask()
+    got = Caller(sidecar, voice, "late").ask()
     assert (got.status, got.told.text, got.headers["x-understudy-reason"]) == (
         200,
         "hello",
