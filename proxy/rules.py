@@ -39,6 +39,7 @@ from understudy.proxy.settings import (
     UpstreamTier,
     endpoints_of,
 )
+from understudy.proxy.space_rules import space_faults, space_warnings
 from understudy.proxy.spots import Fault, Place, named
 from understudy.proxy.stream_rules import stream_faults, stream_warnings
 
@@ -94,6 +95,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
         yield from _cache_faults(route, at)
         yield from _tier_order_faults(route, dialects, at)
         yield from _space_faults(settings, route, dialects, at)
+        yield from space_faults(route, dialects, at)
         yield from arm_faults(settings, route, dialects, at)
         yield from stream_faults(route, dialects, at)
         missing = settings.inactive.get(route.name, {})
@@ -121,6 +123,7 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
             missing = "; ".join(settings.inactive[route.name].values())
             yield from at.fault(f"no tier is there ({missing}), so this route isn't either", "tiers")
         yield from arm_warnings(settings, route, at)
+        yield from space_warnings(settings, route, dialects, at)
         if dialects.get(route.dialect) == "generate":
             yield from stream_warnings(route, at)
         if route.cache.enabled and dialects.get(route.dialect) == "pass":

@@ -155,7 +155,7 @@ class Guard:
         if call.kind == "retrieve":
             return await self._search(call)
         if call.kind == "pass" and self.dialect.written(call.request) is not None:
-            return self._write(call)
+            return await self._write(call)
         self._count("refused")
         raise Refused("handle", _FOREIGN + "only the database itself could answer this")
 
@@ -212,7 +212,12 @@ class Guard:
         entry = self.provenance.ledger.find(vector, tenant_by(request, self.route.spaces.tenant_headers))
         return None if entry is None or entry.is_cut else entry.text
 
-    def _write(self, call: Call) -> Answer:
+    async def _write(self, call: Call) -> Answer:
+        if self.route.spaces.handles_in_writes == "embed":
+            written = await self._embedded_anew(call)
+            if written is not None:
+                self._count("write_embedded")
+                return written
         self._count("write_refused")
         answer = self.dialect.error(
             503,

@@ -39,6 +39,9 @@ class Spaces(Frozen, frozen=True):
     """What many texts at once, or documents, get in place of vectors: an index poisoned is worse than a call failed."""
     bulk_texts_max: Count = 8
     """More texts than this in one call are documents."""
+    handles_in_writes: Literal["refuse", "embed"] = "refuse"
+    """A write with handles in it: refused with a 503, to be repeated; or, where they are remembered, its texts are
+    embedded anew once the embedder is back, and it goes on with their own vectors."""
     tiktoken_file: FilePath | None = None
     """The vocabulary of OpenAI's tokeniser (cl100k_base.tiktoken), by which token ids are read as text."""
     tenant_headers: list[str] = []

@@ -26,8 +26,10 @@ from understudy.policies.service import Answer, Call, Request, Service
 from understudy.proxy.bench.exchanges import chat, search
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.dialects import DIALECTS, KINDS
+from understudy.proxy.provenance import Provenance
 from understudy.proxy.reading import read_folder
 from understudy.proxy.settings import Route, Tier
+from understudy.proxy.spaces import Plan
 from understudy.proxy.stack import World, assemble
 
 CALLS = 400
@@ -49,6 +51,8 @@ class Row:
     yaml: str
     less: str = ""
     dialect: str = "openai-chat"
+    guards: str = ""
+    """`idle` while no handle is about, `armed` while calls are looked through for them."""
     at_door: bool = False
     """Asked as the door asks before it makes a call; what is kept is found there."""
 
@@ -67,6 +71,8 @@ ROWS = (
     Row("cache, a hit at the door", BARE + ONE + "cache: {enabled: true, answers: always}\n", at_door=True),
     Row("the default stack, chat", ONE),
     Row("the default stack, retrieval", ONE, dialect="qdrant"),
+    Row("spaces, no handle about", ONE, "the default stack, r", "qdrant", guards="idle"),
+    Row("spaces, handles about", ONE, "the default stack, r", "qdrant", guards="armed"),
     Row(
         "shadow, not sampled",
         "space: s\n" + ONE + ARM + "shadow: {arm: other, share: 0.000001}\n",
@@ -90,7 +96,10 @@ def _service(row: Row, folder: Path) -> tuple[Service, Callable[[], Call]]:
     if reading.settings is None:
         raise SystemExit(f"{row.name}: {[str(fault) for fault in reading.faults]}")
     dice = random.Random(1)
-    world = World(clock=time.monotonic, sleep=asyncio.sleep, dice=dice.random)
+    provenance = Provenance()
+    provenance.is_armed = row.guards == "armed"
+    world = World(clock=time.monotonic, sleep=asyncio.sleep, dice=dice.random, provenance=provenance)
+    plan = Plan(guards=bool(row.guards))
     caches = Caches(clock=time.monotonic, wall=time.time, dice=dice.random)
 
     exchange = search() if row.dialect == "qdrant" else chat()
@@ -104,7 +113,7 @@ def _service(row: Row, folder: Path) -> tuple[Service, Callable[[], Call]]:
         return at_once
 
     dialect = DIALECTS[row.dialect]
-    parts = assemble(reading.settings.routes[0], dialect, world, make_tier, faults=True, caches=caches)
+    parts = assemble(reading.settings.routes[0], dialect, world, make_tier, faults=True, caches=caches, plan=plan)
     headers = [(b"host", b"here"), (b"authorization", b"Bearer k"), (b"content-type", b"application/json")]
     remembered: dict[object, object] = {}
 

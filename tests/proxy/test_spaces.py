@@ -292,6 +292,29 @@ async def test_a_write_with_a_handle_is_refused_in_the_dialect_to_be_repeated_an
     assert len(two.written) == 1
 
 
+async def test_a_write_goes_on_with_its_own_vectors_where_the_policy_says_so_and_the_embedder_is_back(tmp_path: Path):
+    two = TwoSpaces(tmp_path, DOCUMENTS, spaces=Spaces(handles_in_writes="embed"))
+    await two.embed("the first of all")
+    two.provenance.drain(1.0)
+    two.embedder_up = False
+    handles = [await two.vector(QUESTIONS[n]) for n in range(2)]
+    packed = base64.b64encode(np.asarray(handles[1], np.float32).tobytes()).decode()
+    body = {"points": [{"id": 1, "vector": handles[0]}, {"id": 2, "vector": packed, "payload": {"k": [1, 2]}}]}
+    path = f"/collections/{COLLECTION}/points"
+    assert (await two.ask(two.retrieve_parts, "PUT", path, body)).status == 503
+    two.embedder_up = True
+    assert (await two.ask(two.retrieve_parts, "PUT", path, body)).status == 200
+    (written,) = map(json.loads, two.written)
+    assert written["points"][0]["vector"] == far(QUESTIONS[0]).tolist()
+    assert written["points"][1]["vector"] == base64.b64encode(far(QUESTIONS[1]).tobytes()).decode()
+    assert written["points"][1]["payload"] == {"k": [1, 2]}
+    # one whose text is forgotten can't be
+    two.provenance.ledger.clear()
+    assert (await two.ask(two.retrieve_parts, "PUT", path, body)).status == 503
+    assert (two.handles_at_primary, len(two.written)) == (0, 1)
+    await two.close()
+
+
 async def test_a_request_that_cannot_be_looked_into_is_held_back_while_handles_are_about(two: TwoSpaces):
     packed = [(b"content-encoding", b"br")]
     path = f"/collections/{COLLECTION}/points"
