@@ -25,7 +25,7 @@ from understudy.indexes.faults import CannotWrite, CorruptIndex, IndexFault
 from understudy.indexes.healing import Embed, heal
 from understudy.indexes.journal import Gone, Journal
 from understudy.indexes.live import Live
-from understudy.indexes.points import Hit, Point, PointId
+from understudy.indexes.points import Hit, Point, PointId, is_derived
 from understudy.indexes.records import Batch, KeptShape, Record, batch_bytes
 from understudy.indexes.snapshot import current_name, generations
 from understudy.indexes.vectors import EXACT_BELOW, Distance
@@ -128,8 +128,8 @@ class Collection:
 
     @property
     def shapes(self) -> Mapping[str, KeptShape]:
-        """Dimensions, distance and space of the vectors, by name; "" is the one without a name."""
-        return self._view.shapes
+        """Dimensions, distance and space of the vectors, by name; "" is the one without a name. Ours are left out."""
+        return {name: kept for name, kept in self._view.shapes.items() if not is_derived(name)}
 
     @property
     def space(self) -> str:
@@ -176,7 +176,7 @@ class Collection:
 
     @property
     def _shape(self) -> KeptShape:
-        shapes = self._view.shapes
+        shapes = self.shapes
         if "" in shapes or not shapes:
             return shapes.get("", KeptShape(0))
         return shapes[min(shapes)]
@@ -256,6 +256,15 @@ class Collection:
         BadQuestion.
         """
         return self._view.scroll(from_id, limit, filter, with_vectors=with_vectors)
+
+    def beside(self, space: str) -> tuple[str, float]:
+        """The name of the vectors in `space` that we made of the points' texts, beside those that they came with, and
+        the share of the points that have one; ("", 0) where there are none."""
+        view = self._view
+        for name, kept in view.shapes.items():
+            if is_derived(name) and kept.space == space and view.count:
+                return name, view.held(name) / view.count
+        return "", 0.0
 
     def count_matching(self, filter: object = None) -> int:
         """How many points a filter lets through. Raises UnknownFilter."""

@@ -14,7 +14,7 @@ import msgspec
 
 from understudy.indexes.faults import BadPoint, UnknownFilter
 from understudy.indexes.masks import test_of
-from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, id_key
+from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, id_key, is_derived
 from understudy.indexes.reach import Path, parse_path
 from understudy.indexes.records import Batch, KeptShape, Record, payload_bytes, payload_of, record_of, vectors_of
 from understudy.indexes.snapshot import DIMENSIONS_MAX
@@ -99,12 +99,26 @@ class Draft:
             key = self._key_of(point.id)
             if (write.only == "new" and key is not None) or (write.only == "existing" and key is None):
                 continue
-            self._put(record_of(point, self._vectors(point), key=key))
+            record = record_of(point, self._vectors(point), key=key)
+            self._put(record if key is None else self._with_derived(record))
+
+    def _with_derived(self, record: Record) -> Record:
+        """A record put in another's place, with the vectors that were made of its text, if that is still the same."""
+        if not any(map(is_derived, self.shapes)):
+            return record
+        before = self._records([record.key])
+        if not before or before[0].text != record.text:
+            return record
+        derived = {name: blob for name, blob in before[0].vectors.items() if is_derived(name)}
+        return msgspec.structs.replace(record, vectors={**derived, **record.vectors})
 
     def _put_vectors(self, points: Iterable[Point]) -> None:
         there = {key: point for point in points if (key := self._key_of(point.id)) is not None}
         for record in self._records(list(there)):
             point = there[record.key]
+            if point.text != record.text and point.vector is None and all(map(is_derived, point.named)):
+                # made of words that were replaced meanwhile
+                continue
             new = {name: vector.tobytes() for name, vector in self._vectors(point).items()}
             text = point.text or record.text
             self._put(msgspec.structs.replace(record, vectors={**record.vectors, **new}, text=text))

@@ -19,6 +19,9 @@ PointId: TypeAlias = int | str
 Payload: TypeAlias = dict[str, Any]
 Vector: TypeAlias = "NDArray[np.float32]"
 
+DERIVED: Final = "~"
+"""What names of vectors begin with that we made ourselves, of a point's text: nobody is shown them, and they stay with
+the point for as long as its text does."""
 ID_BYTES_MAX: Final = 1024
 ID_MAX: Final = 2**64 - 1
 
@@ -55,6 +58,11 @@ class Hit:
     vector: Vector | None = None
     version: int = 0
     named: Mapping[str, Vector] = field(default_factory=dict[str, "Vector"])
+
+
+def is_derived(name: str) -> bool:
+    """Whether vectors of this name are our own."""
+    return name.startswith(DERIVED)
 
 
 def id_key(id: PointId) -> bytes:

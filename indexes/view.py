@@ -12,6 +12,7 @@ import heapq
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from understudy.indexes.faults import BadQuestion
 from understudy.indexes.frozen import Frozen
 from understudy.indexes.keywords import QUERY_CHARS_MAX, QUERY_WORDS_MAX, words_of
 from understudy.indexes.masks import is_no_filter
-from understudy.indexes.points import Hit, Point, PointId, canonical_id, id_key, key_id
+from understudy.indexes.points import Hit, Point, PointId, canonical_id, id_key, is_derived, key_id
 from understudy.indexes.records import KeptShape, Record, point_of, record_of, vectors_of
 from understudy.indexes.store import checked_vector
 from understudy.indexes.tail import TailView
@@ -39,7 +40,7 @@ _FUSED_SAMPLE: Final = 1_024
 class View:
     """A collection at one moment. `alive` marks the frozen rows that still count; None if all do."""
 
-    __slots__ = ("_frozen_count", "alive", "count", "epoch", "frozen", "shapes", "tail", "tombstones")
+    __slots__ = ("_frozen_count", "_without", "alive", "count", "epoch", "frozen", "shapes", "tail", "tombstones")
 
     def __init__(
         self, frozen: Frozen | None, alive: Mask | None, tail: TailView, shapes: dict[str, KeptShape], epoch: str
@@ -50,6 +51,7 @@ class View:
         self.shapes = shapes
         self.epoch = epoch
         self._frozen_count = 0 if frozen is None else frozen.count
+        self._without: dict[str, Rows] = {}
         living = self._frozen_count if alive is None else int(np.count_nonzero(alive))
         self.tombstones = self._frozen_count - living
         self.count = living + tail.live
@@ -171,7 +173,38 @@ class View:
     def _id_of(self, row: int) -> PointId:
         return key_id(self.key_of(row))
 
+    def held(self, name: str) -> int:
+        """How many points have a vector of this name."""
+        return self.count - len(self._lacking(name))
+
+    def lacking(self, name: str, limit: int, start: int = 0) -> tuple[list[Point], int]:
+        """Up to `limit` points without a vector of this name, from the `start`-th on; and how many there are in all."""
+        rows = self._lacking(name)
+        return self._fetch(rows[start : start + limit].tolist(), with_vectors=False), len(rows)
+
+    def _lacking(self, name: str) -> Rows:
+        if name in self._without:
+            return self._without[name]
+        frozen = np.ones(self._frozen_count, np.bool_) if self.alive is None else self.alive.copy()
+        index = self._frozen_index(name)
+        if index is not None:
+            frozen &= False if index.present is None else ~index.present
+        tail = self.tail.alive.copy()
+        if name in self.shapes:
+            present = self.tail.index(name).present
+            tail &= False if present is None else ~present
+        rows = np.concatenate([np.flatnonzero(frozen), np.flatnonzero(tail) + self._frozen_count])
+        self._without[name] = rows
+        return rows
+
     def _fetch(self, rows: Sequence[int], with_vectors: bool) -> list[Point]:
+        points = self._fetched(rows, with_vectors)
+        if not with_vectors or not any(map(is_derived, self.shapes)):
+            return points
+        shown = [{name: vector for name, vector in point.named.items() if not is_derived(name)} for point in points]
+        return [replace(point, named=named) for point, named in zip(points, shown, strict=True)]
+
+    def _fetched(self, rows: Sequence[int], with_vectors: bool) -> list[Point]:
         frozen = [row for row in rows if row < self._frozen_count]
         if self.frozen is not None and len(frozen) == len(rows):
             return self.frozen.fetch(rows, with_vectors=with_vectors)

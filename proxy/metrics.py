@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -24,6 +24,9 @@ from understudy.proxy.provenance import Provenance
 from understudy.proxy.spaces_reports import SPACES_METRICS, spaces_metrics
 from understudy.proxy.stack import EndpointParts, RouteParts, World
 from understudy.proxy.watch_reports import WATCH_METRICS, watch_metrics
+
+if TYPE_CHECKING:
+    from understudy.proxy.chores import Chores
 
 BREAKER_STATES = ("closed", "half-open", "open")
 ENDPOINT = ["route", "tier", "endpoint"]
@@ -97,6 +100,8 @@ METRICS = {
     "understudy_workers_replaced_total": "Workers that ended unasked and were replaced; only where there are several",
     "understudy_reload_total": "Policy reloads, by result",
     "understudy_reload_ok": "1 while the policy files on disk are the ones in force",
+    "understudy_shadow_index_embedded_total": "Texts of a local collection embedded with the local model, too",
+    "understudy_shadow_index_waiting": "Points of a local collection that have no vector of the local model's yet",
     "understudy_local_ready": "1 while the local model and indexes can answer",
     "understudy_local_info": "The local model: where it runs and the vector space it embeds into",
     **COLLECTION_METRICS,
@@ -129,6 +134,8 @@ class Seen(Protocol):
     def collection_stats(self) -> Mapping[str, Stats]: ...
     @property
     def prompter(self) -> Prompter: ...
+    @property
+    def chores(self) -> Chores: ...
     @property
     def log_lines_dropped(self) -> int: ...
     @property
@@ -409,6 +416,13 @@ def _process_metrics(seen: Seen) -> Iterator[Metric]:
         reloads.add_metric([result], count)
     ok = _gauge("understudy_reload_ok", [])
     ok.add_metric([], float(seen.reload_ok))
+    if seen.chores.shadow_index is not None:
+        embedded = _counter("understudy_shadow_index_embedded_total", ["collection"])
+        waiting = _gauge("understudy_shadow_index_waiting", ["collection"])
+        for name, progress in seen.chores.shadow_index.progress.items():
+            embedded.add_metric([name], progress.embedded)
+            waiting.add_metric([name], progress.waiting)
+        yield from (embedded, waiting)
     ready = _gauge("understudy_local_ready", [])
     ready.add_metric([], float(seen.local_ready))
     info = _gauge("understudy_local_info", ["model", "provider", "space"])

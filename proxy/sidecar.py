@@ -28,6 +28,7 @@ from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.certificates import BadCredentials, Credentials, credentials
+from understudy.proxy.chores import Chores
 from understudy.proxy.dialects import DIALECTS, KINDS, NAMING
 from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.handles import Handles, learning
@@ -134,12 +135,12 @@ class Sidecar:
         self._servers: list[asyncio.Server] = []
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._golden: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._lag_ticker: asyncio.TimerHandle | None = None
         self._lag_s_max = 0.0
         self._accepting: Accepting | None = None
         self.caches: Caches | None = None
+        self.chores = Chores(self.knowing, lambda: self.routes, self.world.clock)
         # a worker tells the others by it that a write has passed
         self.written: Callable[[list[str]], None] | None = None
         self.place = 0
@@ -270,7 +271,8 @@ class Sidecar:
             listener.tls = _context_for(address, stack)
         for parts in before.routes.values():
             parts.close()
-        self._watch()
+        if self.place == 0:
+            self.chores.watch()
         for pool in set(before.pools.values()) - set(stack.pools.values()):
             pool.close()
         self.prompter.embed(self.routes)
@@ -459,7 +461,8 @@ class Sidecar:
             self.listeners.append(listener)
         await self.cover([place])
         self.place = place
-        self._watch()
+        if place == 0:
+            self.chores.watch()
         if self.caches is not None:
             self.caches.spawn(self._load_caches(self.caches))
         if self._needs_local():
@@ -497,15 +500,8 @@ class Sidecar:
             log.info("local tier %s: %s", "ready" if self.local_ready else "not ready", about or self.knowing.reason)
             self._watching = self.loop.create_task(watch_collections(self.knowing))
             self.prompter.begin(lambda: self.settings, self.routes)
-
-    def _watch(self) -> None:
-        """See to it that goldens are asked, by one of several workers, where a route is watched."""
-        if self._golden is None and self.place == 0 and any(parts.watch is not None for parts in self.routes):
-            from understudy.proxy.watching import watch_all
-
-            self._golden = self.loop.create_task(
-                watch_all(lambda: [parts.watch for parts in self.routes if parts.watch is not None])
-            )
+            if self.place == 0:
+                self.chores.fill_shadows(self.settings.local.shadow_cpu_share)
 
     def _tick_of_lag(self, due: float) -> None:
         now = self.world.clock()
@@ -576,12 +572,13 @@ class Sidecar:
         for pool in self.pools.values():
             pool.close()
         tasks = [
-            *(task for task in (self._loading, self._watching, self._golden) if task is not None),
+            *(task for task in (self._loading, self._watching) if task is not None),
             *self.prompter.tasks,
         ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.chores.stop()
         await self.knowing.close()
         self.access_log.close()
 

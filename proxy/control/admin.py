@@ -184,7 +184,12 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
             "faults": [str(fault) for fault in sidecar.faults],
         },
         **_tls_status(sidecar),
-        "local": {"ready": sidecar.local_ready, "reason": sidecar.knowing.reason, **sidecar.local_info},
+        "local": {
+            "ready": sidecar.local_ready,
+            "reason": sidecar.knowing.reason,
+            **sidecar.local_info,
+            **({} if sidecar.chores.shadow_index is None else {"shadow_index": sidecar.chores.shadow_index.told}),
+        },
         "spaces": spaces_status(sidecar.provenance, sidecar.fingerprints),
         "routes": [_route_status(sidecar, name) for name in sidecar.stack.routes],
     }

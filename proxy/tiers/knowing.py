@@ -87,13 +87,23 @@ class Shelved(Protocol):
         offset: int = 0,
         score_threshold: float | None = None,
         with_vectors: bool = False,
+        using: str = "",
     ) -> Sequence[Any]: ...
     def search_text(
         self, text: str, k: int, *, filter: object = None, offset: int = 0, with_vectors: bool = False
     ) -> Sequence[Any]: ...
     def search_fused(
-        self, vector: object, text: str, k: int, *, filter: object = None, offset: int = 0, with_vectors: bool = False
+        self,
+        vector: object,
+        text: str,
+        k: int,
+        *,
+        filter: object = None,
+        offset: int = 0,
+        with_vectors: bool = False,
+        using: str = "",
     ) -> Sequence[Any]: ...
+    def beside(self, space: str) -> tuple[str, float]: ...
     def get(self, ids: Sequence[int | str], *, with_vectors: bool = False) -> Sequence[Any]: ...
     def scroll(
         self, from_id: int | str | None, limit: int, filter: object = None, *, with_vectors: bool = False

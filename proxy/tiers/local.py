@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from understudy.indexes.faults import BadQuestion, IndexFault, UnknownFilter
+from understudy.indexes.points import is_derived
 from understudy.models.errors import DeadlinePassed, ModelError, Overloaded
 from understudy.models.space import Space, same_space
 from understudy.policies.last_words import message_text
@@ -182,6 +183,7 @@ class _Local:
     async def retrieve(self, call: Call, ask: RetrieveAsk) -> Answer:
         if ask.op == "version":
             return self.dialect.retrieved(ask, Retrieved(at_s=self.clock()), 0.0)
+        _refuse_ours(ask)
         shelf = self.knowing.shelf()
         now = asyncio.get_running_loop().time
         began = now()
@@ -203,6 +205,11 @@ class _Local:
         model = self.knowing.model_or_none()
         origins.own = None if model is None else model.embedder.space
         home = Home(collection.space, collection.dimensions, model is not None and model.is_in(collection.space))
+        if model is not None and not home.is_models:
+            beside, share = await self.knowing.in_thread(
+                lambda: collection.beside(model.embedder.space.name), call.until
+            )
+            home = home._replace(beside=beside, share=share)
 
         async def embeds(text: str) -> tuple[float, ...] | None:
             vectors = await self._vectors_of([text], "query", call.until)
@@ -265,7 +272,9 @@ class _Local:
     def _refuse_unless_same_space(self, ask: RetrieveAsk, collection: Shelved) -> None:
         """A vector of the caller's may be compared only with vectors of the route's space; one looked up by id is the
         collection's own."""
-        asked = {(part.space or self.space, part.using) for part in parts_of(ask) if part.vector is not None}
+        # what is searched among vectors of our own was found to be of their space
+        by_vector = [part for part in parts_of(ask) if part.vector is not None and not is_derived(part.using)]
+        asked = {(part.space or self.space, part.using) for part in by_vector}
         if all(self._is_of(space, _space_of(collection, using)) for space, using in asked):
             return
         raise Refused(
@@ -381,6 +390,12 @@ class _Local:
 
 
 # --- what needs no tier --------------------------------------------------------------------------------------------
+
+
+def _refuse_ours(ask: RetrieveAsk) -> None:
+    """No caller searches vectors that their database does not have."""
+    if any(is_derived(each.using) for each in parts_of(ask)):
+        raise BadRequest("Wrong input: Not existing vector name error: its vectors have no such name")
 
 
 def _from(source: str, answer: Answer) -> Answer:

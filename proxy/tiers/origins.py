@@ -3,6 +3,7 @@
     the route's own --------> a collection of that space, or none
     a handle ---------------> a collection of the local model's space, by its vector and its text's words
     known by the ledger ----> where the collection is of another space: its text embedded for it, and its words
+    no such collection -----> vectors of its texts that we made beside its own, and the words
     no collection fits -----> the words alone, where they are known; else nobody is searched
 
 What nobody handed out is taken for the route's own, and never meets another space's vectors.
@@ -22,13 +23,20 @@ from understudy.proxy.provenance import Origin, Provenance, tenant_by
 
 
 class Home(NamedTuple):
-    """A collection as far as vectors are concerned; `is_models` says that the local model embeds into its space."""
+    """A collection as far as vectors are concerned; `is_models` says that the local model embeds into its space.
+
+    `beside` names the vectors of its texts that we made with the local model, where its own are of another space, and
+    `share` is how many of its points have one.
+    """
 
     space: str
     dimensions: int
     is_models: bool
+    beside: str = ""
+    share: float = 0.0
 
 
+BESIDE_SHARE_MIN = 0.5
 Embeds = Callable[[str], Awaitable[tuple[float, ...] | None]]
 """The vector of a text that is a question, in the local model's space; None where there is no model now."""
 
@@ -85,6 +93,9 @@ class Origins:
             if vector is not None:
                 self.provenance.count("searched_text")
                 return _worded(replace(ask, vector=vector, space=home.space), origin)
+        found = await self._beside(ask, origin, home, embeds)
+        if found is not None:
+            return found
         if origin.text and not ask.text:
             self.provenance.count("searched_words")
             return replace(ask, vector=None, text=origin.text, score_threshold=None)
@@ -92,6 +103,20 @@ class Origins:
             what = "this fallback vector is" if origin.space else "this is a fallback vector, given out elsewhere,"
             raise Refused("space", f"{what} of another space than the collection ({home.space}), and its text is gone")
         return replace(ask, space=origin.space)
+
+    async def _beside(self, ask: RetrieveAsk, origin: Origin, home: Home, embeds: Embeds) -> RetrieveAsk | None:
+        """The ask among the vectors that we made of the collection's texts; None where there are none, or too few for
+        points without one not to fall behind those with one in a search by words as well."""
+        own = self.own
+        if not home.beside or own is None or (origin.text and home.share < BESIDE_SHARE_MIN):
+            return None
+        vector = origin.vector if origin.is_handle and same_space(origin.space, own.name) else None
+        if vector is None and origin.text:
+            vector = await embeds(origin.text)
+        if vector is None:
+            return None
+        self.provenance.count("searched_beside")
+        return _worded(replace(ask, vector=tuple(vector), using=home.beside, space=own.name), origin)
 
     def _check_length(self, vector: tuple[float, ...], home: Home) -> None:
         if same_space(self.space, home.space):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from understudy.indexes.filters import compile_filter, moment_of
-from understudy.indexes.points import id_key
+from understudy.indexes.points import id_key, is_derived
 from understudy.indexes.reach import parse_path, reach
 from understudy.policies.service import Refused
 from understudy.proxy.asks import Counted, Found, Grouped, Judged, Ordered, RetrieveAsk, Retrieved
@@ -39,7 +39,9 @@ def read(collection: Shelved, ask: RetrieveAsk) -> Retrieved:
     retrieved = _read(collection, ask)
     shapes = getattr(collection, "shapes", {})
     distances = {name: str(shape.distance) for name, shape in shapes.items()}
-    return replace(retrieved, distance=str(collection.distance), distances=distances)
+    # vectors that we made of texts have cosines, whatever the collection's own have
+    distance = "cosine" if is_derived(ask.using) else str(collection.distance)
+    return replace(retrieved, distance=distance, distances=distances)
 
 
 def by_name(collection: Shelved, ask: RetrieveAsk) -> RetrieveAsk:

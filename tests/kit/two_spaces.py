@@ -154,6 +154,11 @@ class TwoSpaces:
         self.embed_parts = self._assembled(self.embeddings)
         self.retrieve_parts = self._assembled(self.retrieval)
 
+    @property
+    def knowing(self) -> Knowing:
+        """What is known locally."""
+        return self._knowing
+
     def _clock(self) -> float:
         return asyncio.get_running_loop().time() + self.skipped_s
 
@@ -168,6 +173,7 @@ class TwoSpaces:
         shelf: Any = type("Shelf", (), {})()
         shelf.get = lambda name: watched if name == COLLECTION else None
         shelf.names = lambda: [COLLECTION]
+        shelf.write = library.write
         return shelf
 
     def _route(self, name: str, dialect: str, rules: Spaces) -> Route:
