@@ -535,8 +535,7 @@ class Local(Frozen, frozen=True):
     collections_bytes_max: Bytes = 2 * 2**30
     """Memory that the local collections may take; opening one, or a write, that needs more is refused."""
     shadow_cpu_share: Annotated[float, Meta(ge=0, le=1, description="a share of one")] = 0.25
-    """How much of a core's time may go into embedding the texts of collections whose own vectors are another model's,
-    so that questions find them while that model is away. 0: none."""
+    """How much of a core may embed the texts of collections whose vectors are another model's. 0: none does."""
     knowledge: bool | list[FilePath] = True
     """What is indexed as `knowledge` at first start: our own operating handbook, nothing, or these files."""
 
