@@ -26,6 +26,7 @@ from understudy.proxy.balance_settings import Ejection as Ejection
 from understudy.proxy.cache_settings import Cache, Coalesce, SharedCache
 from understudy.proxy.last_word_settings import LastWords
 from understudy.proxy.likeness_settings import Likeness
+from understudy.proxy.local_settings import Local as Local
 from understudy.proxy.overload_settings import Limit, Quota, Shed, Shedding, Tokens
 from understudy.proxy.overload_settings import Rate as Rate
 from understudy.proxy.settings_types import (
@@ -519,25 +520,6 @@ class Server(Frozen, frozen=True):
     reuse_port: bool = False
     """Let the next `understudy run` on the same addresses take them over, without a refused connection, and drain us.
     More than one worker always allows it. A parent process is run for it, with one worker too."""
-
-
-class Local(Frozen, frozen=True):
-    """The local model and the local indexes."""
-
-    model: str = "all-MiniLM-L6-v2"
-    """The embedded default, a name that `understudy models add` gave, or a folder with an understudy-model.yaml."""
-    provider: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes CUDA where there is a device."""
-    workers: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Threads that run the model side by side."""
-    queue_texts_max: Count = 512
-    """Texts that may wait for the model; more are refused."""
-    collections_bytes_max: Bytes = 2 * 2**30
-    """Memory that the local collections may take; opening one, or a write, that needs more is refused."""
-    shadow_cpu_share: Annotated[float, Meta(ge=0, le=1, description="a share of one")] = 0.25
-    """How much of a core may embed the texts of collections whose vectors are another model's. 0: none does."""
-    knowledge: bool | list[FilePath] = True
-    """What is indexed as `knowledge` at first start: our own operating handbook, nothing, or these files."""
 
 
 class File(Frozen, frozen=True):
