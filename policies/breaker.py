@@ -195,14 +195,12 @@ class Breaker:
         self._permits_left -= 1
         return self.generation
 
-    def succeeded(self, now: float, ticket: int, *, so_far: bool = False) -> None:
-        """The call was answered (with anything that is not the tier's failure); `so_far`, with a stream that has begun:
-        it ends a row of failures only when it has `ended_well`."""
+    def succeeded(self, now: float, ticket: int) -> None:
+        """The call was answered (with anything that is not the tier's failure)."""
         if ticket != self.generation:
             return
         if self.state == "closed":
-            if not so_far:
-                self.in_a_row = 0
+            self.in_a_row = 0
             self._count(now)
         elif self.state == "half-open":
             self._answered += 1
@@ -211,6 +209,13 @@ class Breaker:
                 self._forget()
                 self.epoch += 1
                 self._become("closed", now)
+
+    def began(self, now: float, ticket: int) -> None:
+        """The call was answered so far, with a stream: a row of failures ends only when that has `ended_well`."""
+        in_a_row = self.in_a_row
+        self.succeeded(now, ticket)
+        if ticket == self.generation and self.state == "closed":
+            self.in_a_row = in_a_row
 
     def ended_well(self, ticket: int) -> None:
         """A stream that had begun came to its end."""
@@ -372,7 +377,7 @@ def breaker(service: Service, heart: Breaker, *, clock: Callable[[], float], dic
         if slow_s is not None and call.upstream_s - before_s > slow_s:
             heart.slow(clock(), ticket, dice())
         else:
-            heart.succeeded(clock(), ticket, so_far=answer.stream is not None)
+            (heart.succeeded if answer.stream is None else heart.began)(clock(), ticket)
         if answer.stream is not None:
             answer.stream.watch(lambda end: _stream_ended(end, ticket))
         return answer

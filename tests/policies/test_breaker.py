@@ -519,6 +519,6 @@ def test_a_cut_stream_is_one_call_and_one_failure():
     for n in range(4):
         ticket = heart.admit(0.0)
         assert ticket is not None, n
-        heart.succeeded(0.0, ticket, so_far=True)
+        heart.began(0.0, ticket)
         heart.failed(0.0, ticket, EVEN, counted=True)
     assert (heart.state, heart.reason) == ("open", "4 of 4 calls failed")
