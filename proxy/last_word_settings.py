@@ -14,7 +14,7 @@ class LastWords(Frozen, frozen=True):
     last a message. Never to who asked for tools or JSON."""
 
     answers: list[FilePath] = []
-    """Files of questions and answers, YAML or JSONL. They are watched, as policy files are."""
+    """Files of questions and answers, watched as policy files are: JSONL, or YAML in a folder below."""
     cosine_min: Annotated[float, Meta(ge=0.8, le=1)] | None = 0.88
     """How near a question must be to one that was foreseen, by the local model's vectors; null: by its words alone."""
     message: str = ""
