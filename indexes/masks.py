@@ -15,7 +15,7 @@ from understudy.indexes.faults import UnknownFilter
 from understudy.indexes.filters import compile_filter
 from understudy.indexes.points import key_id
 from understudy.indexes.records import Record, payload_of
-from understudy.indexes.vectors import Mask
+from understudy.indexes.vectors import Gathered, Mask
 
 MASKS_MAX: Final = 64
 FILTER_BYTES_MAX: Final = 2**20
@@ -50,6 +50,41 @@ class Masks:
             self._masks.move_to_end(key)
             while len(self._masks) > MASKS_MAX:
                 self._masks.popitem(last=False)
+
+
+class Gatherings:
+    """Rows gathered for filters that are asked again and again, within `bytes_max`. Safe from any thread.
+
+    One that finds no room has to ask twice before it takes another's: filters asked by turns that do not fit together
+    would only be gathered over and over.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_held = 0
+        self._bytes_max = bytes_max
+        self._kept: OrderedDict[tuple[str, bytes], Gathered | None] = OrderedDict()
+        self._wanting: tuple[str, bytes] | None = None
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, bytes], due_bytes: int, gather: Callable[[], Gathered | None]) -> Gathered | None:
+        """What is gathered under `key`, gathered now if there is room for its `due_bytes`."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            if due_bytes > self._bytes_max:
+                return None
+            if self.bytes_held + due_bytes > self._bytes_max and self._wanting != key:
+                self._wanting = key
+                return None
+        gathered = gather()
+        with self._lock:
+            self._kept[key] = gathered
+            self.bytes_held = sum(each.matrix.nbytes for each in self._kept.values() if each is not None)
+            while self.bytes_held > self._bytes_max or len(self._kept) > MASKS_MAX:
+                _, oldest = self._kept.popitem(last=False)
+                self.bytes_held -= 0 if oldest is None else oldest.matrix.nbytes
+        return gathered
 
 
 def mask_of_tail(masks: Masks, filter: object, records: Sequence[Record], count: int) -> Mask:

@@ -1,9 +1,10 @@
 """Find the nearest vectors: exactly while they are few, through an hnswlib graph when they are many.
 
-    allowed few (<= 20 % or <= 20 000) -> exact over the gathered rows
-    no graph                           -> exact over all rows
-    graph                              -> ask for k (over-fetched when filtered) --RuntimeError--> 4*ef --> exact
-                                                       \\-- filtered and too few left --> exact over all rows
+    no graph                            -> exact over all rows, or over those allowed, gathered, where they are few
+    nothing forbidden                   -> ask the graph for k --RuntimeError--> 4*ef --> exact over all rows
+    allowed <= 4 000, or gathered before -> exact over the gathered rows
+    allowed >= 20 %                     -> ask the graph for 4*k / selectivity --too few left--> as below
+    allowed <= 20 % or <= 20 000        -> exact over the gathered rows; else over all
 
 hnswlib checks nothing: a query of another length reads past its end and is answered, NaN is answered with NaN, and
 fewer than k results raise. So dimension, finiteness and k are checked here, and its Python filter callback (15 ms a
@@ -17,6 +18,7 @@ import importlib
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias, cast
@@ -38,10 +40,14 @@ EF_LEAST: Final = 128
 # a scan of 20 000 x 384 takes 1.1 ms, and is exact and filterable
 EXACT_BELOW: Final = 20_000
 
+# gathering costs as much again as scanning: 4 000 x 384 take 0.5 ms together
+_GATHER_ROWS: Final = 4_000
 _GATHER_ROWS_MAX: Final = 20_000
 _GATHER_SHARE_MAX: Final = 0.2
 _OVERFETCH: Final = 4
 _OVERFETCH_MAX: Final = 400
+# and as many more as a fiftieth of all rows, beyond which scanning them costs no more
+_OVERFETCH_PART: Final = 50
 _BLOCK_ROWS: Final = 1_024
 _PROBES_TRIED: Final = 64
 PROBES: Final = 32
@@ -160,6 +166,14 @@ class Graph:
         return np.sort(labels[0].astype(np.int64))
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Some rows of a matrix, ascending, copied together."""
+
+    rows: Rows
+    matrix: Matrix
+
+
 class VectorIndex:
     """Nearest rows of a prepared matrix [n, d], by scan or by graph. Never changed once made; safe from any thread.
 
@@ -185,11 +199,13 @@ class VectorIndex:
         """How long a row is."""
         return int(self.matrix.shape[1])
 
-    def search(self, query: object, k: int, allowed: Mask | None = None) -> tuple[Rows, Matrix]:
+    def search(
+        self, query: object, k: int, allowed: Mask | None = None, gathered: Gathered | None = None
+    ) -> tuple[Rows, Matrix]:
         """The min(k, live) best rows and their scores, best first, equal scores by row.
 
-        `query` [d], any length but zero dimensions; `allowed` [n] limits the rows. Raises WrongDimension, NotFinite,
-        or BadQuestion for a negative k.
+        `query` [d], any length but zero dimensions; `allowed` [n] limits the rows, of which `gathered` may hold all and
+        some more. Raises WrongDimension, NotFinite, or BadQuestion for a negative k.
         """
         wanted = self._prepared(query)
         if self.present is not None:
@@ -201,12 +217,24 @@ class VectorIndex:
             allowed = self.present
         if k == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
+        if gathered is not None and allowed is not None and live < self.held:
+            return self._among(gathered, wanted, k, allowed)
         rows = self._candidates(wanted, k, allowed, live)
         scores = self._scores(wanted, rows)
         if rows is None and allowed is not None:
             rows = np.flatnonzero(allowed)
             scores = scores[rows]
         return self._best(rows, scores, k)
+
+    def gather(self, mask: Mask) -> Gathered | None:
+        """The rows that `mask` [n] marks, copied together: worth keeping for questions that a graph would be asked
+        too much for. None where they are too few for that, or too many."""
+        marks = mask if self.present is None else mask & self.present
+        live = int(np.count_nonzero(marks))
+        if self.graph is None or not _GATHER_ROWS < live <= _GATHER_SHARE_MAX * self.held:
+            return None
+        rows = np.flatnonzero(marks)
+        return Gathered(rows, self.matrix[rows])
 
     def scores(self, query: object, rows: Rows | None = None) -> Matrix:
         """The score of every row, or of `rows`, for a query [d]: exact, float32. Raises as `search` does."""
@@ -217,21 +245,30 @@ class VectorIndex:
 
     def _candidates(self, query: Vector, k: int, allowed: Mask | None, live: int) -> Rows | None:
         """Rows worth scoring, k of them at least, all of them allowed; None for every row."""
-        if allowed is not None and live < self.held and live <= max(_GATHER_ROWS_MAX, _GATHER_SHARE_MAX * self.count):
-            return np.flatnonzero(allowed) if 2 * live <= self.count else None
         if self.graph is None:
-            return None
+            return np.flatnonzero(allowed) if allowed is not None and 2 * live <= self.count else None
         if allowed is None or live == self.held:
             return self.graph.nearest(query, k)
-        fetched = min(_OVERFETCH_MAX, self.held, int(_OVERFETCH * k * self.held / live))
-        rows = self.graph.nearest(query, k, fetched) if fetched >= k else None
-        if rows is None:
-            return None
-        rows = rows[allowed[rows]]
-        return rows if len(rows) >= k else None
+        fetched = int(_OVERFETCH * k * self.held / live)
+        # a scan of a fifth takes twice as long as an unfiltered question, one of two fifths already four times
+        is_for_graph = live > max(_GATHER_ROWS, _GATHER_SHARE_MAX * self.held)
+        if is_for_graph and fetched <= max(_OVERFETCH_MAX, self.held // _OVERFETCH_PART):
+            rows = self.graph.nearest(query, k, fetched)
+            if rows is not None and len(rows := rows[allowed[rows]]) >= k:
+                return rows
+        is_gathered = live <= max(_GATHER_ROWS_MAX, _GATHER_SHARE_MAX * self.held)
+        return np.flatnonzero(allowed) if is_gathered else None
+
+    def _among(self, gathered: Gathered, query: Vector, k: int, allowed: Mask) -> tuple[Rows, Matrix]:
+        scores = self._scores_of(gathered.matrix, query)
+        marks = allowed[gathered.rows]
+        # what was gathered once may have died since
+        return self._best(gathered.rows[marks], scores[marks], k)
 
     def _scores(self, query: Vector, rows: Rows | None) -> Matrix:
-        matrix = self.matrix if rows is None else self.matrix[rows]
+        return self._scores_of(self.matrix if rows is None else self.matrix[rows], query)
+
+    def _scores_of(self, matrix: Matrix, query: Vector) -> Matrix:
         if self.distance is not Distance.EUCLID:
             # not `matrix @ query`: BLAS spreads it over threads of its own, which on busy cores wait for each other
             # (20 000 x 384: 0.6 ms at best, but 12 ms at the 95th percentile, against 1.1 and 1.3 ms)

@@ -265,8 +265,9 @@ class View:
         frozen, tail = self._allowed(filter)
         found: tuple[Rows, Matrix] = (np.empty(0, np.int64), np.empty(0, np.float32))
         index = self._frozen_index(using)
-        if index is not None:
-            found = index.search(query, wanted, frozen)
+        if index is not None and self.frozen is not None:
+            gathered = None if is_no_filter(filter) else self.frozen.gathered(using, filter)
+            found = index.search(query, wanted, frozen, gathered)
         if not self.tail.live or not wanted:
             return found
         rows, scores = _scan(self.tail.index(using), query, wanted, tail)

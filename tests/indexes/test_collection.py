@@ -126,6 +126,7 @@ def test_search_scroll_and_count_agree_with_qdrant_in_memory(distance: str, tmp_
 
 def test_a_filter_too_selective_for_the_graph_is_answered_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # with the bounds of a large collection, so that over-fetching and falling back both happen
+    monkeypatch.setattr("understudy.indexes.vectors._GATHER_ROWS", 0)
     monkeypatch.setattr("understudy.indexes.vectors._GATHER_ROWS_MAX", 0)
     monkeypatch.setattr("understudy.indexes.vectors._GATHER_SHARE_MAX", 0.0)
     points = some_points(600)

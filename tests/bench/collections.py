@@ -1,0 +1,196 @@
+"""What local collections cost and find: `python -m tests.bench.collections [--points 50000] [--queries 300]`.
+
+    search     CPU time of one unfiltered search, its payloads fetched; recall@10 against an exact scan
+    filters    the same at selectivities from 100 % to 0.1 %: agreement with an exact filtered scan, and cost
+    tail       the same while so many points are not compacted yet
+    sync       points written in batches, their compaction, and how long they take to load again
+    stall      how late an event loop of this process was while that went on
+
+Vectors are made: clusters on a surface of few dimensions, as embeddings lie. Times of single searches are CPU time of
+the thread (`time.thread_time`), which other programs disturb little; the others are wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy.indexes.collection import Collection
+from understudy.indexes.compacting import Compactor
+from understudy.indexes.library import Library
+from understudy.indexes.points import Point
+from understudy.indexes.writes import Upsert
+
+DIMENSIONS = 384
+LATENT = 48
+K = 10
+BATCH = 500
+SELECTIVITIES = (1.0, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01, 0.001)
+NAME = "bench"
+HEARTBEAT_S = 0.001
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU milliseconds of one search: the median and the 99th percentile."""
+
+    p50_ms: float
+    p99_ms: float
+
+    def __str__(self) -> str:
+        return f"p50 {self.p50_ms:.3f} ms, p99 {self.p99_ms:.3f} ms of CPU"
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """One selectivity: the share of an exact filtered scan's hits that were found, the cost of the first search, which
+    works the filter out, and of the others."""
+
+    selectivity: float
+    agreement: float
+    first_ms: float
+    cost: Cost
+
+
+def made_vectors(count: int, seed: int = 1) -> Vectors:
+    """[count, DIMENSIONS] float32 of unit length."""
+    dice = np.random.default_rng(seed)
+    surface = np.random.default_rng(0).normal(size=(LATENT, DIMENSIONS)).astype(np.float32)
+    centres = np.random.default_rng(0).normal(size=(200, LATENT)).astype(np.float32)
+    latent = centres[dice.integers(0, len(centres), count)] + dice.normal(scale=0.8, size=(count, LATENT))
+    vectors = latent.astype(np.float32) @ surface + dice.normal(scale=0.3, size=(count, DIMENSIONS)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def made_points(vectors: Vectors, start: int = 0) -> list[Point]:
+    """Points whose `share` is spread evenly over [0, 1), apart from how near they are."""
+    spread = np.random.default_rng(5).permutation(len(vectors)) / len(vectors)
+    return [
+        Point(start + at, vector, {"share": float(spread[at]), "tenant": f"t{at % 50}"}, f"passage number {start + at}")
+        for at, vector in enumerate(vectors)
+    ]
+
+
+def cost_of(ask: Callable[[Vectors], object], queries: Vectors) -> Cost:
+    """CPU time of `ask`, once for every query."""
+    took: list[float] = []
+    for query in queries:
+        began = time.thread_time()
+        ask(query)
+        took.append(1_000 * (time.thread_time() - began))
+    took.sort()
+    return Cost(statistics.median(took), took[min(len(took) - 1, int(0.99 * len(took)))])
+
+
+def recall(collection: Collection, points: Sequence[Point], queries: Vectors, share: float = 1.0) -> float:
+    """The share of the K best by an exact scan, of points whose `share` is less, that a search finds."""
+    allowed = [point for point in points if point.payload["share"] < share]
+    matrix = np.stack([point.vector for point in allowed if point.vector is not None])
+    ids = np.array([point.id for point in allowed])
+    found = 0
+    for query in queries:
+        scores = matrix @ query
+        bar = np.sort(scores)[-min(K, len(scores))] - 1e-6
+        due = set(ids[scores >= bar].tolist())
+        hits = collection.search(query, K, filter=filter_of(share))
+        found += sum(hit.id in due for hit in hits)
+    return found / (len(queries) * min(K, len(allowed)))
+
+
+def filter_of(share: float) -> dict[str, Any] | None:
+    """A filter that lets this share of the points through; none for all of them."""
+    return None if share >= 1 else {"must": [{"key": "share", "range": {"lt": share}}]}
+
+
+def filtered(collection: Collection, points: Sequence[Point], queries: Vectors) -> list[Filtered]:
+    """Every selectivity."""
+    results: list[Filtered] = []
+    for share in SELECTIVITIES:
+        asked = {"must": [{"key": "share", "range": {"lt": share}}]}
+        first = cost_of(lambda query, asked=asked: collection.search(query, K, filter=asked), queries[:1])
+        cost = cost_of(lambda query, asked=asked: collection.search(query, K, filter=asked), queries)
+        results.append(Filtered(share, recall(collection, points, queries, share), first.p50_ms, cost))
+    return results
+
+
+async def stall_during(work: Callable[[], object]) -> tuple[float, float]:
+    """(seconds that `work` took in a thread, seconds the event loop was late at worst meanwhile)."""
+    loop = asyncio.get_running_loop()
+    worst, began = 0.0, loop.time()
+    working = loop.run_in_executor(None, work)
+    while not working.done():
+        due = loop.time() + HEARTBEAT_S
+        await asyncio.sleep(HEARTBEAT_S)
+        worst = max(worst, loop.time() - due)
+    await working
+    return loop.time() - began, worst
+
+
+def write_all(library: Library, points: Sequence[Point]) -> None:
+    """Write points in batches, as a sync does."""
+    for at in range(0, len(points), BATCH):
+        library.write(NAME, [Upsert(tuple(points[at : at + BATCH]))])
+
+
+def measure(folder: Path, count: int, asked: int) -> None:
+    """Everything, said as it is known."""
+    points = made_points(made_vectors(count))
+    queries = made_vectors(asked, seed=2)
+    library = Library(folder, compactor=Compactor(compact=lambda _folder: None))
+
+    def say(what: str, took: tuple[float, float]) -> None:
+        print(f"{what:44} {took[0]:8.2f} s, event loop late by {1_000 * took[1]:6.1f} ms at worst", flush=True)
+
+    say("nothing, for a second", asyncio.run(stall_during(lambda: time.sleep(1))))
+    say(f"write {count} points in batches of {BATCH}", asyncio.run(stall_during(lambda: write_all(library, points))))
+    print(f"{library.bytes_held / 2**20:.0f} MiB held")
+    say("compact them in a child, and take them up", asyncio.run(stall_during(lambda: library.compact(NAME))))
+    collection = library.open(NAME)
+    again = Library(folder)
+    say("load them again", asyncio.run(stall_during(lambda: again.open(NAME))))
+    cost = cost_of(lambda query: collection.search(query, K), queries)
+    print(f"\nunfiltered: {cost}; recall@{K} {recall(collection, points, queries):.4f}; graph: {collection.has_graph}")
+    for each in filtered(collection, points, queries):
+        ratio = each.cost.p50_ms / cost.p50_ms
+        print(
+            f"{each.selectivity:6.1%} agreement {each.agreement:.4f}, {each.cost}, {ratio:.1f} x unfiltered;"
+            f" the first {each.first_ms:.1f} ms",
+            flush=True,
+        )
+    for tail in (500, 5_000):
+        more = made_points(made_vectors(tail, seed=3), start=count)
+        write_all(library, more)
+        cost = cost_of(lambda query: collection.search(query, K), queries)
+        print(f"with {collection.stats.tail} points in the tail: {cost}")
+    old = made_points(made_vectors(count // 10, seed=4))
+    write_all(library, old)
+    cost = cost_of(lambda query: collection.search(query, K), queries)
+    print(f"with {collection.stats.tombstones} tombstones, {collection.stats.tail} in the tail: {cost}")
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=50_000)
+    parser.add_argument("--queries", type=int, default=300)
+    arguments = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        measure(Path(folder), arguments.points, arguments.queries)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
