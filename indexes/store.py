@@ -5,8 +5,8 @@
     FrozenStore   never written again, rows 0..n-1 in id order; any number of threads read it
 
 Ids are kept as bytes whose order is the order of Qdrant's scroll (see `points.id_key`). What a filter looks at lies in
-`points`; text and vectors lie in `contents`, so that a scan of payloads does not page through vectors. Vectors with a
-name lie in `named`; a point that lacks the one without a name has an empty blob in its place.
+`points`, texts in `contents`, and a frozen store's vectors in `vectors`, so that neither a scan of payloads nor the
+hits of a search page through vectors. Those with a name lie in `named`. An empty blob, or no row, stands for no vector.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ READERS: Final = 4
 _BATCH_POINTS: Final = 1_000
 # SQLite allows 32 766 parameters a statement; far fewer keep the statement cache useful
 _BATCH_KEYS: Final = 200
+# pages of 16 KiB that hits of several questions share; the default holds 120 of them
+_CACHE_KIB: Final = 8_192
 
 # two points of 384 dimensions share a page of 4 KiB badly and one of 16 KiB well
 _PAGE_BYTES: Final = 16_384
@@ -41,6 +43,7 @@ CREATE TABLE points
     (row INTEGER PRIMARY KEY, key BLOB NOT NULL {unique}, payload BLOB NOT NULL, version INTEGER NOT NULL);
 CREATE TABLE contents
     (row INTEGER PRIMARY KEY, text TEXT NOT NULL, source TEXT NOT NULL, vector BLOB NOT NULL);
+CREATE TABLE vectors (row INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 CREATE TABLE named
     (row INTEGER NOT NULL, name TEXT NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (row, name)) WITHOUT ROWID;
 """
@@ -127,7 +130,8 @@ class Store:
             row = 0
             for row, (held, key, payload, version, text, source, vector) in enumerate(self._read_in_order(), start=1):
                 frozen.execute("INSERT INTO points VALUES (?, ?, ?, ?)", (row - 1, key, payload, version))
-                frozen.execute("INSERT INTO contents VALUES (?, ?, ?, ?)", (row - 1, text, source, vector))
+                frozen.execute("INSERT INTO contents VALUES (?, ?, ?, '')", (row - 1, text, source))
+                frozen.execute("INSERT INTO vectors VALUES (?, ?)", (row - 1, vector))
                 for name, blob in self._named_of([held]).get(held, {}).items() if self._named else ():
                     frozen.execute("INSERT INTO named VALUES (?, ?, ?)", (row - 1, name, blob))
             frozen.execute("COMMIT")
@@ -202,12 +206,15 @@ class FrozenStore:
         uri = f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro&immutable=1"
         try:
             for _ in range(READERS):
-                self._idle.put(sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None))
+                sql = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
+                sql.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+                self._idle.put(sql)
             with self._reader() as sql:
                 self.keys: list[bytes] = [key for (key,) in sql.execute("SELECT key FROM points ORDER BY row")]
-                tables = sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'named'").fetchone()
-                # stores of the first format have no such table
-                self._has_named = tables is not None and sql.execute("SELECT 1 FROM named").fetchone() is not None
+                tables = {name for (name,) in sql.execute("SELECT name FROM sqlite_master")}
+                # stores of the first format have neither table
+                self._vectors_in = "vectors" if "vectors" in tables else "contents"
+                self._has_named = "named" in tables and sql.execute("SELECT 1 FROM named").fetchone() is not None
         except (sqlite3.Error, CorruptIndex) as error:
             self.close()
             raise CorruptIndex(f"{path.name}: {error}") from error
@@ -239,14 +246,18 @@ class FrozenStore:
         """The points of these rows, in the order asked for."""
         found: dict[int, Point] = {}
         named: dict[int, dict[str, bytes]] = {}
-        vector = "vector" if with_vectors else "NULL"
+        vector, beside = (
+            ("v.vector", f" LEFT JOIN (SELECT row, vector FROM {self._vectors_in}) v USING (row)")
+            if with_vectors
+            else ("NULL", "")
+        )
         with self._reader() as sql:
             for at in range(0, len(rows), _BATCH_KEYS):
                 batch = [int(row) for row in rows[at : at + _BATCH_KEYS]]
                 marks = ",".join("?" * len(batch))
                 if with_vectors and self._has_named:
                     named = _named_vectors(sql, batch)
-                joined = f"SELECT row, {_COLUMNS}, {vector} FROM points JOIN contents USING (row)"  # noqa: S608
+                joined = f"SELECT row, {_COLUMNS}, {vector} FROM points JOIN contents USING (row){beside}"  # noqa: S608
                 for row, *values in sql.execute(f"{joined} WHERE row IN ({marks})", batch):
                     found[row] = _point(tuple(values), named.get(row))
         return [found[int(row)] for row in rows]
@@ -286,7 +297,7 @@ class FrozenStore:
                     asked = "SELECT row, vector FROM named WHERE row >= ? AND row < ? AND name = ? ORDER BY row"
                     rows = sql.execute(asked, (at, end, name)).fetchall() if self._has_named else []
                 else:
-                    asked = "SELECT row, vector FROM contents WHERE row >= ? AND row < ? ORDER BY row"
+                    asked = f"SELECT row, vector FROM {self._vectors_in} WHERE row >= ? AND row < ? ORDER BY row"  # noqa: S608
                     rows = sql.execute(asked, (at, end)).fetchall()
             for row, blob in rows:
                 if blob:

@@ -231,7 +231,7 @@ def test_without_any_sound_store_the_reasons_are_listed(twice: Path, tmp_path: P
 
 def _damage_vectors_only(path: Path) -> None:
     sql = sqlite3.connect(path)
-    sql.execute("UPDATE contents SET vector = zeroblob(length(vector)) WHERE row = 3")
+    sql.execute("UPDATE vectors SET vector = zeroblob(length(vector)) WHERE row = 3")
     sql.commit()
     sql.close()
 

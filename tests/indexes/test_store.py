@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -92,6 +93,22 @@ def test_a_frozen_copy_numbers_its_rows_in_id_order(tmp_path: Path, store: Store
     assert ids(frozen.fetch([5, 0, 5])) == [frozen.id_of(5), frozen.id_of(0), frozen.id_of(5)]
     frozen.close()
     frozen.close()
+
+
+def test_a_store_of_the_first_format_is_still_read(tmp_path: Path, store: Store):
+    store.upsert(some_points(20))
+    store.freeze(tmp_path / "frozen.sqlite")
+    sql = sqlite3.connect(tmp_path / "frozen.sqlite")
+    sql.executescript(
+        "UPDATE contents SET vector = (SELECT vector FROM vectors WHERE vectors.row = contents.row);"
+        "DROP TABLE vectors; DROP TABLE named;"
+    )
+    sql.close()
+    frozen = FrozenStore(tmp_path / "frozen.sqlite", DIMENSIONS)
+    for point, due in zip(frozen.points(), store.points(), strict=True):
+        assert (point.id, point.payload, point.text) == (due.id, due.payload, due.text)
+        np.testing.assert_array_equal(point.vector, due.vector)
+    assert [row for row, _ in frozen.vectors()] == list(range(20))
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path):
