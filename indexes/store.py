@@ -246,11 +246,10 @@ class FrozenStore:
         """The points of these rows, in the order asked for."""
         found: dict[int, Point] = {}
         named: dict[int, dict[str, bytes]] = {}
-        vector, beside = (
-            ("v.vector", f" LEFT JOIN (SELECT row, vector FROM {self._vectors_in}) v USING (row)")
-            if with_vectors
-            else ("NULL", "")
-        )
+        vector, beside = "NULL", ""
+        if with_vectors:
+            vector = "v.vector"
+            beside = f" LEFT JOIN (SELECT row, vector FROM {self._vectors_in}) v USING (row)"  # noqa: S608
         with self._reader() as sql:
             for at in range(0, len(rows), _BATCH_KEYS):
                 batch = [int(row) for row in rows[at : at + _BATCH_KEYS]]
