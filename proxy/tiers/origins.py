@@ -21,6 +21,9 @@ from understudy.proxy.asks import RetrieveAsk, parts_of
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.provenance import Origin, Provenance, tenant_by
 
+EXAMPLES = ("positive", "negative", "target")
+"""The roles of what a recommendation goes by, as dialects note them in an ask's shape."""
+
 
 class Home(NamedTuple):
     """A collection as far as vectors are concerned; `is_models` says that the local model embeds into its space.
@@ -96,7 +99,7 @@ class Origins:
         found = await self._beside(ask, origin, home, embeds)
         if found is not None:
             return found
-        if origin.text and not ask.text:
+        if origin.text and not ask.text and _takes_words(ask):
             self.provenance.count("searched_words")
             return replace(ask, vector=None, text=origin.text, score_threshold=None)
         if origin.is_handle:
@@ -139,6 +142,11 @@ def _is_in(space: str, home: Home, own: Space | None) -> bool:
 
 def _worded(ask: RetrieveAsk, origin: Origin) -> RetrieveAsk:
     """With the words beside the vector, where they are known and scores are not asked to be the vector's own."""
-    if ask.text or not origin.text or ask.score_threshold is not None:
+    if ask.text or not origin.text or ask.score_threshold is not None or not _takes_words(ask):
         return ask
     return replace(ask, text=origin.text)
+
+
+def _takes_words(ask: RetrieveAsk) -> bool:
+    """Not an example of a recommendation, which only a vector is, and not what ranks points that others have found."""
+    return not ask.parts and ask.shape not in EXAMPLES

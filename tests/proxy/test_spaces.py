@@ -191,6 +191,15 @@ async def test_a_handle_under_a_prefetch_reaches_no_primary(two: TwoSpaces):
     assert two.asked_database == 0
 
 
+async def test_a_recommendation_by_handles_goes_by_their_vectors_and_reaches_no_primary(two: TwoSpaces):
+    two.embedder_up = False
+    handle = await two.vector(QUESTIONS[2])
+    body = {"query": {"recommend": {"positive": [handle], "strategy": "best_score"}}, "limit": 3}
+    answer = await two.ask(two.retrieve_parts, "POST", f"/collections/{COLLECTION}/points/query", body)
+    assert (answer.source, ids_of(answer)[0]) == ("local-index", 2), answer.body
+    assert two.asked_database == 0
+
+
 async def test_a_vector_of_ours_is_searched_by_its_text_while_the_database_is_down(two: TwoSpaces):
     vector = await two.vector(QUESTIONS[9])
     two.database_up = False
