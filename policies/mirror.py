@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 
 UNSURE_MAX = 10_000
 """Points of unknown state that are kept by id; beyond it the whole collection is compared."""
-WALK_PAUSE_S, WALK_PAUSE_SHARE = 30.0, 4.0
+WALK_PAUSE_S, WALK_PAUSE_SHARE = 5.0, 4.0
 """Between two comparisons of the whole: at least so long, and so many times as long as the last one took."""
 CHECK_AGAIN_S, CHECK_AGAIN_S_MAX = 1.0, 60.0
 """After a database that could not be asked: doubled each time."""
@@ -167,6 +167,12 @@ class Standing:
         """At least so many points differ, as far as is known: a write that waits is at least one."""
         return self.waiting + len(self.unsure) + abs(self.missing) if self.whole else 0
 
+    def has_settled(self, now: float, rules: MirrorRules) -> bool:
+        """Whether there are points of unknown state that the database can be asked for by now."""
+        return (
+            now >= self._not_before and bool(self.unsure) and next(iter(self.unsure.values())) + rules.settle_s <= now
+        )
+
     def due(self, now: float, rules: MirrorRules, *, copies: bool) -> Work:
         """What is to be done now, the most urgent first. `copies` says that the first copy is made unasked."""
         if now < self._not_before:
@@ -177,7 +183,7 @@ class Standing:
             return "walk"
         if rules.reconcile_s and now >= self.walked_at + rules.reconcile_s:
             return "walk"
-        if self.unsure and next(iter(self.unsure.values())) + rules.settle_s <= now:
+        if self.has_settled(now, rules):
             return "unsure"
         # one that is behind is compared as a whole in a while: a sample would say nothing new
         if not self.behind_since and (not self.proven or now >= self.checked_at + rules.check_s):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from understudy.proxy.addresses import addresses, tls_of, unix_path
+from understudy.proxy.addresses import addresses, speaks_tls, tls_of, unix_path
 from understudy.proxy.policy_files import read_bounded
 from understudy.proxy.rules import Place
 from understudy.proxy.settings import ServerTls, Settings
@@ -176,3 +176,8 @@ def faults_of_tls(settings: Settings, at: Place) -> Iterator[Fault]:
         credentials(tls)
     except BadCredentials as bad:
         yield from at.fault(str(bad), bad.key, reads=["cert_file", "key_file", "client_ca_file"])
+
+
+def context_for(address: str, settings: Settings, held: Credentials | None) -> ssl.SSLContext | None:
+    """What callers of this address shake hands with; None where they speak plain HTTP."""
+    return held.context if held is not None and speaks_tls(settings, address) else None

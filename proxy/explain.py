@@ -25,7 +25,7 @@ Order = Sequence[tuple[str, str]]
 """The layers of a stack from outside in, and why each stands where it does."""
 
 BUILT_IN = "built in"
-OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow", "watch": "watch"}
+OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow", "watch": "watch", "mirror": "mirror"}
 """Layers that are only there where the settings have this key."""
 GOES_BY = {"observe": "objectives"}
 """Layers whose values stand under another key."""

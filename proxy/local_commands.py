@@ -54,6 +54,20 @@ def add_to(groups: Groups) -> None:
     verify.add_argument("--name", default="knowledge")
     add_common(verify, verify_index)
 
+    sync = verbs.add_parser("sync", help="copy the collections behind a route that has a `mirror:`, or compare them")
+    sync.add_argument("route", metavar="ROUTE")
+    sync.add_argument(
+        "--collection", action="append", default=[], metavar="NAME", help="only this one; may be repeated"
+    )
+    sync.add_argument(
+        "--points-per-s", type=float, metavar="N", help="read so fast at most, instead of as the policy says"
+    )
+    sync.add_argument(
+        "--prune", action="store_true", help="drop what the database lacks, though it be most of the copy"
+    )
+    sync.add_argument("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES)")
+    add_common(sync, sync_copies)
+
 
 def add_common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
     """The arguments that every command on local models and collections takes, and what it runs."""
@@ -116,6 +130,14 @@ def build_index(arguments: argparse.Namespace) -> int:
         f"in {report.wall_s:.1f} s, {report.generation}\n"
     )
     return WELL
+
+
+def sync_copies(arguments: argparse.Namespace) -> int:
+    """Copy the collections behind a route."""
+    from understudy.proxy.mirroring.command import sync
+
+    with complaining():
+        return sync(arguments)
 
 
 def search_index(arguments: argparse.Namespace) -> int:

@@ -14,11 +14,13 @@ from understudy.policies.shed import Shedder
 from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.collection_reports import COLLECTION_METRICS, Stats, collection_metrics
+from understudy.proxy.copies import Copies
 from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.last_word_reports import LAST_WORDS_METRICS, last_words_metrics
 from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
+from understudy.proxy.mirror_reports import MIRROR_METRICS, mirror_metrics
 from understudy.proxy.prompter import Prompter
 from understudy.proxy.provenance import Provenance
 from understudy.proxy.spaces_reports import SPACES_METRICS, spaces_metrics
@@ -65,6 +67,7 @@ METRICS = {
     **SPACES_METRICS,
     **WATCH_METRICS,
     **LAST_WORDS_METRICS,
+    **MIRROR_METRICS,
     "understudy_quota_waited_total": "Calls that waited for an endpoint's own quota to fill up",
     "understudy_quota_refused_total": "Calls not sent to an endpoint that has said its quota is spent",
     "understudy_tokens_refused_total": "Calls answered 429 by a rate limit of ours, by whose it is",
@@ -148,6 +151,8 @@ class Seen(Protocol):
     def provenance(self) -> Provenance: ...
     @property
     def fingerprints(self) -> Fingerprints: ...
+    @property
+    def copies(self) -> Copies: ...
 
 
 class SidecarCollector(Collector):
@@ -169,6 +174,7 @@ class SidecarCollector(Collector):
         yield from spaces_metrics(self._seen.provenance, self._seen.fingerprints)
         yield from watch_metrics(routes)
         yield from last_words_metrics(routes, self._seen.prompter.sentences)
+        yield from mirror_metrics(self._seen.copies.mirrors)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _overload_metrics(self._seen)

@@ -24,6 +24,7 @@ from understudy.proxy.addresses import (
 )
 from understudy.proxy.alert_rules import alert_faults
 from understudy.proxy.arm_rules import arm_faults, arm_warnings
+from understudy.proxy.mirror_rules import mirror_faults, mirror_warnings
 from understudy.proxy.outcomes import providers_of, row_faults, sets_key
 from understudy.proxy.scalars import did_you_mean
 from understudy.proxy.settings import (
@@ -93,6 +94,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
             yield from _match_faults(match, ports, at.at(key))
         yield from _policy_faults(route, at)
         yield from _cache_faults(route, at)
+        yield from mirror_faults(settings, route, at)
         yield from _tier_order_faults(route, dialects, at)
         yield from _space_faults(settings, route, dialects, at)
         yield from space_faults(route, dialects, at)
@@ -126,6 +128,7 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
         yield from space_warnings(settings, route, dialects, at)
         if dialects.get(route.dialect) == "generate":
             yield from stream_warnings(route, at)
+        yield from mirror_warnings(route, at)
         if route.cache.enabled and dialects.get(route.dialect) == "pass":
             yield from at.fault("nothing is kept of what this dialect speaks", "cache.enabled", reads=["dialect"])
         for key, tier in route.every_tier:

@@ -27,6 +27,7 @@ from understudy.proxy.cache_settings import Cache, Coalesce, SharedCache
 from understudy.proxy.last_word_settings import LastWords
 from understudy.proxy.likeness_settings import Likeness
 from understudy.proxy.local_settings import Local as Local
+from understudy.proxy.mirror_settings import Mirror
 from understudy.proxy.overload_settings import Limit, Quota, Shed, Shedding, Tokens
 from understudy.proxy.overload_settings import Rate as Rate
 from understudy.proxy.settings_types import (
@@ -378,6 +379,7 @@ class Route(Frozen, frozen=True):
     split: Split | None = None
     shadow: Shadow | None = None
     watch: Watch | None = None
+    mirror: Mirror | None = None
     faults: list[PlannedFault] = []
     """What is broken on purpose for this route's callers, whoever answers."""
     objectives: Objectives = Objectives()

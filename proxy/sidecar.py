@@ -10,7 +10,6 @@ import asyncio
 import logging
 import random
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,15 +19,16 @@ from typing import TYPE_CHECKING
 
 from understudy.policies.breaker import Forced, Mode
 from understudy.policies.outcomes import Outcomes
-from understudy.policies.service import Answer, Call, Refused, Service
+from understudy.policies.service import Service
 from understudy.policies.shed import Shedder
 from understudy.proxy.accepting import BACKLOG, Accepting
 from understudy.proxy.access_log import AccessLog
-from understudy.proxy.addresses import speaks_tls, tls_of
+from understudy.proxy.addresses import tls_of
 from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.caching.route_cache import RouteCache
-from understudy.proxy.certificates import BadCredentials, Credentials, credentials
+from understudy.proxy.certificates import BadCredentials, Credentials, context_for, credentials
 from understudy.proxy.chores import Chores
+from understudy.proxy.copies import Copies
 from understudy.proxy.dialects import DIALECTS, KINDS, NAMING
 from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.handles import Handles, learning
@@ -45,7 +45,7 @@ from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, parse_address, unix_path
 from understudy.proxy.settings import LocalTier, Route, Settings, Shedding, Tier, UpstreamTier
 from understudy.proxy.shared_ledger import SharedLedger
-from understudy.proxy.spaces import NO_PLAN, is_never_alone, plans_of
+from understudy.proxy.spaces import NO_PLAN, is_never_alone, of_another_space, plans_of
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.stream_rules import can_fail_over
 from understudy.proxy.tiers.continuing import prefilled_by
@@ -141,6 +141,9 @@ class Sidecar:
         self._accepting: Accepting | None = None
         self.caches: Caches | None = None
         self.chores = Chores(self.knowing, lambda: self.routes, self.world.clock)
+        self.copies = Copies(
+            state, self.knowing, lambda name: self.stack.routes[name].links if name in self.stack.routes else ()
+        )
         # a worker tells the others by it that a write has passed
         self.written: Callable[[list[str]], None] | None = None
         self.place = 0
@@ -256,6 +259,7 @@ class Sidecar:
 
     def _swap(self, stack: Stack) -> None:
         before, self.stack = self.stack, stack
+        self.copies.adopt(stack.routes)
         for (route, tier, endpoint), mode in list(self._forced.items()):
             # a breaker may be another one: its endpoint has moved, or was gone for a while
             self.force(Forced(route, tier, endpoint, mode))
@@ -268,7 +272,7 @@ class Sidecar:
         self.shedder.rules = stack.settings.server.shed
         for listener, address in zip(self.listeners, self._addresses, strict=True):
             listener.serve(stack.table.find, stack.settings.server.limits)
-            listener.tls = _context_for(address, stack)
+            listener.tls = context_for(address, stack.settings, stack.tls)
         for parts in before.routes.values():
             parts.close()
         if self.place == 0:
@@ -305,6 +309,7 @@ class Sidecar:
                 zone=settings.server.zone,
                 plan=plans.get(route.name, NO_PLAN),
                 foreseen=foreseen_of(route),
+                tap=self.copies.tap_of(settings, route, self._handles_of(route)),
             )
             for route in settings.routes
         }
@@ -331,7 +336,7 @@ class Sidecar:
         if isinstance(tier, LocalTier):
             return self._local_tier(settings, route, tier)
         if space and tier.space and tier.space != space:
-            return _of_another_space(tier.space, space)
+            return of_another_space(tier.space, space)
         key = (route.name, tier.name, endpoint)
         pool = before.pools.get(key) if before and before.tiers.get(key) == tier else None
         if pool is None:
@@ -371,6 +376,7 @@ class Sidecar:
             handing=handing,
             origins=origins,
             message=route.last_words.message,
+            watch=self.copies.watch,
         )
 
     def _handles_of(self, route: Route) -> Handles | None:
@@ -447,7 +453,7 @@ class Sidecar:
                 route_names=lambda: list(self.stack.routes),
                 pseudonym=self.pseudonym,
             )
-            listener.tls = _context_for(address, self.stack)
+            listener.tls = context_for(address, self.settings, self.stack.tls)
             if places is not None and self._accepting is not None:
                 listener.port = places[place][number].getsockname()[1]
                 self._accepting.add(listener)
@@ -465,6 +471,7 @@ class Sidecar:
             self.chores.watch()
         if self.caches is not None:
             self.caches.spawn(self._load_caches(self.caches))
+        self.copies.adopt(self.stack.routes)
         if self._needs_local():
             self._loading = self.loop.create_task(load_local(self.knowing, self.settings.local, self.state))
             self._loading.add_done_callback(self._loaded)
@@ -491,7 +498,7 @@ class Sidecar:
 
     def _needs_local(self) -> bool:
         routes = self.settings.routes
-        compares = any(map(compares_questions, routes))
+        compares = any(compares_questions(route) or route.mirror is not None for route in routes)
         return compares or any(isinstance(tier, LocalTier) for route in routes for _, tier in route.every_tier)
 
     def _loaded(self, loading: asyncio.Task[None]) -> None:
@@ -567,6 +574,7 @@ class Sidecar:
             if self.listeners:
                 await self.caches.save(self._snapshot, self._route_caches)
             await self.caches.close()
+        await self.copies.stop()
         for parts in self.routes:
             parts.close()
         for pool in self.pools.values():
@@ -581,15 +589,3 @@ class Sidecar:
         await self.chores.stop()
         await self.knowing.close()
         self.access_log.close()
-
-
-def _context_for(address: str, stack: Stack) -> ssl.SSLContext | None:
-    """What callers of this address shake hands with; None where they speak plain HTTP."""
-    return stack.tls.context if stack.tls is not None and speaks_tls(stack.settings, address) else None
-
-
-def _of_another_space(own: str, wanted: str) -> Service:
-    async def refusing(_call: Call) -> Answer:
-        raise Refused("space", f"this tier's vectors are in the space {own}, the route's in {wanted}")
-
-    return refusing

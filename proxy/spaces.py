@@ -234,3 +234,12 @@ class Guard:
 
 
 _FOREIGN = "a fallback vector, which is of another space than the database's, is in it: "
+
+
+def of_another_space(own: str, wanted: str) -> Service:
+    """A tier that is never asked: its vectors are in another space than the route's."""
+
+    async def refusing(_call: Call) -> Answer:
+        raise Refused("space", f"this tier's vectors are in the space {own}, the route's in {wanted}")
+
+    return refusing

@@ -88,6 +88,11 @@ ROUTE_ORDER = (
         "stream",
         "next to the chain: who goes on with a stream that broke is one of its tiers; only where streams are continued",
     ),
+    (
+        "mirror",
+        "next to the chain, inside the split: it must see which tier said yes to a write, and no arm's database is the "
+        "one it copies; only where it is asked for",
+    ),
     ("chain", "the tiers in order; each has its own policies, since each fails by itself"),
 )
 
@@ -133,13 +138,15 @@ def assemble(
     zone: str | None = None,
     plan: Plan = NO_PLAN,
     foreseen: Foreseen | None = None,
+    tap: Callable[[Service], Service] | None = None,
 ) -> RouteParts:
     """Put a route together in the orders above.
 
     `absent` names the tiers that are configured but not there, with the reason. What `before` had learnt (breakers,
     places taken, counts) goes on under the same names. `faults` lets what is planned to break do so.
     `caches` is there when any route has a cache or likeness; `space` is the route's vector space, `zone`
-    is where we are, `plan` what it does about vectors, `foreseen` the questions of the files that the route names.
+    is where we are, `plan` what it does about vectors, `foreseen` the questions of the files that the route names;
+    `tap` has a mirror see the writes that pass.
     """
     tally = before.tally if before else RouteTally()
     tally.late_s = route.objectives.latency_s
@@ -154,6 +161,8 @@ def assemble(
     parts.last_words = last_words_of(route, dialect, foreseen, known, clock=world.clock, embed=world.embed)
     parts.links = build.links(route.tiers, parts.tiers, alike=alike)
     service = chain(parts.links, clocks, clock=world.clock)
+    if tap is not None:
+        service = tap(service)
     parts.continuations = continuations_of(route, parts.links, clocks, world.clock)
     if parts.continuations is not None:
         parts.continuations.goes_on_from(before.continuations if before else None)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from understudy.proxy.arm_reports import arms_text
+from understudy.proxy.mirror_reports import mirror_text
 from understudy.proxy.watch_reports import watch_text
 
 
@@ -23,7 +24,12 @@ def status_text(status: dict[str, Any]) -> str:
     for route in status["routes"]:
         answers = ", ".join(f"{count} {what}" for what, count in route["answers"].items()) or "no calls yet"
         lines.append(f"\n{route['name']}  ({route['dialect']})  {answers}")
-        lines += [*arms_text(route), *watch_text(route), *(line for tier in route["tiers"] for line in _tier(tier))]
+        lines += [
+            *arms_text(route),
+            *watch_text(route),
+            *mirror_text(route),
+            *(line for tier in route["tiers"] for line in _tier(tier)),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.control.objectives import Lookout, tallied
 from understudy.proxy.control.summing import Live
 from understudy.proxy.metrics import registry_for
+from understudy.proxy.mirror_reports import mirror_status
 from understudy.proxy.rules import parse_address
 from understudy.proxy.settings import Settings
 from understudy.proxy.sidecar import CannotStart, Sidecar
@@ -229,6 +230,7 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         "in_flight": parts.tally.in_flight,
         "answers": {f"{tier or 'none'} {hundreds}xx": n for (tier, hundreds), n in parts.tally.answers.items()},
         **_cache_status(parts),
+        **mirror_status(sidecar.copies.mirrors, name),
         "tiers": tiers,
     }
 

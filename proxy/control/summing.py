@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from understudy.proxy.arm_reports import merged_arms
 from understudy.proxy.control.wire import Family, Sample
+from understudy.proxy.mirror_reports import merged_mirrors
 from understudy.proxy.watch_reports import merged_watch
 
 STATES = ("open", "half-open", "closed")
@@ -43,6 +44,9 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_local_ready": min,
     "understudy_local_sentences": max,
     "understudy_loop_lag_seconds": max,
+    "understudy_mirror_points_behind": max,
+    "understudy_mirror_staleness_seconds": max,
+    "understudy_mirror_state": max,
     "understudy_ramp_share": min,
     "understudy_reload_ok": min,
     "understudy_shed_pressure": max,
@@ -166,6 +170,7 @@ def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **routes[0],
         **merged_arms(routes),
         **merged_watch(routes),
+        **merged_mirrors(routes),
         "in_flight": sum(route["in_flight"] for route in routes),
         "answers": _added([route["answers"] for route in routes]),
         **_merged_cache([route["cache"] for route in routes if "cache" in route]),

@@ -15,13 +15,14 @@ import logging
 from asyncio import Future
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from understudy.indexes.faults import BadPoint, IndexFault, WrongDimension
-from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id
+from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, is_derived
 from understudy.indexes.writes import (
     Change,
     Create,
@@ -39,9 +40,12 @@ from understudy.indexes.writes import (
 from understudy.policies.mirror import Standing
 from understudy.policies.service import Answer, Call, Refused
 from understudy.proxy.dialects.base import Malformed
+from understudy.proxy.mirroring.touches import Touches
 
 log = logging.getLogger("understudy.mirror")
 
+OWNER = "mirror"
+"""What a copy notes of itself: the route whose mirror it is."""
 TOUCHED_MAX = 50_000
 """Points of one copy that are remembered as written lately."""
 SCROLL_POINTS = 1_000
@@ -58,6 +62,8 @@ class Copy(Protocol):
     def count(self) -> int: ...
     @property
     def shapes(self) -> Mapping[str, object]: ...
+    @property
+    def notes(self) -> Mapping[str, Any]: ...
     def get(self, ids: Sequence[PointId], *, with_vectors: bool = False) -> Sequence[Point]: ...
     def scroll(
         self, from_id: PointId | None, limit: int, filter: object = None, *, with_vectors: bool = False
@@ -155,8 +161,8 @@ class Verdict:
 @dataclass(slots=True)
 class Outcome:
     """What came of a job: the copies created and dropped, points of unknown state, what made a copy fall behind, how
-    many points were written, and whether a filter chose them. `unknown`: a collection that we have not heard of. Names
-    are local ones; lost[""] is all of them."""
+    many points were written, and whether a filter chose them. `unknown`: a collection that we have not heard of.
+    `missed` are copies that are not there yet, and were written to. Names are local ones; lost[""] is all of them."""
 
     created: list[str] = field(default_factory=list[str])
     dropped: list[str] = field(default_factory=list[str])
@@ -165,6 +171,7 @@ class Outcome:
     points: int = 0
     wide: bool = False
     unknown: bool = False
+    missed: list[str] = field(default_factory=list[str])
     verdict: Verdict | None = None
     value: Any = None
     error: Exception | None = None
@@ -210,6 +217,8 @@ class Applier:
         text: Sequence[str] = (),
         settle_s: float = 2.0,
         fits: bool = False,
+        owner: str = "",
+        touches: Touches | None = None,
         listener: Callable[[str, Sequence[Point]], None] | None = None,
     ) -> None:
         self.dialect = dialect
@@ -219,11 +228,17 @@ class Applier:
         self.text = tuple(text)
         self.settle_s = settle_s
         self.fits = fits
+        self.owner = owner
+        self.touches = touches
         self.listener = listener
         self._touched: dict[str, _Touched] = {}
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """What came of each. Raises nothing: what goes wrong is part of the outcome."""
+        with nullcontext() if self.touches is None else self.touches.locked():
+            return self._run(jobs)
+
+    def _run(self, jobs: Sequence[Job]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         together = _Together(self.write)
         for job in jobs:
@@ -284,7 +299,8 @@ class Applier:
             if local is None:
                 continue
             if not is_whole and not self.naming.is_kept(local) and local not in outcome.created:
-                outcome.unknown |= self.naming.may_create(local)
+                if self.naming.may_create(local):
+                    outcome.missed.append(local)
                 continue
             found.append((local, self._fitted(local, change.write)))
         return found
@@ -319,7 +335,7 @@ class Applier:
     def placed(self, write: Create) -> Create:
         """A collection as it is created here: its vectors are of the route's space."""
         vectors = {name: replace(shape, space=self.space) for name, shape in write.vectors.items()}
-        return replace(write, vectors=vectors, notes={**write.notes, "space": self.space})
+        return replace(write, vectors=vectors, notes={**write.notes, "space": self.space, OWNER: self.owner})
 
     def _write(self, local: str, write: Write, outcome: Outcome, together: _Together) -> None:
         if isinstance(write, Upsert):
@@ -343,7 +359,7 @@ class Applier:
             return
         copy = self.stock().get(local)
         points = () if copy is None else copy.get(ids, with_vectors=True)
-        points = self.texted([replace(point, text="") for point in points])
+        points = self.texted([replace(point, text="", named=_given(point)) for point in points])
         if points:
             together.add(local, Upsert(points), outcome)
             self._tell(local, points)
@@ -403,6 +419,18 @@ class Applier:
                 outcome.unsure.setdefault(local, []).extend(met)
         if crossed:
             outcome.lost[local] = "a write by filter crossed another"
+        self._share(local, ids, began, ended, outcome)
+
+    def _share(self, local: str, ids: list[PointId] | None, began: float, ended: float, outcome: Outcome) -> None:
+        """Tell the other processes, and hear whether a write of theirs crossed this one."""
+        if self.touches is None:
+            return
+        self.touches.add(local, ids, began, ended)
+        met = self.touches.touched(local, ids or [], began)
+        if met is None:
+            outcome.lost[local] = "a write by filter crossed another"
+        elif met:
+            outcome.unsure.setdefault(local, []).extend(met)
 
     def _doubtful(self, job: Doubtful, outcome: Outcome) -> None:
         for local, write in self._read(lambda: self.dialect.changes(job.call), outcome):
@@ -411,8 +439,10 @@ class Applier:
             if ids is None:
                 touched.wide = max(touched.wide, job.ended)
                 outcome.lost[local] = "a write by filter of unknown outcome"
+                self._share(local, None, job.began, job.ended, outcome)
             else:
                 touched.add(ids, job.began, job.ended)
+                self._share(local, ids, job.began, job.ended, outcome)
                 outcome.unsure.setdefault(local, []).extend(ids)
 
     # --- comparing -------------------------------------------------------------------------------------------------
@@ -428,8 +458,14 @@ class Applier:
             return Verdict(again=True)
         there = {canonical_id(point.id): point for point in self.texted(job.points)}
         ids = dict.fromkeys([*there, *map(canonical_id, job.asked)])
-        verdict = Verdict(skipped=[each for each in ids if each in touched.ids and touched.ids[each][1] >= since])
-        compared = [each for each in ids if each not in set(verdict.skipped)]
+        skipped = {each for each in ids if each in touched.ids and touched.ids[each][1] >= since}
+        if self.touches is not None:
+            theirs = self.touches.touched(job.local, list(ids), since)
+            if theirs is None:
+                return Verdict(again=True)
+            skipped.update(theirs)
+        verdict = Verdict(skipped=[each for each in ids if each in skipped])
+        compared = [each for each in ids if each not in skipped]
         have = {canonical_id(point.id): point for point in copy.get(compared, with_vectors=True)}
         put = [there[each] for each in compared if each in there and not _same(there[each], have.get(each), job.shapes)]
         gone = tuple(have[each].id for each in compared if each not in there and each in have)
@@ -501,8 +537,16 @@ def words(payload: Payload, fields: Sequence[str]) -> str:
     return "\n".join(found)
 
 
+def _given(point: Point) -> dict[str, Vector]:
+    """A point's vectors without those that were made here of words it no longer has."""
+    return {name: vector for name, vector in point.named.items() if not is_derived(name)}
+
+
 def _same(live: Point, held: Point | None, shapes: Mapping[str, VectorShape]) -> bool:
-    if held is None or live.payload != held.payload or live.text != held.text or live.named.keys() != held.named.keys():
+    if held is None or live.payload != held.payload or live.text != held.text:
+        return False
+    # our own vectors of its words lie beside those that the database has
+    if set(live.named) != {name for name in held.named if not is_derived(name)}:
         return False
     if not _close(live.vector, held.vector, shapes.get("")):
         return False

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from understudy.indexes.faults import IndexFault
 from understudy.policies.mirror import Standing
 from understudy.policies.service import Refused
+from understudy.proxy.mirroring.applying import OWNER
 from understudy.proxy.mirroring.mirror import ANY, COPIES_MAX, Held, Mirror
 from understudy.proxy.mirroring.notes import died_in_the_middle
 from understudy.proxy.mirroring.source import Gone, SourceFailed, Unmirrorable
@@ -50,6 +51,7 @@ class Keeper:
         self._listed_at = float("-inf")
         self._saved_at = float("-inf")
         self._told: dict[str, str] = {}
+        self._died = mirror.notes.folder / "taps"
         self.trouble = ""
         """Why the database could not be asked last time, or ''."""
 
@@ -73,7 +75,7 @@ class Keeper:
         if not self._kept:
             await loop.run_in_executor(None, mirror.read)
             self._kept = True
-        if await loop.run_in_executor(None, died_in_the_middle, mirror.notes.folder / "taps"):
+        if await loop.run_in_executor(None, died_in_the_middle, self._died):
             mirror.lose(ANY, "a process ended with writes under way")
         await self._take_notes()
         self._hear()
@@ -87,6 +89,20 @@ class Keeper:
             self._saved_at = now
             await loop.run_in_executor(None, lambda: mirror.save(durable=False))
 
+    async def sync(self, local: str, called: str) -> str:
+        """Copy one collection now, or compare it whole; why it could not be, or ''. For whoever is keeper by hand."""
+        mirror = self.mirror
+        if local not in mirror.held:
+            await self._take_on(local, called)
+        held = mirror.held.get(local)
+        if held is None or held.refused:
+            return held.refused if held is not None else f"more than {COPIES_MAX} collections"
+        try:
+            await self._do("walk" if held.standing.whole else "copy", local, held)
+        except (SourceFailed, IndexFault, Unmirrorable, Wiped, Refused) as why:
+            return str(why)
+        return ""
+
     def _hear(self) -> None:
         count = self._heard()
         if count != self._heard_before:
@@ -98,7 +114,16 @@ class Keeper:
     async def _take_notes(self) -> None:
         mirror = self.mirror
         loop = asyncio.get_running_loop()
+        for local in await loop.run_in_executor(None, mirror.notes.take_notes, "dropped"):
+            mirror.held.pop(local, None)
+            await loop.run_in_executor(None, mirror.notes.clear_note, "dropped", local)
+        for local in await loop.run_in_executor(None, mirror.notes.take_notes, "look"):
+            mirror.is_to_look = True
+            await loop.run_in_executor(None, mirror.notes.clear_note, "look", local)
         for local, why in (await loop.run_in_executor(None, mirror.notes.take_notes, "behind")).items():
+            if local not in mirror.held:
+                # it is copied first: then what was missed is in it
+                mirror.is_to_look = True
             mirror.lose(local, why)
             await loop.run_in_executor(None, lambda: mirror.save(durable=True))
             await loop.run_in_executor(None, mirror.notes.clear_note, "behind", local)
@@ -140,7 +165,7 @@ class Keeper:
             # the local collections are still being opened
             mirror.is_to_look = True
             return
-        if there is not None:
+        if there is not None and there.notes.get(OWNER) != mirror.name:
             # made by hand, or another route's: not ours to overwrite
             held.refused = "a local collection of this name is there, and is no copy of ours"
             self._tell(local, held.refused)
@@ -151,7 +176,9 @@ class Keeper:
         for local, held in list(mirror.held.items()):
             copies = mirror.rules.sync == "auto" or held.called in mirror.wanted
             work = held.standing.due(mirror.wall(), mirror.rules, copies=copies)
-            if not work or held.refused or (only_unsure and work != "unsure"):
+            if only_unsure:
+                work = "unsure" if held.standing.has_settled(mirror.wall(), mirror.rules) else ""
+            if not work or held.refused:
                 continue
             try:
                 await self._do(work, local, held)

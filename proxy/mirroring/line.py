@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -27,6 +27,7 @@ BODY_BYTES_MAX = 64 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 BUSY = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
 
+Query = Mapping[str, str] | Sequence[tuple[str, str]]
 _Read = TypeVar("_Read")
 
 
@@ -59,7 +60,7 @@ class Line:
         path: str,
         body: Any = None,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Query | None = None,
         read: Callable[[bytes], _Read] = msgspec.json.decode,
     ) -> _Read:
         """What the upstream answers, as `read` makes of its body, in a thread. `path` is quoted already.
@@ -110,7 +111,7 @@ class Line:
         return min(PAUSE_S_MAX, PAUSE_S * 2**attempt) * (0.5 + 0.5 * self._dice())
 
     async def _once(
-        self, method: str, path: str, data: bytes | None, query: Mapping[str, str] | None
+        self, method: str, path: str, data: bytes | None, query: Query | None
     ) -> tuple[int, Mapping[str, str], bytes]:
         place = self._places[self._place]
         session = self._session(self._place)
@@ -145,9 +146,10 @@ class Line:
         return session
 
 
-def _with_query(url: str, query: Mapping[str, str] | None) -> str:
+def _with_query(url: str, query: Query | None) -> str:
     """The URL with its query; what is quoted in it stays as it is."""
-    words = "&".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in (query or {}).items())
+    pairs = query.items() if isinstance(query, Mapping) else query or ()
+    words = "&".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in pairs)
     return f"{url}?{words}" if words else url
 
 

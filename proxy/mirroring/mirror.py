@@ -28,6 +28,7 @@ from understudy.proxy.mirror_settings import Mirror as Rules
 from understudy.proxy.mirroring.applying import Act, Applier, Changing, Doubtful, Found, Job, Outcome, Passed, Stock
 from understudy.proxy.mirroring.lane import Lane, size_of
 from understudy.proxy.mirroring.notes import CopyNote, Notes, Standings, TapMark
+from understudy.proxy.mirroring.touches import Touches
 
 if TYPE_CHECKING:
     from understudy.proxy.handles import Handles
@@ -39,6 +40,7 @@ STOP_S_MAX = 5.0
 FITTED = ("elasticsearch", "opensearch", "milvus")
 """Whose documents hold their vectors among their fields."""
 ANY = ""
+LOOK = "any"
 
 log = logging.getLogger("understudy.mirror")
 
@@ -109,6 +111,7 @@ class Mirror:
         self.counts = Tapping()
         self.wanted: set[str] = set()
         """Copies that somebody has asked for by name, and may be made though the policy leaves it to hands."""
+        self.touches = Touches(folder / "rings")
         self.applier = Applier(
             dialect,
             self,
@@ -118,6 +121,8 @@ class Mirror:
             settle_s=rules.settle_s,
             listener=listener,
             fits=dialect.name in FITTED,
+            owner=name,
+            touches=self.touches,
         )
         self.lane = Lane(self.applier.run, self._take_in, thread)
         self._mark: TapMark | None = None
@@ -145,6 +150,10 @@ class Mirror:
         if not self.mirrors(name):
             return None
         return self.renamed.get(name, name)
+
+    def names(self) -> set[str]:
+        """The collections that somebody has named: the policy, or whoever wrote to them before."""
+        return {*self.rules.collections, *self.wanted, *(held.called for held in self.held.values())}
 
     def mirrors(self, name: str) -> bool:
         """Whether the policy has a collection copied."""
@@ -258,10 +267,22 @@ class Mirror:
             oldest = self.lane.oldest_passed_at()
             for standing in job.concerned:
                 standing.applied(now, oldest)
-        self.is_to_look |= outcome.unknown
-        if outcome.created or outcome.dropped:
-            self.save(durable=True)
+        self._tell_keeper(outcome)
         self._settle_mark()
+
+    def _tell_keeper(self, outcome: Outcome) -> None:
+        """Collections that came, went, or were written to before there was a copy."""
+        self.is_to_look |= outcome.unknown or bool(outcome.missed)
+        if self.is_keeper:
+            if outcome.created or outcome.dropped:
+                self.save(durable=True)
+            return
+        for local in outcome.dropped:
+            self._leave_note("dropped", local, "")
+        for local in outcome.missed:
+            self._leave_note("behind", local, "writes passed before there was a copy")
+        if outcome.unknown or outcome.missed or outcome.created:
+            self._leave_note("look", LOOK, "")
 
     def _called(self, local: str) -> str:
         return next((name for name, own in self.renamed.items() if own == local), local)
@@ -274,13 +295,14 @@ class Mirror:
                 if held.standing.whole and not held.standing.behind_since:
                     log.warning("route %s, collection %s: the copy is behind: %s", self.name, name, why)
                     self._unsaved = True
-                    self._leave_note(name, why)
+                    if not self.is_keeper:
+                        self._leave_note("behind", name, why)
                 held.standing.lost(now, why)
 
-    def _leave_note(self, local: str, why: str) -> None:
-        if not self.is_keeper and self._mark is not None:
+    def _leave_note(self, kind: str, local: str, why: str) -> None:
+        if self._mark is not None:
             # a disk may take its time; nobody waits for it
-            asyncio.get_running_loop().run_in_executor(None, self.notes.leave_note, "behind", local, why)
+            asyncio.get_running_loop().run_in_executor(None, self.notes.leave_note, kind, local, why)
 
     # --- turns among the writes --------------------------------------------------------------------------------------
 
@@ -304,6 +326,7 @@ class Mirror:
         """Read how the copies stood, and make ready to tap. Reads disk: call it in a thread."""
         self.read()
         self._ready = TapMark(self.notes.folder / "taps")
+        self.touches.open()
 
     def start(self) -> None:
         """Begin to tap; what passes is applied once the lane is started, too."""
@@ -329,6 +352,7 @@ class Mirror:
         if self._mark is not None:
             self._mark.close(clean=clean and not self.is_open and not self._under_way)
             self._mark = None
+        self.touches.close()
         if self.is_keeper:
             self.save(durable=True)
             self.notes.leave()

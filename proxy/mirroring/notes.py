@@ -3,7 +3,8 @@
     ROUTE/keeper.lock          held by the one process that copies and compares
     ROUTE/standing.json        of each copy: whose it is, whether it is whole, and as of when
     ROUTE/taps/PID             one byte, 1 while a write is under way or waits: who dies then leaves the copies behind
-    ROUTE/behind/, sync/       notes to the keeper: a copy that is behind, one that somebody waits for
+    ROUTE/behind/, dropped/    notes to the keeper from the others: copies that are behind, that are no more; look:
+          look/, sync/         there may be new ones; sync: somebody waits
     ROUTE/walks/NAME.json      the cursor of a comparison, how many points were seen, and how many bytes of
     ROUTE/walks/NAME.seen      the fingerprints of their ids, 8 bytes each
 
@@ -110,7 +111,7 @@ class Notes:
     # --- notes to the keeper ---------------------------------------------------------------------------------------
 
     def leave_note(self, kind: str, local: str, text: str) -> None:
-        """Tell the keeper: `behind` and why, or `sync`, which somebody waits for."""
+        """Tell the keeper something of a copy; `kind` is the name of a folder."""
         _write(self.folder / kind / folder_name(local)[:200], msgspec.json.encode([local, text]))
 
     def take_notes(self, kind: str) -> dict[str, str]:
@@ -140,6 +141,10 @@ class Notes:
             # a crash between the two writes: the page comes again
             os.truncate(seen, note.seen * PRINT_BYTES)
         return note
+
+    def walk_seen(self, name: str) -> WalkNote | None:
+        """How far the comparison of another process has come, to be looked at only."""
+        return _read(self._of(name, "json"), WalkNote)
 
     def begin(self, name: str, note: WalkNote) -> None:
         """Begin a comparison, forgetting any before."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from understudy.indexes.faults import IndexFault
 from understudy.models.errors import ModelError
 from understudy.models.space import Space, same_space
-from understudy.policies.service import Failed, Refused
+from understudy.policies.service import Answer, Failed, Refused
 from understudy.proxy.settings import Local
 
 if TYPE_CHECKING:
@@ -120,6 +120,14 @@ class Shelf(Protocol):
     def follow(self) -> dict[str, str]: ...
     @property
     def stats(self) -> Mapping[str, Stats]: ...
+
+
+class Watched(Shelf, Protocol):
+    """The local collections as one call reads them: it is noted how stale they are."""
+
+    def mark(self, answer: Answer) -> None:
+        """Say so on the answer."""
+        ...
 
 
 class Model:

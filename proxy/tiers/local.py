@@ -36,7 +36,7 @@ from understudy.proxy.handles import Handles
 from understudy.proxy.http.stepping import in_task
 from understudy.proxy.settings import LocalTier
 from understudy.proxy.tiers.handing import Handing
-from understudy.proxy.tiers.knowing import WORK_S_MAX, Counts, Knowing, Model, Shelf, Shelved
+from understudy.proxy.tiers.knowing import WORK_S_MAX, Counts, Knowing, Model, Shelf, Shelved, Watched
 from understudy.proxy.tiers.origins import Home, Origins, has_vectors
 from understudy.proxy.tiers.reading import by_name, read
 
@@ -66,18 +66,19 @@ def local_tier(
     handing: Handing | None = None,
     origins: Origins | None = None,
     message: str = "",
+    watch: Callable[[Shelf], Watched | None] | None = None,
 ) -> Service:
     """A Service that answers locally. `space` is the route's vector space; `clock` tells the time since the epoch;
     `handles` knows the collections by other names than their own; `handing` gives handles where the local model is of
-    another space, `origins` knows whose vectors those of searches are, and `message` is what is said where nothing
-    fits.
+    another space, `origins` knows whose vectors those of searches are, `watch` how stale the collections, and
+    `message` is what is said where nothing fits.
 
     Raises Refused for what cannot be answered faithfully (`warming`, `no_local_model`, `space`, `no_collection`, …)
     and Failed for what broke (`deadline`, `local_model`, `local_index`). A question that is itself at fault is
     answered with the dialect's own 400.
     """
     tier = _Local(settings, space or "", dialect, knowing, clock, handles, message_text(message))
-    tier.handing, tier.origins = handing, origins
+    tier.handing, tier.origins, tier.watch = handing, origins, watch or _unwatched
 
     async def answering(call: Call) -> Answer:
         await in_task()
@@ -103,7 +104,18 @@ def local_tier(
 class _Local:
     """What one local tier of one route knows."""
 
-    __slots__ = ("clock", "dialect", "handing", "handles", "knowing", "message", "origins", "settings", "space")
+    __slots__ = (
+        "clock",
+        "dialect",
+        "handing",
+        "handles",
+        "knowing",
+        "message",
+        "origins",
+        "settings",
+        "space",
+        "watch",
+    )
 
     def __init__(
         self,
@@ -124,6 +136,7 @@ class _Local:
         self.handing: Handing | None = None
         self.origins: Origins | None = None
         self.message = message
+        self.watch: Callable[[Shelf], Watched | None] = _unwatched
 
     async def answer(self, call: Call) -> Answer:
         ask = self.dialect.ask(call)
@@ -185,12 +198,16 @@ class _Local:
             return self.dialect.retrieved(ask, Retrieved(at_s=self.clock()), 0.0)
         _refuse_ours(ask)
         shelf = self.knowing.shelf()
+        watched = self.watch(shelf)
         now = asyncio.get_running_loop().time
         began = now()
         asked = ask if self.origins is None else await self._understood(call, ask, shelf, self.origins)
 
         def found() -> Answer:
-            return self.dialect.retrieved(ask, self._result(shelf, asked), now() - began)
+            answer = self.dialect.retrieved(ask, self._result(watched or shelf, asked), now() - began)
+            if watched is not None:
+                watched.mark(answer)
+            return answer
 
         return await self.knowing.in_thread(found, call.until)
 
@@ -396,6 +413,10 @@ def _refuse_ours(ask: RetrieveAsk) -> None:
     """No caller searches vectors that their database does not have."""
     if any(is_derived(each.using) for each in parts_of(ask)):
         raise BadRequest("Wrong input: Not existing vector name error: its vectors have no such name")
+
+
+def _unwatched(_shelf: Shelf) -> None:
+    """No collection is a copy of anything."""
 
 
 def _from(source: str, answer: Answer) -> Answer:

@@ -53,8 +53,9 @@ def vector(seed: int) -> list[float]:
 class MemoryCopy:
     """A collection in memory that carries out writes as `indexes/writes` says."""
 
-    def __init__(self, shapes: dict[str, VectorShape]) -> None:
+    def __init__(self, shapes: dict[str, VectorShape], notes: dict[str, Any]) -> None:
         self.shapes = shapes
+        self.notes = notes
         self.points: dict[PointId, Point] = {}
 
     @property
@@ -133,7 +134,7 @@ class MemoryStock:
             self.writes += 1
             for write in writes:
                 if isinstance(write, Create):
-                    self.copies[name] = MemoryCopy(dict(write.vectors))
+                    self.copies[name] = MemoryCopy(dict(write.vectors), dict(write.notes))
                 elif isinstance(write, Drop):
                     self.copies.pop(name, None)
                 else:

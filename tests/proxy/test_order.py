@@ -44,7 +44,8 @@ from understudy.proxy.tiers.judging import tier_judge
 PLAIN = DIALECTS["plain"]
 NO_NEIGHBOURS = {
     ("watch", "stream"): "who goes on with a stream is asked by itself: in neither order is anything of it looked at",
-    ("stream", "chain"): "the chain stands round nothing: it asks the tiers",
+    ("stream", "mirror"): "one is for generated answers, the other for writes to collections: no route has both",
+    ("mirror", "chain"): "the chain stands round nothing: it asks the tiers",
     ("fault", "stream"): "no layer: what the tier itself holds its streams to",
     ("stream", "tier"): "no layer: what the tier itself holds its streams to",
     ("shadow", "watch"): "each looks at the tiers' own answers once the caller has them, and neither changes any",

@@ -30,7 +30,7 @@ routes:
     last_words: {message: Call us.}
 """
 
-NOT_OF_CHATS = {"watch"}
+NOT_OF_CHATS = {"watch", "mirror"}
 """Layers that no route for generating has."""
 ENDPOINTS = ROUTE.replace(
     'url: "https://a.example/base"',
@@ -44,6 +44,28 @@ def test_it_shows_every_layer_of_the_real_stack_in_its_order(tmp_path: Path):
     for name, _ in (*ROUTE_ORDER, *TIER_ORDER):
         if name not in NOT_OF_CHATS:
             at = text.index(f" {name}: ", at + 1)
+
+
+MIRROR = """
+routes:
+  - name: search
+    match: {prefix: /collections}
+    dialect: qdrant
+    space: text-embedding-3-small
+    mirror: {collections: [docs], staleness_s_max: 60}
+    tiers:
+      - {kind: upstream, name: a, url: "https://a.example"}
+      - {kind: local}
+"""
+
+
+def test_a_mirror_stands_between_the_shadow_and_the_chain(tmp_path: Path):
+    text = explain(read(tmp_path, MIRROR), "PUT", "/collections/docs/points")
+    assert text.index(" coalesce: ") < text.index(" mirror: ") < text.index(" chain: ")
+    assert re.search(rf"staleness_s_max +60\.0 +{re.escape(str(tmp_path))}/chat\.yaml:7", text)
+    assert "understudy_mirror" not in text
+    off = explain(read(tmp_path / "off", MIRROR.replace("    mirror:", "    #")), "PUT", "/collections/docs/points")
+    assert " mirror: " not in off
 
 
 def test_what_is_off_is_not_shown_and_what_is_on_says_where_it_was_written(tmp_path: Path):
