@@ -1,14 +1,16 @@
 """Read Elasticsearch and OpenSearch: indices whose mappings have vectors, then their documents.
 
     GET  /_mapping                                              indices, and the vectors in them, by path
-    POST /{i}/_pit?keep_alive=5m, then POST /_search {pit, sort: _shard_doc, search_after}       Elasticsearch
+    POST /{i}/_pit?keep_alive=5m, then POST /_search {pit, sort: _shard_doc, search_after}  ids  Elasticsearch
     POST /{i}/_search {sort: _id, search_after}                                                  OpenSearch
     POST /{i}/_search {query: {ids}}                                                             by id, both
 
 A cursor is a point in time with the sort value that the next page begins after; a point in time that has expired begins
-the walk anew. OpenSearch is paged by `_id` without one, so that any page can be read again. Newer Elasticsearch leaves
-vectors out of `_source`, so that they are asked for as fields as well. Documents are looked up by searching, which
-shows them once the index has refreshed: `settle_s` of a mirror must be longer than that takes.
+the walk anew. It tells what was there when it began, so it is asked for ids only, and these are looked up: a page must
+be no older than the asking for it, or it would undo what was written since. OpenSearch is paged by `_id` without one,
+so that any page can be read again. Newer Elasticsearch leaves vectors out of `_source`, so that they are asked for as
+fields as well. Documents are looked up by searching, which shows them once the index has refreshed: `settle_s` of a
+mirror must be longer than that takes.
 """
 
 from __future__ import annotations
@@ -107,11 +109,12 @@ class ElasticSource:
 
     async def page(self, of: Described, cursor: str, limit: int) -> Page:
         at = _CURSOR.decode(cursor) if cursor else _Cursor(await self._point_in_time(of))
-        asked: Fields = {"size": limit, "track_total_hits": False, **_wanted(of, as_fields=self._points_in_time)}
+        asked: Fields = {"size": limit, "track_total_hits": False}
         if at.pit:
-            asked |= {"pit": {"id": at.pit, "keep_alive": KEEP_ALIVE}, "sort": [{"_shard_doc": "asc"}]}
+            asked |= {"pit": {"id": at.pit, "keep_alive": KEEP_ALIVE}, "_source": False}
+            asked |= {"sort": [{"_shard_doc": "asc"}]}
         else:
-            asked |= {"sort": [{"_id": "asc"}]}
+            asked |= {"sort": [{"_id": "asc"}], **_wanted(of, as_fields=False)}
         if at.after:
             asked["search_after"] = at.after
         path = "/_search" if at.pit else f"/{quote(of.handle, safe='')}/_search"
@@ -121,9 +124,12 @@ class ElasticSource:
         following = msgspec.json.encode(_Cursor(found.pit_id or at.pit, last)).decode() if last else ""
         if not following and at.pit:
             await self._close(found.pit_id or at.pit)
-        return Page(tuple(_point(hit, of) for hit in hits), following)
+        points = await self.fetch(of, [hit.id for hit in hits]) if at.pit else [_point(hit, of) for hit in hits]
+        return Page(tuple(points), following)
 
     async def fetch(self, of: Described, ids: Sequence[PointId]) -> list[Point]:
+        if not ids:
+            return []
         asked: Fields = {"size": len(ids), "track_total_hits": False, "query": {"ids": {"values": list(ids)}}}
         asked |= _wanted(of, as_fields=self._points_in_time)
         path = f"/{quote(of.handle, safe='')}/_search"

@@ -20,7 +20,7 @@ from understudy.indexes.points import Point, PointId
 from understudy.indexes.writes import DistanceName, VectorShape
 from understudy.proxy.dialects.pinecone import DEFAULT_NAMESPACE
 from understudy.proxy.mirroring.line import Line
-from understudy.proxy.mirroring.source import Described, Gone, Page, Unmirrorable
+from understudy.proxy.mirroring.source import Described, Gone, Page, SourceFailed
 
 IDS_MAX: Final = 100
 """Ids of one page, and of one fetch: they stand in the URL."""
@@ -106,7 +106,7 @@ class PineconeSource:
         stats = await self._line.ask("POST", "/describe_index_stats", {}, read=_STATS.decode)
         if stats.dimension is None or stats.metric not in _DISTANCES:
             # an older API does not name it, and a guess would turn the ranking round
-            raise Unmirrorable("the index does not say its dimension and metric: set X-Pinecone-Api-Version: 2025-04")
+            raise SourceFailed("the index does not say its dimension and metric: set X-Pinecone-Api-Version: 2025-04")
         return stats
 
 

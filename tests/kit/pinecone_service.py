@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 import argparse
+import base64
 from typing import Any
 
 import numpy as np
 from aiohttp import web
 
 DIMENSIONS = 384
+PAGE_IDS_MAX = 100
 BODY_BYTES_MAX = 64 * 1024 * 1024
 Fields = dict[str, Any]
 
@@ -134,18 +136,27 @@ class Index:
 
     async def listed(self, request: web.Request) -> web.Response:
         namespace = request.query.get("namespace", "")
-        ids = sorted(self.records({"namespace": namespace}))
-        vectors = [{"id": each} for each in ids if each.startswith(request.query.get("prefix", ""))]
-        return web.json_response({"vectors": vectors, "namespace": namespace, "usage": {"readUnits": 1}})
+        limit = int(request.query.get("limit", PAGE_IDS_MAX))
+        if not 1 <= limit <= PAGE_IDS_MAX:
+            told = {"code": 3, "message": f"limit must be between 1 and {PAGE_IDS_MAX}", "details": []}
+            return web.json_response(told, status=400)
+        prefix, token = request.query.get("prefix", ""), request.query.get("paginationToken")
+        after = base64.b64decode(token).decode() if token else ""
+        ids = [each for each in sorted(self.records({"namespace": namespace})) if each.startswith(prefix)]
+        ids = [each for each in ids if each > after]
+        said: Fields = {"vectors": [{"id": each} for each in ids[:limit]], "namespace": namespace}
+        if len(ids) > limit:
+            said["pagination"] = {"next": base64.b64encode(ids[limit - 1].encode()).decode()}
+        return web.json_response(said | {"usage": {"readUnits": 1}})
 
 
 async def _healthy(_request: web.Request) -> web.Response:
     return web.Response(text="ok")
 
 
-def make_app() -> web.Application:
-    """The routes, with an empty index behind them."""
-    index = Index()
+def make_app(index: Index | None = None) -> web.Application:
+    """The routes, with an empty index behind them unless one is given."""
+    index = index or Index()
     app = web.Application(client_max_size=BODY_BYTES_MAX)
     app.router.add_get("/healthz", _healthy)
     app.router.add_post("/query", index.query)

@@ -216,8 +216,11 @@ class Live:
 class Playing:
     """One route's mirror with everything round it. Its clocks are the loop's."""
 
-    def __init__(self, folder: Path, live: Live, stock: MemoryStock | None = None, **rules: Any) -> None:
+    def __init__(
+        self, folder: Path, live: Any, stock: MemoryStock | None = None, dialect: Any = QDRANT, **rules: Any
+    ) -> None:
         self.live = live
+        self.dialect = dialect
         self.stock = stock or MemoryStock()
         self.told: list[tuple[str, list[PointId]]] = []
         loop = asyncio.get_running_loop()
@@ -225,7 +228,7 @@ class Playing:
         self.mirror = Mirror(
             "db",
             Rules(**rules),
-            QDRANT,
+            dialect,
             folder=folder / "mirror" / "db",
             stock=lambda: self.stock,
             thread=self.thread,
@@ -257,7 +260,7 @@ class Playing:
 
     async def ask(self, method: str, path: str, body: Any = None) -> Answer:
         """A write of an application, through the tap."""
-        return await self.service(call_of(method, path, body))
+        return await self.service(call_of(method, path, body, self.dialect))
 
     async def upsert(self, *points: Point, collection: str = "docs") -> Answer:
         said = [{"id": each.id, "vector": list(map(float, each.vector)), "payload": each.payload} for each in points]
@@ -289,9 +292,9 @@ def point(number: int, **payload: Any) -> Point:
     return Point(number, np.array(vector(number), np.float32), fields)
 
 
-def call_of(method: str, path: str, body: Any = None) -> Call:
+def call_of(method: str, path: str, body: Any = None, dialect: Any = QDRANT) -> Call:
     data = b"" if body is None else json.dumps(body).encode()
-    return QDRANT.read(Request(method.encode(), path.encode(), [], data))
+    return dialect.read(Request(method.encode(), path.encode(), [], data))
 
 
 def answered(status: int = 200, body: Any = None) -> Answer:

@@ -1,4 +1,4 @@
-"""The mirror of a real Chroma: filled by chromadb's own client, copied, followed by writes, and asked once it is dead."""
+"""The mirror of a real Chroma: filled by its own client, copied, followed through writes, and asked once it is dead."""
 
 from __future__ import annotations
 
