@@ -116,7 +116,8 @@ class Draft:
         there = {key: point for point in points if (key := self._key_of(point.id)) is not None}
         for record in self._records(list(there)):
             point = there[record.key]
-            if point.text != record.text and point.vector is None and all(map(is_derived, point.named)):
+            is_made_of_text = point.vector is None and bool(point.named) and all(map(is_derived, point.named))
+            if is_made_of_text and point.text != record.text:
                 # made of words that were replaced meanwhile
                 continue
             new = {name: vector.tobytes() for name, vector in self._vectors(point).items()}
