@@ -19,8 +19,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
-import numpy as np
-
 from understudy.indexes.faults import BadPoint, IndexFault, WrongDimension
 from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, is_derived
 from understudy.indexes.writes import (
@@ -40,6 +38,7 @@ from understudy.indexes.writes import (
 from understudy.policies.mirror import Standing
 from understudy.policies.service import Answer, Call, Refused
 from understudy.proxy.dialects.base import Malformed
+from understudy.proxy.mirroring.comparing import same
 from understudy.proxy.mirroring.touches import Touches
 
 log = logging.getLogger("understudy.mirror")
@@ -51,8 +50,6 @@ TOUCHED_MAX = 50_000
 SCROLL_POINTS = 1_000
 TEXT_POINTS_MAX = 20_000
 """Points whose text one write to a payload may change; more are left to a comparison."""
-CLOSE = 1e-3
-"""Vectors are the same whose difference is no longer than this share of them: databases keep float16, and normalise."""
 
 
 class Copy(Protocol):
@@ -97,6 +94,17 @@ class Naming(Protocol):
         ...
 
     def may_create(self, local: str) -> bool: ...
+    def look_again(self) -> None:
+        """Hear of copies that other processes have begun."""
+        ...
+
+    def born(self, local: str, *, whole: bool) -> None:
+        """A copy is made, with its collection; not `whole` where writes passed before it was."""
+        ...
+
+    def gone(self, local: str) -> None:
+        """A copy is dropped, with its collection."""
+        ...
 
 
 # --- jobs and what comes of them -----------------------------------------------------------------------------------
@@ -280,7 +288,9 @@ class Applier:
 
     # --- writes ----------------------------------------------------------------------------------------------------
 
-    def _read(self, changes: Callable[[], tuple[Change, ...]], outcome: Outcome) -> list[tuple[str, Write]]:
+    def _read(
+        self, job: Passed | Doubtful, changes: Callable[[], tuple[Change, ...]], outcome: Outcome
+    ) -> list[tuple[str, Write]]:
         """What a request changes in the copies, by local name."""
         try:
             read = changes()
@@ -298,12 +308,30 @@ class Applier:
                 continue
             if local is None:
                 continue
-            if not is_whole and not self.naming.is_kept(local) and local not in outcome.created:
-                if self.naming.may_create(local):
-                    outcome.missed.append(local)
+            if not is_whole and not self._is_there(local, job, outcome):
                 continue
             found.append((local, self._fitted(local, change.write)))
         return found
+
+    def _is_there(self, local: str, job: Passed | Doubtful, outcome: Outcome) -> bool:
+        """Whether there is a copy to write to: another process may have begun it a moment ago."""
+        if not self.naming.is_kept(local) and self.naming.may_create(local):
+            self.naming.look_again()
+        if self.naming.is_kept(local):
+            if self.stock().get(local) is not None:
+                return True
+            # the first copy is about to be made, or somebody has removed it
+            outcome.lost[local] = "a write passed before there was a copy"
+        elif not self.naming.may_create(local):
+            return False
+        else:
+            outcome.missed.append(local)
+        # whoever begins the copy is to know that what it reads, or takes for empty, may be older than this write
+        touched = self._touched.setdefault(local, _Touched())
+        touched.wide = max(touched.wide, job.ended)
+        if self.touches is not None:
+            self.touches.add(local, None, job.began, job.ended)
+        return False
 
     def _fitted(self, local: str, write: Write) -> Write:
         """A document's numbers are vectors where the collection has vectors of their names."""
@@ -313,23 +341,34 @@ class Applier:
         return write if copy is None else fitted(write, [name for name in copy.shapes if name])
 
     def _passed(self, job: Passed, outcome: Outcome, together: _Together) -> None:
-        for local, write in self._read(lambda: self.dialect.applied(job.call, job.answer), outcome):
+        for local, write in self._read(job, lambda: self.dialect.applied(job.call, job.answer), outcome):
             if isinstance(write, Create):
-                self._create(local, write, outcome, together)
+                self._create(local, write, job, outcome, together)
             elif isinstance(write, Drop):
                 together.add(local, Drop(), outcome)
                 self._touched.pop(local, None)
+                self.naming.gone(local)
                 outcome.dropped.append(local)
             else:
                 self._touch(local, write, job.began, job.ended, outcome)
                 self._write(local, write, outcome, together)
 
-    def _create(self, local: str, write: Create, outcome: Outcome, together: _Together) -> None:
+    def _create(self, local: str, write: Create, job: Passed, outcome: Outcome, together: _Together) -> None:
         together.flush()
+        self.naming.look_again()
         if self.stock().get(local) is not None or not self.naming.may_create(local):
             # what was there before, and what "get or create" finds there, stays
             return
         together.add(local, self.placed(write), outcome)
+        # what is written to it within this batch is to find it there
+        together.flush()
+        if local in outcome.lost:
+            return
+        touched = self._touched.get(local)
+        missed = touched is not None and touched.wide >= job.began
+        if self.touches is not None and not missed:
+            missed = self.touches.touched(local, [], job.began) is None
+        self.naming.born(local, whole=not missed)
         outcome.created.append(local)
 
     def placed(self, write: Create) -> Create:
@@ -386,6 +425,8 @@ class Applier:
         """Whether a payload's key is above, below or one of the fields that a point is found by."""
         if "[" in key:
             return True
+        # a dialect may quote the names of a path
+        key = key.replace('"', "")
         return any(f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for each in self.text)
 
     def texted(self, points: Sequence[Point]) -> tuple[Point, ...]:
@@ -433,7 +474,7 @@ class Applier:
             outcome.unsure.setdefault(local, []).extend(met)
 
     def _doubtful(self, job: Doubtful, outcome: Outcome) -> None:
-        for local, write in self._read(lambda: self.dialect.changes(job.call), outcome):
+        for local, write in self._read(job, lambda: self.dialect.changes(job.call), outcome):
             ids = ids_of(write)
             touched = self._touched.setdefault(local, _Touched())
             if ids is None:
@@ -467,7 +508,7 @@ class Applier:
         verdict = Verdict(skipped=[each for each in ids if each in skipped])
         compared = [each for each in ids if each not in skipped]
         have = {canonical_id(point.id): point for point in copy.get(compared, with_vectors=True)}
-        put = [there[each] for each in compared if each in there and not _same(there[each], have.get(each), job.shapes)]
+        put = [there[each] for each in compared if each in there and not same(there[each], have.get(each), job.shapes)]
         gone = tuple(have[each].id for each in compared if each not in there and each in have)
         writes: list[Write] = [Upsert(tuple(put))] if put else []
         writes += [Delete(Which(gone))] if gone else []
@@ -540,28 +581,3 @@ def words(payload: Payload, fields: Sequence[str]) -> str:
 def _given(point: Point) -> dict[str, Vector]:
     """A point's vectors without those that were made here of words it no longer has."""
     return {name: vector for name, vector in point.named.items() if not is_derived(name)}
-
-
-def _same(live: Point, held: Point | None, shapes: Mapping[str, VectorShape]) -> bool:
-    if held is None or live.payload != held.payload or live.text != held.text:
-        return False
-    # our own vectors of its words lie beside those that the database has
-    if set(live.named) != {name for name in held.named if not is_derived(name)}:
-        return False
-    if not _close(live.vector, held.vector, shapes.get("")):
-        return False
-    return all(_close(vector, held.named[name], shapes.get(name)) for name, vector in live.named.items())
-
-
-def _close(one: Vector | None, other: Vector | None, shape: VectorShape | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    if one.shape != other.shape:
-        return False
-    norm_one, norm_other = float(np.linalg.norm(one)), float(np.linalg.norm(other))
-    if float(np.linalg.norm(one - other)) <= CLOSE * max(norm_one, norm_other):
-        return True
-    if shape is None or shape.distance != "cosine" or not norm_one or not norm_other:
-        return False
-    # a database of cosines may keep only directions
-    return float(np.linalg.norm(one / norm_one - other / norm_other)) <= CLOSE

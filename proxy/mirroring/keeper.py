@@ -108,15 +108,20 @@ class Keeper:
         if count != self._heard_before:
             self._heard_before = count
             now = self.mirror.wall()
-            for held in self.mirror.held.values():
+            for held in list(self.mirror.held.values()):
                 held.standing.heard(now)
 
     async def _take_notes(self) -> None:
         mirror = self.mirror
         loop = asyncio.get_running_loop()
+        newborn = await loop.run_in_executor(None, mirror.notes.take_notes, "born")
         for local in await loop.run_in_executor(None, mirror.notes.take_notes, "dropped"):
             mirror.held.pop(local, None)
+            if local not in newborn:
+                await loop.run_in_executor(None, lambda: mirror.save(durable=True))
             await loop.run_in_executor(None, mirror.notes.clear_note, "dropped", local)
+        if newborn:
+            await loop.run_in_executor(None, mirror.take_on_born)
         for local in await loop.run_in_executor(None, mirror.notes.take_notes, "look"):
             mirror.is_to_look = True
             await loop.run_in_executor(None, mirror.notes.clear_note, "look", local)

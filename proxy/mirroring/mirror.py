@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 COPIES_MAX = 64
 """As many as a library opens."""
 STOP_S_MAX = 5.0
+READ_S_MIN = 0.1
+"""Between two looks that questions have us take at what the keeper has written, some 50 us each."""
 FITTED = ("elasticsearch", "opensearch", "milvus")
 """Whose documents hold their vectors among their fields."""
 ANY = ""
@@ -60,6 +62,13 @@ class Held:
         self.source_from = ""
         self.compared = 0
         self.repaired = 0
+
+
+def born(called: str, as_of: float) -> Held:
+    """A copy that was made with its collection: it has all there is `as_of` then, unless that is 0."""
+    held = Held(called, Standing(whole=bool(as_of), as_of=as_of, walked_at=as_of))
+    held.standing.proven = bool(as_of)
+    return held
 
 
 class Tapping:
@@ -130,6 +139,7 @@ class Mirror:
         self._under_way = 0
         self._written: Standings | None = None
         self._unsaved = False
+        self._read_at = float("-inf")
         self.is_to_look = True
         """Whether somebody should look which collections there are."""
 
@@ -153,7 +163,7 @@ class Mirror:
 
     def names(self) -> set[str]:
         """The collections that somebody has named: the policy, or whoever wrote to them before."""
-        return {*self.rules.collections, *self.wanted, *(held.called for held in self.held.values())}
+        return {*self.rules.collections, *self.wanted, *(held.called for held in list(self.held.values()))}
 
     def mirrors(self, name: str) -> bool:
         """Whether the policy has a collection copied."""
@@ -165,6 +175,32 @@ class Mirror:
     def may_create(self, local: str) -> bool:
         """Whether a collection that is made at the database is made here too: a folder made by hand is not ours."""
         return local not in self.held and len(self.held) < COPIES_MAX
+
+    # --- what the applying thread tells; there the route's processes are one after the other ------------------------
+
+    def look_again(self) -> None:
+        """Hear of copies that other processes have begun. A write that met none is older than what these hold."""
+        self._hear_of_born()
+        if self.is_keeper:
+            # who writes down how they stand knows them
+            return
+        for local, note in self.notes.standings().copies.items():
+            if local not in self.held and not self.notes.has_note("dropped", local):
+                self.held[local] = Held(note.called, Standing())
+                self._stand(self.held[local], note)
+
+    def born(self, local: str, *, whole: bool) -> None:
+        """A copy is made with its collection, and every process is to know before it applies another write."""
+        as_of = self.wall() if whole else 0.0
+        self.held[local] = born(self._called(local), as_of)
+        self.notes.leave_note("born", local, repr(as_of))
+
+    def gone(self, local: str) -> None:
+        """A copy is dropped with its collection."""
+        self.held.pop(local, None)
+        self.notes.clear_note("born", local)
+        if not self.is_keeper:
+            self.notes.leave_note("dropped", local, "")
 
     # --- the tap ---------------------------------------------------------------------------------------------------
 
@@ -215,7 +251,7 @@ class Mirror:
     @property
     def is_open(self) -> bool:
         """Whether something has passed that the copies don't show, or may not."""
-        return bool(len(self.lane)) or self._unsaved or any(held.standing.unsure for held in self.held.values())
+        return bool(len(self.lane)) or self._unsaved or any(each.standing.unsure for each in list(self.held.values()))
 
     def _pass(self, call: Call, answer: Answer, began: float) -> None:
         self.counts.passed += 1
@@ -230,7 +266,7 @@ class Mirror:
         """The copies that a write may be about, by what its path calls its collection; all where that says nothing."""
         name = self.by_handle.get(called, called)
         held = self.held.get(self.renamed.get(name, name))
-        return [held.standing] if held is not None else [each.standing for each in self.held.values()]
+        return [held.standing] if held is not None else [each.standing for each in list(self.held.values())]
 
     def _doubt(self, call: Call, began: float) -> None:
         self.counts.doubtful += 1
@@ -250,11 +286,6 @@ class Mirror:
 
     def _take_in(self, job: Job, outcome: Outcome) -> None:
         now = self.wall()
-        for local in outcome.created:
-            held = self.held[local] = Held(self._called(local), Standing(whole=True, as_of=now, walked_at=now))
-            held.standing.proven = True
-        for local in outcome.dropped:
-            self.held.pop(local, None)
         for local, ids in outcome.unsure.items():
             if local in self.held:
                 self.held[local].standing.doubt(ids, now)
@@ -277,10 +308,6 @@ class Mirror:
             if outcome.created or outcome.dropped:
                 self.save(durable=True)
             return
-        for local in outcome.dropped:
-            self._leave_note("dropped", local, "")
-        for local in outcome.missed:
-            self._leave_note("behind", local, "writes passed before there was a copy")
         if outcome.unknown or outcome.missed or outcome.created:
             self._leave_note("look", LOOK, "")
 
@@ -290,7 +317,7 @@ class Mirror:
     def lose(self, local: str, why: str) -> None:
         """A copy is behind; all of them are for the name ''."""
         now = self.wall()
-        for name, held in self.held.items():
+        for name, held in list(self.held.items()):
             if local in (ANY, name):
                 if held.standing.whole and not held.standing.behind_since:
                     log.warning("route %s, collection %s: the copy is behind: %s", self.name, name, why)
@@ -364,17 +391,39 @@ class Mirror:
 
     def read(self) -> None:
         """Take in how the copies stand, as the keeper has written it."""
+        # first what the keeper has not written down yet: between the two it may do so
+        newborn = self._hear_of_born()
         there = self.notes.standings().copies
-        for local in self.held.keys() - there.keys():
-            del self.held[local]
+        for local in self.held.keys() - there.keys() - newborn:
+            self.held.pop(local, None)
         for local, note in there.items():
+            if local in newborn or self.notes.has_note("dropped", local):
+                continue
             held = self.held.get(local)
             if held is None:
                 held = self.held[local] = Held(note.called, Standing())
-            held.refused = note.refused
-            standing = held.standing
-            standing.whole, standing.walked_at = note.whole, note.walked_at
-            standing.as_of, standing.behind_since, standing.why = note.as_of, note.behind_since, note.why
+            self._stand(held, note)
+
+    def _hear_of_born(self) -> set[str]:
+        """Know the copies that the keeper has not taken on since they were made; which they are."""
+        newborn = self.notes.take_notes("born")
+        for local, as_of in newborn.items():
+            if local not in self.held:
+                self.held[local] = born(self._called(local), float(as_of))
+        return set(newborn)
+
+    def take_on_born(self) -> None:
+        """As the keeper: write down those that were made with their collections."""
+        newborn = self._hear_of_born()
+        self.save(durable=True)
+        for local in newborn:
+            self.notes.clear_note("born", local)
+
+    def _stand(self, held: Held, note: CopyNote) -> None:
+        held.refused = note.refused
+        standing = held.standing
+        standing.whole, standing.walked_at = note.whole, note.walked_at
+        standing.as_of, standing.behind_since, standing.why = note.as_of, note.behind_since, note.why
 
     def save(self, *, durable: bool) -> None:
         """Write down how the copies stand. `durable`: also should the machine fail the next moment."""
@@ -388,7 +437,7 @@ class Mirror:
                 held.standing.why,
                 held.refused,
             )
-            for local, held in self.held.items()
+            for local, held in list(self.held.items())
         }
         standings = Standings(copies)
         if standings == self._written and not durable:
@@ -402,12 +451,21 @@ class Mirror:
             self._unsaved = unsaved
             log.warning("route %s: how its copies stand could not be written: %s", self.name, error)
 
+    def _heard_of(self, local: str) -> Held | None:
+        """A copy, as the keeper has written of it since our last look: half of one is not to answer, a whole one is."""
+        if not self.is_keeper and self.clock() >= self._read_at + READ_S_MIN:
+            self._read_at = self.clock()
+            self.read()
+        return self.held.get(local)
+
     # --- what it says ----------------------------------------------------------------------------------------------
 
     def check_fresh(self, local: str) -> float | None:
         """How many seconds a copy is stale, None for one that is no mirror's. Raises Refused for one that is not whole
         yet, or staler than the policy allows."""
         held = self.held.get(local)
+        if held is None or not held.standing.whole:
+            held = self._heard_of(local)
         if held is None:
             return None
         if not held.standing.whole:

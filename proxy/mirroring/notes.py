@@ -5,6 +5,8 @@
     ROUTE/taps/PID             one byte, 1 while a write is under way or waits: who dies then leaves the copies behind
     ROUTE/behind/, dropped/    notes to the keeper from the others: copies that are behind, that are no more; look:
           look/, sync/         there may be new ones; sync: somebody waits
+    ROUTE/born/                to all of them: copies that were made with their collections, and since when they are
+                               whole (0: not yet), until the keeper has them in standing.json
     ROUTE/walks/NAME.json      the cursor of a comparison, how many points were seen, and how many bytes of
     ROUTE/walks/NAME.seen      the fingerprints of their ids, 8 bytes each
 

@@ -21,6 +21,7 @@ import numpy as np
 from understudy.indexes.faults import IndexFault
 from understudy.indexes.filters import compile_filter
 from understudy.indexes.points import Point, PointId, canonical_id, id_key
+from understudy.indexes.reach import parse_path
 from understudy.indexes.writes import (
     Create,
     Delete,
@@ -102,8 +103,9 @@ class MemoryCopy:
                     before = {} if replacing else self.points[key].payload
                     self.points[key] = replace(self.points[key], payload={**before, **payload})
             case DropPayload(which, keys):
+                names = [parse_path(each)[0] for each in keys]
                 for key in self._chosen(which):
-                    kept = {name: v for name, v in self.points[key].payload.items() if keys and name not in keys}
+                    kept = {name: v for name, v in self.points[key].payload.items() if keys and name not in names}
                     self.points[key] = replace(self.points[key], payload=kept)
             case Create() | Drop():
                 raise IndexFault("a collection is there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,62 @@ async def test_a_write_that_the_database_refuses_is_not_applied_and_is_looked_up
         assert not standing.unsure
         assert 100 in live.fetched
         assert play.same()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "payload", {"payload": {"n": -1}, "points": [1, 2, 999]}),
+        ("PUT", "payload", {"payload": {"n": -1}, "points": [1, 2, 999]}),
+        ("POST", "payload/delete", {"keys": ["n"], "points": [1, 2, 999]}),
+    ],
+    ids=["set", "overwrite", "delete"],
+)
+async def test_a_payload_write_that_is_told_404_for_one_point_is_looked_up_as_the_others_may_have_it(
+    tmp_path: Path, live: Live, method: str, path: str, body: dict[str, Any]
+):
+    def the_others_all_the_same(call: Call) -> Answer:
+        live.carried_out(call)
+        return answered(404, {"status": {"error": "Not found: No point with id 999 found"}})
+
+    async with Playing(tmp_path, live) as play:
+        await play.kept()
+        live.then.append(the_others_all_the_same)
+        assert (await play.ask(method, f"/collections/docs/points/{path}", body)).status == 404
+        await play.settled()
+        standing = play.mirror.held["docs"].standing
+        assert list(standing.unsure) == [1, 2, 999]
+        assert not play.same()
+        await play.kept(5)
+        assert not standing.unsure
+        assert play.same()
+
+
+async def test_T45_a_write_that_is_refused_for_its_vectors_is_in_no_copy_and_nothing_is_doubted(
+    tmp_path: Path, live: Live
+):
+    def another_space(_call: Call) -> Answer:
+        raise Refused("handle", "the vectors are of another space")
+
+    async with Playing(tmp_path, live) as play:
+        await play.kept()
+        live.then.append(another_space)
+        with pytest.raises(Refused):
+            await play.upsert(point(1, by="a fallback"), point(100))
+        await play.settled()
+        assert play.same()
+        assert play.stock.copies["docs"].count == 25
+        assert not play.mirror.is_open
+
+
+async def test_T46_a_batch_of_two_megabytes_is_applied_whole(tmp_path: Path, live: Live):
+    async with Playing(tmp_path, live) as play:
+        await play.kept()
+        await play.upsert(*(point(1000 + number, text="x" * 1024) for number in range(2048)))
+        await play.settled()
+        assert play.stock.copies["docs"].count == 25 + 2048
+        assert play.same()
+        assert play.mirror.lane.bytes == 0
 
 
 @pytest.mark.parametrize("carried_out", [True, False])
@@ -244,6 +301,9 @@ async def test_words_come_from_the_fields_that_the_policy_names_and_listeners_he
         assert points[100].text == "Beta\nb\nc"
         assert [points[number].text for number in range(4)] == ["Gamma", "Gamma", "Gamma", "Title 3"]
         assert play.told[-1] == ("docs", [0, 1, 2])
+        await play.ask("POST", "/collections/docs/points/payload/delete", {"keys": ["title"], "points": [100]})
+        await play.settled()
+        assert play.stock.copies["docs"].points[100].text == "b\nc"
 
 
 async def test_a_write_that_the_copy_cannot_take_leaves_it_behind_and_the_others_in(tmp_path: Path, live: Live):

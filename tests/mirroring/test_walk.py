@@ -203,7 +203,7 @@ async def test_a_delete_by_filter_while_pages_are_read_has_them_read_again(tmp_p
         assert play.same()
 
 
-async def test_a_database_that_has_lost_its_points_does_not_take_the_copys_with_it(tmp_path: Path):
+async def test_T48_a_database_that_has_lost_its_points_does_not_take_the_copys_with_it(tmp_path: Path):
     live = Live()
     live.make("docs", 1500)
     async with Playing(tmp_path, live, check_s=5) as play:

@@ -288,7 +288,7 @@ async def test_a_tenants_vector_is_known_to_itself_alone(tmp_path: Path):
 # --- writes --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_write_with_a_handle_is_refused_in_the_dialect_to_be_repeated_and_others_go_through(two: TwoSpaces):
+async def test_T45_a_write_with_a_handle_is_refused_in_the_dialect_to_be_repeated_and_others_go_through(two: TwoSpaces):
     two.embedder_up = False
     handle = await two.vector(QUESTIONS[0])
     answer = await two.upsert(handle)
