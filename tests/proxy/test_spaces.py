@@ -18,7 +18,7 @@ from tests.caching.test_second import Shelf, level
 from tests.kit.two_spaces import COLLECTION, FAR, FAR_DIMENSIONS, NEAR, TwoSpaces, far, ids_of, near, texts
 from understudy.policies.marks import first_handle, mark_of, space_key
 from understudy.proxy.caching.second import Second
-from understudy.proxy.provenance import Provenance
+from understudy.proxy.provenance import PENDING_MAX, Provenance
 from understudy.proxy.settings import Ledger, Spaces
 from understudy.proxy.shared_ledger import SharedLedger
 
@@ -426,9 +426,9 @@ def test_who_is_never_alone_looks_always():
 async def test_what_waits_to_be_read_is_bounded(two: TwoSpaces):
     for n in range(600):
         await two.embed(f"text {n}")
-    assert two.provenance.counts["dropped"] == 88
+    assert two.provenance.counts["dropped"] == 600 - PENDING_MAX
     two.provenance.drain(10.0)
-    assert two.provenance.ledger.remembered == 512
+    assert two.provenance.ledger.remembered == PENDING_MAX
     await two.embed("x" * 5_000_000)
     assert two.provenance.counts["too_long"] == 1
 
