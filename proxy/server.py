@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import uvloop
 
+from understudy.proxy.assembling import CannotStart
 from understudy.proxy.cli import Complaint
 from understudy.proxy.control.probing import keep_measuring
 from understudy.proxy.control.reload import watch_policies
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.reading import BadPolicies, Reading, read_folder
-from understudy.proxy.sidecar import CannotStart, Sidecar
+from understudy.proxy.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from understudy.proxy.control.handover import Inherited

@@ -13,48 +13,34 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.policies.breaker import Forced, Mode
-from understudy.policies.outcomes import Outcomes
-from understudy.policies.service import Service
 from understudy.policies.shed import Shedder
 from understudy.proxy.accepting import BACKLOG, Accepting
 from understudy.proxy.access_log import AccessLog
-from understudy.proxy.addresses import tls_of
-from understudy.proxy.caching.caches import Caches, second_level
+from understudy.proxy.assembling import Assembler, CannotStart, Stack
+from understudy.proxy.caching.caches import Caches
 from understudy.proxy.caching.route_cache import RouteCache
-from understudy.proxy.certificates import BadCredentials, Credentials, context_for, credentials
+from understudy.proxy.certificates import context_for
 from understudy.proxy.chores import Chores
 from understudy.proxy.copies import Copies
-from understudy.proxy.dialects import DIALECTS, KINDS, NAMING
+from understudy.proxy.dialects import DIALECTS, KINDS
+from understudy.proxy.events import Events
 from understudy.proxy.fingerprints import Fingerprints
-from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.door import Listener
-from understudy.proxy.http.forwarding import Marks, new_pseudonym
+from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
-from understudy.proxy.outcomes import base_table
-from understudy.proxy.prompter import Prompter, compares_questions, foreseen_of, named_files, print_of
+from understudy.proxy.prompter import Prompter, compares_questions, named_files, print_of
 from understudy.proxy.provenance import DRAIN_S, Provenance
 from understudy.proxy.reading import BadPolicies, Fault, Reading, digest_folder, read_folder
-from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, parse_address, unix_path
-from understudy.proxy.settings import LocalTier, Route, Settings, Shedding, Tier, UpstreamTier
-from understudy.proxy.shared_ledger import SharedLedger
-from understudy.proxy.spaces import NO_PLAN, is_never_alone, of_another_space, plans_of
-from understudy.proxy.stack import RouteParts, World, assemble
-from understudy.proxy.stream_rules import can_fail_over
-from understudy.proxy.tiers.continuing import prefilled_by
-from understudy.proxy.tiers.handing import Handing
-from understudy.proxy.tiers.judging import tier_judge
-from understudy.proxy.tiers.local import Knowing, local_tier
-from understudy.proxy.tiers.origins import Origins
-from understudy.proxy.tiers.translating import translating
-from understudy.proxy.tiers.upstream import make_pool, upstream_tier
+from understudy.proxy.settings import LocalTier, Settings, Shedding, UpstreamTier
+from understudy.proxy.stack import RouteParts, World
+from understudy.proxy.tiers.local import Knowing
 
 if TYPE_CHECKING:
     from understudy.proxy.collection_reports import Stats
@@ -68,22 +54,6 @@ DOORS_S = 0.05
 LAST_CALL_S = 1.0
 """How long idle connections stay open when draining: who calls once more is answered with `connection: close`, and no
 call crosses a close on its way."""
-
-
-class CannotStart(Exception):
-    """Why the sidecar can't run, in words for the operator."""
-
-
-@dataclass(slots=True)
-class Stack:
-    """Everything that one reading of the policies put in force; swapped as a whole."""
-
-    settings: Settings
-    routes: dict[str, RouteParts]
-    table: Table[RouteParts]
-    pools: dict[tuple[str, str, str], Pool]
-    tiers: dict[tuple[str, str, str], Tier] = field(default_factory=dict[tuple[str, str, str], Tier])
-    tls: Credentials | None = None
 
 
 class Sidecar:
@@ -119,7 +89,6 @@ class Sidecar:
         )
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
-        self._handles: dict[str, Handles] = {}
         self.reloads = {"ok": 0, "bad": 0}
         self.reload_ok = True
         self.faults: tuple[Fault, ...] = ()
@@ -139,7 +108,6 @@ class Sidecar:
         self._lag_ticker: asyncio.TimerHandle | None = None
         self._lag_s_max = 0.0
         self._accepting: Accepting | None = None
-        self.caches: Caches | None = None
         self.chores = Chores(self.knowing, lambda: self.routes, self.world.clock)
         self.copies = Copies(
             state, self.knowing, lambda name: self.stack.routes[name].links if name in self.stack.routes else ()
@@ -147,6 +115,8 @@ class Sidecar:
         # a worker tells the others by it that a write has passed
         self.written: Callable[[list[str]], None] | None = None
         self.place = 0
+        self.events = Events()
+        self._assembler = self._new_assembler()
         self.stack = self._first_stack(reading or read_folder(policies, environ, KINDS))
 
     # --- what others read ------------------------------------------------------------------------------------------
@@ -184,6 +154,10 @@ class Sidecar:
         return self.knowing.collection_stats()
 
     @property
+    def caches(self) -> Caches | None:
+        return self._assembler.caches
+
+    @property
     def started(self) -> bool:
         """Policies are in force, and the local tier has loaded or said that it can't."""
         return bool(self.listeners) and (self._loading is None or self._loading.done())
@@ -203,6 +177,18 @@ class Sidecar:
 
     # --- policies --------------------------------------------------------------------------------------------------
 
+    def _new_assembler(self) -> Assembler:
+        return Assembler(
+            self.world,
+            self.state,
+            pseudonym=self.pseudonym,
+            knowing=self.knowing,
+            provenance=self.provenance,
+            fingerprints=self.fingerprints,
+            copies=self.copies,
+            published=self._publish,
+        )
+
     def _first_stack(self, reading: Reading) -> Stack:
         if reading.settings is None:
             raise BadPolicies(reading.faults)
@@ -212,7 +198,7 @@ class Sidecar:
         self.files_seen = reading.settings.digest, print_of(self._named)
         self.access_log.enabled = reading.settings.server.access_log
         self.shedder.rules = reading.settings.server.shed
-        return self._assembled(reading.settings, None)
+        return self._assembler.assembled(reading.settings, None)
 
     def look(self) -> tuple[str, str]:
         """Digests of the files that are watched, as they are now. May run in a thread."""
@@ -228,7 +214,7 @@ class Sidecar:
         try:
             if reading.settings is None:
                 raise BadPolicies(reading.faults)
-            stack = self._assembled(reading.settings, self.stack)
+            stack = self._assembler.assembled(reading.settings, self.stack)
         except (BadPolicies, CannotStart) as error:
             self.faults = error.faults if isinstance(error, BadPolicies) else ()
             self.reloads["bad"] += 1
@@ -281,137 +267,7 @@ class Sidecar:
             pool.close()
         self.prompter.embed(self.routes)
 
-    def _assembled(self, settings: Settings, before: Stack | None) -> Stack:
-        pools: dict[tuple[str, str, str], Pool] = {}
-        tiers: dict[tuple[str, str, str], Tier] = {}
-
-        def make_tier(route: Route, tier: Tier, endpoint: str) -> Service:
-            tiers[route.name, tier.name, endpoint] = tier
-            return self._made_tier(settings, route, tier, endpoint, pools, before, base)
-
-        base = base_table(settings)
-        plans = self._plans = plans_of(settings)
-        caches = self._caches_for(settings, before)
-        self.provenance.obey(settings.server.ledger, never_alone=is_never_alone(settings))
-        second = caches.second if caches is not None and settings.server.ledger.shared else None
-        self.provenance.second = None if second is None else SharedLedger(second)
-        routes = {
-            route.name: assemble(
-                route,
-                DIALECTS[route.dialect],
-                self.world,
-                make_tier,
-                absent=settings.inactive.get(route.name),
-                before=before.routes.get(route.name) if before else None,
-                faults=settings.server.faults,
-                caches=caches,
-                space=settings.space_of(route),
-                zone=settings.server.zone,
-                plan=plans.get(route.name, NO_PLAN),
-                foreseen=foreseen_of(route),
-                tap=self.copies.tap_of(settings, route, self._handles_of(route)),
-            )
-            for route in settings.routes
-        }
-        self.fingerprints.keep(set(pools))
-        table = Table((match, parts) for parts in routes.values() for match in parts.route.claims)
-        try:
-            tls = credentials(tls_of(settings), before.tls if before else None)
-        except BadCredentials as bad:
-            raise CannotStart(f"server.tls.{bad.key}: {bad}") from None
-        return Stack(settings, routes, table, pools, tiers, tls)
-
-    def _made_tier(
-        self,
-        settings: Settings,
-        route: Route,
-        tier: Tier,
-        endpoint: str,
-        pools: dict[tuple[str, str, str], Pool],
-        before: Stack | None,
-        base: Outcomes,
-    ) -> Service:
-        dialect = DIALECTS[route.dialect]
-        space = settings.space_of(route)
-        if isinstance(tier, LocalTier):
-            return self._local_tier(settings, route, tier)
-        if space and tier.space and tier.space != space:
-            return of_another_space(tier.space, space)
-        key = (route.name, tier.name, endpoint)
-        pool = before.pools.get(key) if before and before.tiers.get(key) == tier else None
-        if pool is None:
-            try:
-                pool = make_pool(tier, self.loop, self.world.clock, dice=self.world.dice)
-            except OSError as error:
-                raise CannotStart(f"route {route.name}, tier {tier.name}: tls.ca_file: {error}") from None
-        pools[key] = pool
-        marks = Marks(self.pseudonym, forwarded=settings.server.forwarded, trace=settings.server.trace)
-        judge = tier_judge(route, tier, dialect, base)
-        holds = can_fail_over(settings, route, tier.name)
-        if tier.speaks is not None:
-            # whatever key it is sent is ours: the caller's stays here
-            judge = judge._replace(own_key=True)
-            spoken = upstream_tier(tier, DIALECTS[tier.speaks], pool, self.world.clock, marks, judge, holds=holds)
-            return translating(prefilled_by(route, tier, spoken), tier, dialect)
-        service = upstream_tier(tier, dialect, pool, self.world.clock, marks, judge, holds=holds)
-        service = prefilled_by(route, tier, service)
-        handles = self._handles_of(route)
-        return service if handles is None else learning(service, NAMING[route.dialect], handles)
-
-    def _local_tier(self, settings: Settings, route: Route, tier: LocalTier) -> Service:
-        space, rules, dialect = settings.space_of(route), route.spaces, DIALECTS[route.dialect]
-        declared = settings.server.spaces.get(space)
-        handing = origins = None
-        if KINDS[route.dialect] == "embed":
-            plan = self._plans.get(route.name, NO_PLAN)
-            handing = Handing(route.name, rules, space, self.provenance, declared=declared, hands_out=plan.hands_out)
-        elif KINDS[route.dialect] == "retrieve":
-            origins = Origins(space, self.provenance, declared and declared.dimensions, rules.tenant_headers)
-        return local_tier(
-            tier,
-            space=space,
-            dialect=dialect,
-            knowing=self.knowing,
-            handles=self._handles_of(route),
-            handing=handing,
-            origins=origins,
-            message=route.last_words.message,
-            watch=self.copies.watch,
-        )
-
-    def _handles_of(self, route: Route) -> Handles | None:
-        """What is known of the ids that the route's database gives its collections; None where it gives none."""
-        if route.dialect not in NAMING:
-            return None
-        return self._handles.setdefault(route.name, Handles(self.state / "handles" / f"{route.name}.jsonl"))
-
     # --- caches ----------------------------------------------------------------------------------------------------
-
-    def _caches_for(self, settings: Settings, before: Stack | None) -> Caches | None:
-        """What the caches of these settings share; nothing where no route has one."""
-        shares = settings.server.cache.url is not None and settings.server.ledger.shared
-        remembers = any(plan.remembers or plan.hands_out for plan in self._plans.values())
-        keeps = any(route.cache.enabled or route.likeness.mode != "off" for route in settings.routes)
-        if not keeps and not (shares and remembers):
-            return None
-        if self.caches is None:
-            self.caches = Caches(clock=self.world.clock, wall=self.world.wall, dice=self.world.dice)
-            self.caches.published = self._publish
-        self.caches.settle_s = max(route.cache.settle_s for route in settings.routes)
-        shared = settings.server.cache
-        known = before.settings.server.cache if before and self.caches.second else None
-        if shared.url is None:
-            self.caches.use(None)
-        elif known is None or (known.url, known.wait_s, known.namespace) != (
-            shared.url,
-            shared.wait_s,
-            shared.namespace,
-        ):
-            try:
-                self.caches.use(second_level(shared, self.caches))
-            except ImportError as error:
-                raise CannotStart(f"server.cache.url: {error}; pip install 'understudy[cache]' brings it") from None
-        return self.caches
 
     def _publish(self, names: list[str]) -> None:
         if self.written is not None:

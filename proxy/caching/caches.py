@@ -18,13 +18,14 @@ from typing import Any
 from understudy.policies.cache import NEGATIVE, Home, Kept, Town, kept_for, lifetime_s, stamp_of
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, Service
+from understudy.proxy.cache_settings import SharedCache
 from understudy.proxy.caching.keys import scope_of
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.caching.second import EPOCH_BYTES, Second, client_of
 from understudy.proxy.caching.snapshot import Record, Writing, framed, read_file, records
 from understudy.proxy.caching.values import Value, packed, unpacked
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.settings import Route, SharedCache
+from understudy.proxy.settings import Route
 
 TASKS_MAX = 512
 SLICE = 64

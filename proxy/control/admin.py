@@ -15,13 +15,14 @@ from prometheus_client.exposition import generate_latest
 from understudy.policies.breaker import MODES, Forced, Mode
 from understudy.policies.objectives import Counts
 from understudy.proxy.arm_reports import arms_status
+from understudy.proxy.assembling import CannotStart
 from understudy.proxy.control.objectives import Lookout, tallied
 from understudy.proxy.control.summing import Live
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.mirror_reports import mirror_status
 from understudy.proxy.rules import parse_address
 from understudy.proxy.settings import Settings
-from understudy.proxy.sidecar import CannotStart, Sidecar
+from understudy.proxy.sidecar import Sidecar
 from understudy.proxy.spaces_reports import spaces_status
 from understudy.proxy.stack import EndpointParts, RouteParts
 from understudy.proxy.watch_reports import watch_status

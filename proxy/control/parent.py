@@ -31,8 +31,9 @@ from understudy.policies.respawn import Respawn
 from understudy.proxy.control.listening import Places, worker_count
 from understudy.proxy.control.objectives import Lookout, counted
 from understudy.proxy.control.summing import Summed, kept, merged_status, summed
-from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Force, Report, Sayings, Written
+from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Force, Happened, Report, Sayings, Written
 from understudy.proxy.control.worker import Post
+from understudy.proxy.events import Events
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.metrics import METRICS
 from understudy.proxy.reading import BadPolicies
@@ -92,6 +93,7 @@ class Parent:
         self.ready = asyncio.Event()
         self.pseudonym = new_pseudonym().decode()
         self.lookout: Lookout | None = None
+        self.events = Events()
         self._settings = settings
         self._reread = reread
         self._said: dict[tuple[str, str, str], Said] = {}
@@ -190,6 +192,9 @@ class Parent:
                     for other in self.places:
                         if other is not place and other.channel is not None:
                             other.channel.send(message)
+                case Happened():
+                    for event in message.events:
+                        self.events.publish(event)
                 case Ask() | Cover() | Force():
                     pass
 

@@ -13,6 +13,7 @@ import msgspec
 
 from understudy.policies.agreement import Said
 from understudy.policies.breaker import Forced
+from understudy.policies.events import Event
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 UNSENT_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
@@ -66,7 +67,13 @@ class Force(msgspec.Struct, tag=True, frozen=True):
     said: list[Forced]
 
 
-Message = Written | Report | Sayings | Ask | Cover | Force
+class Happened(msgspec.Struct, tag=True, frozen=True):
+    """What happened in a worker, to its parent."""
+
+    events: list[Event]
+
+
+Message = Happened | Written | Report | Sayings | Ask | Cover | Force
 
 
 class Channel:

@@ -2,6 +2,7 @@
 
     parent --Ask-----> worker --Report--> parent      for a scrape, and unasked now and then
     worker --Sayings-> parent --Sayings-> the others  what became of a breaker, within SAY_S
+    worker --Happened> parent                         for its journal
     worker --Written-> parent --Written-> the others  a write has passed: what was read from there is not told again
     parent --Cover---> worker                         accept for a neighbour that is not there
     parent gone  ====> worker drains and ends
@@ -21,7 +22,7 @@ from understudy.policies.breaker import Breaker
 from understudy.proxy.control.admin import status_of
 from understudy.proxy.control.listening import Places
 from understudy.proxy.control.summing import families_of
-from understudy.proxy.control.wire import Ask, Channel, Cover, Force, Report, Sayings, Written
+from understudy.proxy.control.wire import Ask, Channel, Cover, Force, Happened, Report, Sayings, Written
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.sidecar import Sidecar
 
@@ -67,6 +68,9 @@ class Worker:
         channel = self._channel = await Channel.on(socket.socket(fileno=self._post.control))
         channel.send(self._report(0))
         self._sidecar.written = lambda names: channel.send(Written(names))
+        events = self._sidecar.events
+        channel.send(Happened(list(events.recent)))
+        events.subscribe(lambda event: channel.send(Happened([event])))
         loop = asyncio.get_running_loop()
         listening = loop.create_task(self._listen(channel))
         self._tasks = [listening, loop.create_task(self._say(channel)), loop.create_task(self._keep_reporting(channel))]
@@ -95,7 +99,7 @@ class Worker:
                 case Force():
                     for one in message.said:
                         self._sidecar.force(one)
-                case Report():
+                case Report() | Happened():
                     pass
         # nobody would replace us, add us up or tell us to end
         self._stop.set()

@@ -11,10 +11,11 @@ import pytest
 
 from tests.http.house import request, until
 from understudy.policies.service import Call, Failed, Request
+from understudy.proxy.assembling import CannotStart
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.settings import UpstreamTier
-from understudy.proxy.sidecar import CannotStart, Sidecar
+from understudy.proxy.sidecar import Sidecar
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
 POLICIES = """

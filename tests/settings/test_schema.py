@@ -12,7 +12,7 @@ import yaml
 
 from tests.settings.folders import SHIPPED
 from tests.settings.golden import Golden
-from understudy.proxy import settings
+from understudy.proxy import server_settings, settings
 from understudy.proxy.reading import read_folder
 from understudy.proxy.schema import field_docs, schema, text
 from understudy.proxy.spots import within
@@ -62,7 +62,10 @@ def test_every_type_is_described_and_what_stands_under_a_field_describes_it():
     assert definitions["Match"]["properties"]["path"]["description"] == "Exactly this path; it goes before any prefix."
     assert field_docs(settings.Settings)["digest"].startswith("A hash over all the files")
     structs = {
-        each.__name__ for each in vars(settings).values() if isinstance(each, type) and issubclass(each, msgspec.Struct)
+        each.__name__
+        for module in (settings, server_settings)
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, msgspec.Struct)
     }
     assert set(definitions) == structs - {"Frozen", "File", "Settings", "Struct"}
 
