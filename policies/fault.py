@@ -239,7 +239,7 @@ class SpoiltStream(Stream):
 
     def end(self) -> None:
         if self._sink is not None and self.ended is None:
-            self.finish("done")
+            self.finish(self._inner.ended or "done")
             self._sink.end()
 
     def cut(self, reason: str) -> None:

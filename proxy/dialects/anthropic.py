@@ -149,6 +149,13 @@ class Anthropic(ErrorsInside):
                     return True
         return False
 
+    def stream_failed(self, tail: bytes) -> bool:
+        """Whether an error is among the last events, though the message was stopped behind it."""
+        return b'"error"' in tail and any(
+            name == b"error" or ((event := parsed_or_none(_EVENT, data)) is not None and event.type == "error")
+            for name, data in events(tail, ended=True)
+        )
+
     def broken_off(self, reason: str) -> bytes:
         """An `error` event, which the SDK raises, and no `message_stop`.
 

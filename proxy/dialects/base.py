@@ -100,6 +100,10 @@ class Dialect(Protocol):
         """Whether a stream that ended cleanly, with these last bytes, was really at its end."""
         ...
 
+    def stream_failed(self, tail: bytes) -> bool:
+        """Whether a stream that is complete, with these last bytes, has told an error of its own before its end."""
+        ...
+
     def broken_off(self, reason: str) -> bytes:
         """What to write into a stream that broke after its first content, so that nobody takes it for whole.
 

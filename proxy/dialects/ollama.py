@@ -125,6 +125,12 @@ class OllamaChat(ErrorsInside):
         told = _DONE.findall(last)
         return told[-1] == b"true" if told else _COUNTS.search(last) is not None
 
+    def stream_failed(self, tail: bytes) -> bool:
+        """Whether an error is among the last lines, though one that is done stands behind it."""
+        return b'"error"' in tail and any(
+            (line := parsed_or_none(_LINE, data)) is not None and bool(line.error) for data in lines(tail, ended=True)
+        )
+
     def broken_off(self, reason: str) -> bytes:
         """A line with an error, which the client raises. Behind a line that was cut short it is no JSON: it raises that
         too. With an empty line between them, that is all it would see."""

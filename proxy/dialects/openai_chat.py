@@ -168,6 +168,13 @@ class OpenAIChat(OpenAI):
                     return True
         return False
 
+    def stream_failed(self, tail: bytes) -> bool:
+        """Whether an error is among the last events: some servers (vLLM) say [DONE] behind it all the same."""
+        return b'"error"' in tail and any(
+            name == b"error" or ((chunk := parsed_or_none(_CHUNK, data)) is not None and bool(chunk.error))
+            for name, data in events(tail, ended=True)
+        )
+
     def broken_off(self, reason: str) -> bytes:
         """An error event, which the SDK raises, and no [DONE].
 

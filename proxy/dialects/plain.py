@@ -62,6 +62,9 @@ class Plain:
         """HTTP's own framing says where such a body ends."""
         return True
 
+    def stream_failed(self, tail: bytes) -> bool:
+        return False
+
     def broken_off(self, reason: str) -> bytes:
         return b""
 

@@ -110,13 +110,18 @@ class Exchange(Stepped):
         self.door.send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.chunked else chunk)
 
     def end(self) -> None:
+        stream = self.stream
+        is_broken = stream is not None and stream.ended == "cut"
+        if is_broken:
+            # the caller was told by the upstream itself
+            assert self.entry is not None
+            self.entry.tally.streams_broken += 1
         if self.chunked:
-            stream = self.stream
             trailers = stream.trailers if stream is not None and stream.trailers else b""
             if trailers and not takes_trailers(self.request.headers):
                 trailers = b""
             self.door.send(b"0\r\n%b\r\n" % trailers)
-        self.door.finished(self, "done")
+        self.door.finished(self, "cut" if is_broken else "done")
 
     def cut(self, reason: str) -> None:
         """The stream broke: say so in band where the dialect can, else break the connection. Never a clean end."""

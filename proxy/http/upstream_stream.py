@@ -19,6 +19,7 @@ class Reading(Protocol):
 
     def primed(self, held: bytes) -> str: ...
     def stream_complete(self, tail: bytes) -> bool: ...
+    def stream_failed(self, tail: bytes) -> bool: ...
 
 
 class Source(Protocol):
@@ -36,6 +37,7 @@ class UpstreamStream(Stream):
         "_connection",
         "_held",
         "_held_bytes",
+        "_is_told",
         "_looked_to",
         "_paused",
         "_sink",
@@ -57,6 +59,7 @@ class UpstreamStream(Stream):
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
         self.broken = ""
+        self._is_told = False
         self.reading = reading
         self.events = events
         self.watch_on: Watch | None = None
@@ -142,8 +145,13 @@ class UpstreamStream(Stream):
     def over(self, broken: str) -> None:
         """The body is over: whole when `broken` is empty."""
         self._connection = None
-        if not broken and self.events and self.reading and not self.reading.stream_complete(b"".join(self._tail)):
-            broken = "truncated"
+        if not broken and self.events and self.reading:
+            tail = b"".join(self._tail)
+            if not self.reading.stream_complete(tail):
+                broken = "truncated"
+            elif self.reading.stream_failed(tail):
+                # its reader is told already, by the upstream itself: nothing is added, and it is a failure all the same
+                broken, self._is_told = "error_in_stream", True
         self.broken = broken
         self.finish("cut" if broken else "done")
         if self._sink is not None and not self._held:
@@ -164,7 +172,7 @@ class UpstreamStream(Stream):
 
     def _tell(self, sink: Sink) -> None:
         self._sink = None
-        if self.ended == "done":
+        if self.ended == "done" or self._is_told:
             sink.end()
         else:
             sink.cut(self.broken)

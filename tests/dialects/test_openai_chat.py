@@ -242,6 +242,22 @@ def test_only_a_finish_reason_or_done_proves_that_a_stream_is_whole(tail: bytes,
     assert CHAT.stream_complete(tail) is complete
 
 
+@pytest.mark.parametrize(
+    ("tail", "failed"),
+    [
+        (event({"error": {"message": "x"}}) + DONE, True),
+        (chunk({}, "stop") + event({"error": "x"}) + DONE, True),
+        (b'event: error\ndata: {"error": 1\n\n' + DONE, True),
+        (b'rror": {}}\n\n' + DONE, False),
+        (chunk({"content": '"error": {}'}, "stop") + DONE, False),
+        (chunk({}, "stop", error=None) + DONE, False),
+    ],
+)
+def test_an_error_that_a_stream_tells_before_its_end_is_seen(tail: bytes, failed: bool):
+    assert CHAT.stream_complete(tail)
+    assert CHAT.stream_failed(tail) is failed
+
+
 def test_a_break_is_told_in_the_stream_and_no_end_is_claimed():
     broken = chunk({"content": "Hel"}) + CHAT.broken_off("idle timeout")
     last = list(events(broken))[-1][1]

@@ -40,6 +40,7 @@ VARIANTS = {
     "cached": f"cache: {{{{enabled: true, answers: always}}}}\n    tiers: {TWO}",
     "guarded": f"breaker: {{{{enabled: true, consecutive: 3}}}}\n    tiers: {TWO}",
     "breaking": f"breaker: {{{{enabled: true, consecutive: 3}}}}\n    tiers: {TWO}",
+    "telling": f"breaker: {{{{enabled: true, consecutive: 3}}}}\n    tiers: {TWO}",
     "larger": f"outcomes: [{LARGER}, follow: tier, reason: context_length}}}}]\n    tiers: {TWO}",
     "again": "retry: {{attempts: 2, base_s: 0.01}}\n    tiers: [{{kind: upstream, name: first, url: '{first}', "
     "headers: {{authorization: first-key}}, speaks: {dialect}, models: {{m: renamed}}}}, {{kind: upstream, "

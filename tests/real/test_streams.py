@@ -115,6 +115,22 @@ def test_T2_and_it_counts_against_the_endpoint_though_it_began_with_200(
 
 
 @BY_DIALECT
+def test_T2_an_error_that_the_endpoint_tells_before_a_clean_end_counts_against_it_too(
+    dialect: str, sidecar: Sidecar, first: Hosted, second: Hosted
+):
+    voice = VOICES[dialect]()
+    caller = Caller(sidecar, voice, "telling")
+    parts = [*voice.start(), voice.token("x"), voice.error(), voice.end()[-1]]
+    for _ in range(3):
+        first.then(stream(voice, parts, gap_s=0.02))
+        got = caller.ask()
+        assert got.body == b"".join(parts), "whoever has been told of it is told nothing else"
+    second.then(whole(voice, "from the second"))
+    assert caller.ask().told.text == "from the second"
+    assert caller.outcomes()["first", "refused", "breaker"] >= 1
+
+
+@BY_DIALECT
 def test_T3_a_role_and_keep_alives_without_content_are_no_content(
     dialect: str, sidecar: Sidecar, first: Hosted, second: Hosted
 ):

@@ -141,6 +141,21 @@ async def test_a_stream_without_done_but_with_a_reason_for_its_end_is_whole():
         assert (await taken(await bench.ask())).broken == ""
 
 
+async def test_an_error_before_done_reaches_the_caller_as_it_is_and_is_a_failure_of_the_endpoint():
+    parts = [HELLO, event('{"error": {"message": "no more", "code": "overloaded"}}'), DONE]
+    async with Bench(pieces(parts, gap_s=0.1, headers=EVENTS)) as bench:
+        sink = await taken(await bench.ask())
+        assert (sink.body, sink.broken, sink.ended) == (b"".join(parts), "", "cut")
+
+
+async def test_a_whole_stream_with_an_error_in_it_is_failed_before_anybody_is_given_any_of_it():
+    parts = [HELLO, event('{"error": {"message": "no more", "code": "overloaded"}}'), DONE]
+    async with Bench(pieces([b"".join(parts)], headers=EVENTS)) as bench:
+        with pytest.raises(Failed, match="broke off") as caught:
+            await bench.ask()
+        assert (caught.value.reason, caught.value.fault) == ("error_in_stream", "endpoint")
+
+
 async def test_a_stream_that_falls_silent_is_cut_when_its_time_is_up():
     async with Bench(sse(content("a", "b")[:-1], ending="stall"), idle_s=20.0) as bench:
         answered = await bench.ask()
