@@ -43,14 +43,15 @@ def _receiver_faults(receiver: Receiver, at: Place) -> Iterator[Fault]:
         yield from at.fault(f"a receiver of kind {receiver.kind} runs no command", "command", reads=["kind"])
     if receiver.url is None:
         yield from at.fault(f"where is it? A receiver of kind {receiver.kind} needs a url", "url", reads=["kind"])
-    elif not _is_web_address(receiver.url.reveal()):
+    elif not is_web_address(receiver.url.reveal()):
         yield from at.fault("expected http://host[:port][/path] or https://…", "url")
     for name, value in receiver.headers.items():
         if not _TOKEN.fullmatch(name) or not _PRINTABLE.fullmatch(value.reveal()):
             yield from at.at("headers").at(named(name)).fault("this can't be sent as a header")
 
 
-def _is_web_address(url: str) -> bool:
+def is_web_address(url: str) -> bool:
+    """Whether this can be posted to."""
     try:
         parts = urlsplit(url)
         # asked for, so that a port that is none is found out here

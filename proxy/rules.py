@@ -26,6 +26,7 @@ from understudy.proxy.alert_rules import alert_faults
 from understudy.proxy.arm_rules import arm_faults, arm_warnings
 from understudy.proxy.mirror_rules import mirror_faults, mirror_warnings
 from understudy.proxy.outcomes import providers_of, row_faults, sets_key
+from understudy.proxy.recovery_rules import recovery_faults
 from understudy.proxy.scalars import did_you_mean
 from understudy.proxy.settings import (
     Endpoint,
@@ -83,6 +84,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
     yield from _listen_faults(settings, top.at("server"))
     yield from _shared_cache_faults(settings, top.at("server"))
     yield from alert_faults(settings.server.alerts, top.at("server").at("alerts"))
+    yield from recovery_faults(settings.server.recovery, top.at("server").at("recovery"))
     yield from _repeated_names(settings.routes, top)
     yield from _repeated_claims(settings.routes, top)
     yield from _outcome_faults(settings.outcomes, None, top.at("outcomes"))

@@ -9,6 +9,8 @@ from msgspec import UNSET, Meta, UnsetType
 from understudy.proxy.alert_settings import Alerts
 from understudy.proxy.cache_settings import SharedCache
 from understudy.proxy.overload_settings import Shedding
+from understudy.proxy.recovery_settings import Hook as Hook
+from understudy.proxy.recovery_settings import Recovery
 from understudy.proxy.settings_types import Bytes, Count, FilePath, Frozen, PositiveSeconds, Seconds
 from understudy.proxy.spaces_settings import DeclaredSpace, Ledger
 
@@ -80,6 +82,7 @@ class Server(Frozen, frozen=True):
     spaces: dict[str, DeclaredSpace] = {}
     """What the vector spaces are that routes and tiers name; one that is only named is known by its name."""
     alerts: Alerts = Alerts()
+    recovery: Recovery = Recovery()
     access_log: bool = True
     """One line for every call."""
     drain_s: Seconds = 25.0
