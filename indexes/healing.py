@@ -32,10 +32,13 @@ Embed: TypeAlias = Callable[[Sequence[str]], Matrix]
 _EMBED_BATCH: Final = 32
 
 
-def heal(folder: Path, *, rebuild_embed: Embed | None = None) -> str | None:
+def heal(
+    folder: Path, *, rebuild_embed: Embed | None = None, embeds: Callable[[str], bool] = lambda _space: True
+) -> str | None:
     """Write damaged parts of a collection anew, as a new generation; its name, or None if there was nothing to do.
 
-    Where no store is sound, but all the words of one are whole, its vectors are made again by `rebuild_embed`.
+    Where no store is sound, but all the words of one are whole, its vectors are made again by `rebuild_embed`, if it
+    `embeds` into their space: vectors of two spaces are never mixed.
     Raises CorruptIndex if nothing can be saved, Busy if somebody else is writing, OSError.
     """
     reasons: list[str] = []
@@ -46,7 +49,10 @@ def heal(folder: Path, *, rebuild_embed: Embed | None = None) -> str | None:
         return _rewritten(folder, generation.folder, generation.manifest, None)
     for path in generations(folder) if rebuild_embed is not None else ():
         try:
-            return _rewritten(folder, path, read_manifest(path), rebuild_embed)
+            manifest = read_manifest(path)
+            if not embeds(manifest.space):
+                raise CorruptIndex(f"its vectors are of the space {manifest.space!r}, which nobody here embeds into")
+            return _rewritten(folder, path, manifest, rebuild_embed)
         except CorruptIndex as fault:
             reasons.append(f"{path.name}: {fault}")
     raise CorruptIndex(f"collection {folder.name}: {'; '.join(reasons)}")

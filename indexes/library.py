@@ -5,6 +5,7 @@ open(name)     the newest generation, or the reason why not                   af
 write(name)    points put and taken away, collections made and dropped        the mirror, from a thread
 follow()       the open ones: what was written to them, or anew                a control loop, twice a second
 refresh()      all of them: also what is new, or gone                         a control loop, now and then
+verify, reload, heal                                                          recovery, one collection at a time
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -25,7 +26,7 @@ from understudy.indexes.compacting import Compactor
 from understudy.indexes.faults import BadName, CannotWrite, CorruptIndex, IndexFault, OverBudget
 from understudy.indexes.frozen import bytes_of
 from understudy.indexes.journal import Gone, Journal
-from understudy.indexes.snapshot import current_name, generations, read_manifest
+from understudy.indexes.snapshot import current_name, find_generation, generations, read_manifest
 from understudy.indexes.vectors import EXACT_BELOW
 from understudy.indexes.writes import Create, Drop, Upsert, Write
 
@@ -47,13 +48,16 @@ class Library:
         *,
         exact_below: int = EXACT_BELOW,
         rebuild_embed: Embed | None = None,
+        embeds: Callable[[str], bool] = lambda _space: True,
         collections_max: int = COLLECTIONS_MAX,
         bytes_max: int | None = None,
         compactor: Compactor | None = None,
     ) -> None:
         self.folder = folder
         self._exact_below = exact_below
+        # for `heal` alone: whoever opens a collection is a call, and has no minutes for embedding
         self._rebuild_embed = rebuild_embed
+        self._embeds = embeds
         self._collections_max = collections_max
         self._bytes_max = bytes_max
         self._compactor = compactor or Compactor()
@@ -182,10 +186,37 @@ class Library:
 
         Seconds to minutes for a large one: it rebuilds the graph. Raises as `collection.heal` does.
         """
-        healed = heal(self.path_of(name), rebuild_embed=self._rebuild_embed)
+        healed = heal(self.path_of(name), rebuild_embed=self._rebuild_embed, embeds=self._embeds)
         if healed is not None:
             self.open(name)
         return healed
+
+    def verify(self, name: str) -> list[str]:
+        """What is wrong with the files of a collection, each of which is read again; [] if nothing is: then it is no
+        longer taken for rotten, if it was. Some 0.2 s for 50 000 x 384. Raises BadName."""
+        folder = self.path_of(name)
+        wrong: list[str] = []
+        generation = find_generation(folder, wrong)
+        if generation is not None:
+            wrong += [f"{part}: {what}" for part, what in generation.damage.items()]
+        elif not wrong and not Journal(folder).exists():
+            wrong.append("there is nothing of it")
+        if not wrong:
+            with self._writing:
+                self._shut.pop(name, None)
+        return wrong
+
+    def reload(self, name: str) -> Collection:
+        """Open a collection anew from its files, whatever is held of it in memory, which answers meanwhile.
+
+        Raises BadName, CorruptIndex; then everything stays as it was.
+        """
+        opened = Collection.open(self.path_of(name), exact_below=self._exact_below, room=self.make_room)
+        opened.name = name
+        with self._writing:
+            self._shut.pop(name, None)
+            self._open = MappingProxyType({**self._open, name: opened})
+        return opened
 
     def names(self) -> list[str]:
         """The collections on disk that have a snapshot or a journal, sorted."""
@@ -229,7 +260,6 @@ class Library:
                 opened = Collection.open(
                     folder,
                     exact_below=self._exact_below,
-                    rebuild_embed=self._rebuild_embed,
                     create=create,
                     room=self.make_room,
                 )

@@ -187,6 +187,12 @@ class Embedder:
         """Give the GPU's memory back and go on with the CPU: the recovery step for a GPU that is full or failing."""
         self._runtime.release_cuda(why, for_ever=for_ever)
 
+    def renew_session(self) -> None:
+        """Let go of the session and its memory, open another one, and test it: the recovery step for a model that gives
+        wrong numbers, or none. Raises ModelError."""
+        self._runtime.renew()
+        self.self_test()
+
     def _presentable(self, text: str, kind: Kind) -> str:
         whole = _whole(text[: self._manifest.tokens_max * CHARS_PER_TOKEN_MAX])
         return self._space.prefixed(whole, kind)

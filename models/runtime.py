@@ -133,6 +133,18 @@ class Runtime:
         if device == "cuda":
             self._fall(session, why, for_ever=for_ever)
 
+    def renew(self) -> None:
+        """Let go of the session, with all that it holds on the GPU, and open another one on the same device, or on the
+        CPU where the GPU will not have it. Raises ModelError; then the old one stays."""
+        with self._changing:
+            was_on_cuda = self._session[0] == "cuda"
+            self._session = ("cpu", self._opened_on_cpu())
+            # the memory of the old one is given back before the new one asks for its own
+            gc.collect()
+            fresh = self._opened_on_cuda() if was_on_cuda else None
+            if fresh is not None:
+                self._session = ("cuda", fresh)
+
     def _run_on_cpu(self, feed: Feed, output: str) -> NDArray[Any]:
         _, session = self._session
         try:

@@ -363,6 +363,21 @@ class Balance:
 
     # --- who is left out -------------------------------------------------------------------------------------------
 
+    def leave_out(self, peer: Peer, now: float, pause_s: float) -> bool:
+        """Leave one out because somebody who looked at it said so; not where no other one is well."""
+        if not any(other is not peer and self._is_well(other, now) for other in self.peers):
+            return False
+        if peer.ejected_until > now:
+            peer.ejected_until = max(peer.ejected_until, now + pause_s)
+            return True
+        return self._leave_out(peer, now, "recovery", pause_s)
+
+    def take_back(self, peer: Peer, now: float) -> None:
+        """It is said to be well again: it comes back, by degrees as everybody does."""
+        if peer.ejected_until > now:
+            peer.ejected_until = now
+            self._review_at = -inf
+
     def _eject(self, peer: Peer, now: float, reason: str) -> None:
         rules = self.rules.ejection
         pause_s = min(rules.pause_s_max, rules.pause_s * (peer.out_in_a_row + 1))

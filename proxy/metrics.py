@@ -23,12 +23,14 @@ from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
 from understudy.proxy.mirror_reports import MIRROR_METRICS, mirror_metrics
 from understudy.proxy.prompter import Prompter
 from understudy.proxy.provenance import Provenance
+from understudy.proxy.recovery_reports import RECOVERY_METRICS, recovery_metrics
 from understudy.proxy.spaces_reports import SPACES_METRICS, spaces_metrics
 from understudy.proxy.stack import EndpointParts, RouteParts, World
 from understudy.proxy.watch_reports import WATCH_METRICS, watch_metrics
 
 if TYPE_CHECKING:
     from understudy.proxy.chores import Chores
+    from understudy.proxy.control.recovery import Recoverer
 
 BREAKER_STATES = ("closed", "half-open", "open")
 ENDPOINT = ["route", "tier", "endpoint"]
@@ -63,6 +65,7 @@ METRICS = {
     "understudy_limit_waiting": "Calls waiting for a place in an endpoint's bulkhead",
     "understudy_limit_refused_total": "Calls that found no place in an endpoint's bulkhead",
     **ARM_METRICS,
+    **RECOVERY_METRICS,
     **LIKENESS_METRICS,
     **SPACES_METRICS,
     **WATCH_METRICS,
@@ -153,6 +156,8 @@ class Seen(Protocol):
     def fingerprints(self) -> Fingerprints: ...
     @property
     def copies(self) -> Copies: ...
+    @property
+    def recovery(self) -> Recoverer | None: ...
 
 
 class SidecarCollector(Collector):
@@ -175,6 +180,7 @@ class SidecarCollector(Collector):
         yield from watch_metrics(routes)
         yield from last_words_metrics(routes, self._seen.prompter.sentences)
         yield from mirror_metrics(self._seen.copies.mirrors)
+        yield from recovery_metrics(self._seen.recovery)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _overload_metrics(self._seen)

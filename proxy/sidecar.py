@@ -44,6 +44,7 @@ from understudy.proxy.tiers.local import Knowing
 
 if TYPE_CHECKING:
     from understudy.proxy.collection_reports import Stats
+    from understudy.proxy.control.recovery import Recoverer
 
 log = logging.getLogger("understudy")
 
@@ -58,6 +59,10 @@ call crosses a close on its way."""
 
 class Sidecar:
     """One process's worth of Understudy. `start`, then `drain_and_stop`; `reload` whenever the policies changed."""
+
+    recovery: Recoverer | None = None
+    climb_elsewhere: Callable[[str, str], None] | None = None
+    """A worker has the others climb a rung by it, too."""
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 from understudy.proxy.arm_reports import arms_text
 from understudy.proxy.mirror_reports import mirror_text
+from understudy.proxy.recovery_reports import recovery_text
 from understudy.proxy.watch_reports import watch_text
 
 
@@ -20,6 +21,7 @@ def status_text(status: dict[str, Any]) -> str:
         *(f"          {fault}" for fault in policies["faults"]),
         *(f"tls       {tls['cert_file']}, until {tls['expires']}" for tls in [status.get("tls")] if tls),
         f"local     {_local(local)}",
+        *recovery_text(status),
     ]
     for route in status["routes"]:
         answers = ", ".join(f"{count} {what}" for what, count in route["answers"].items()) or "no calls yet"

@@ -12,6 +12,7 @@ there when a write went through, nothing of that collection is believed at all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
@@ -95,6 +96,16 @@ class Second:
         self.epochs: dict[str, bytes] = {}
         self.owed: dict[str, None] = {}
         self.results = dict.fromkeys(("hit", "miss", "late", "error", "skipped", "stored", "malformed", "dropped"), 0)
+
+    async def reconnect(self, client: Client) -> None:
+        """Ask by another client from now on, at once; the old one's connections are closed, whatever hangs on them.
+
+        What is owed stays owed."""
+        before, self._client = self._client, client
+        self.patience = Patience()
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(HARD_S):
+                await before.close()
 
     # --- values ----------------------------------------------------------------------------------------------------
 

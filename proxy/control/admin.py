@@ -20,6 +20,7 @@ from understudy.proxy.control.objectives import Lookout, tallied
 from understudy.proxy.control.summing import Live
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.mirror_reports import mirror_status
+from understudy.proxy.recovery_reports import recovery_status
 from understudy.proxy.rules import parse_address
 from understudy.proxy.settings import Settings
 from understudy.proxy.sidecar import Sidecar
@@ -192,6 +193,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
             **sidecar.local_info,
             **({} if sidecar.chores.shadow_index is None else {"shadow_index": sidecar.chores.shadow_index.told}),
         },
+        **recovery_status(sidecar.recovery),
         "spaces": spaces_status(sidecar.provenance, sidecar.fingerprints),
         "routes": [_route_status(sidecar, name) for name in sidecar.stack.routes],
     }

@@ -31,7 +31,7 @@ from understudy.policies.respawn import Respawn
 from understudy.proxy.control.listening import Places, worker_count
 from understudy.proxy.control.objectives import Lookout, counted
 from understudy.proxy.control.summing import Summed, kept, merged_status, summed
-from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Force, Happened, Report, Sayings, Written
+from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Force, Happened, Report, Sayings, Step, Written
 from understudy.proxy.control.worker import Post
 from understudy.proxy.events import Events
 from understudy.proxy.http.forwarding import new_pseudonym
@@ -188,7 +188,7 @@ class Parent:
                     self._take(place, message)
                 case Sayings():
                     self.hear(message.said, place)
-                case Written():
+                case Written() | Step():
                     for other in self.places:
                         if other is not place and other.channel is not None:
                             other.channel.send(message)

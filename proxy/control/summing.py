@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from understudy.proxy.arm_reports import merged_arms
 from understudy.proxy.control.wire import Family, Sample
 from understudy.proxy.mirror_reports import merged_mirrors
+from understudy.proxy.recovery_reports import merged_recovery
 from understudy.proxy.watch_reports import merged_watch
 
 STATES = ("open", "half-open", "closed")
@@ -157,6 +158,7 @@ def merged_status(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "policies": {**bad, "reloads": _added([one["reloads"] for one in each])},
         "local": waiting,
         **({"tls": first["tls"]} if "tls" in first else {}),
+        **merged_recovery(statuses),
         "routes": [_merged_route(routes) for routes in by_name.values()],
     }
 

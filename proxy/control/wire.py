@@ -61,6 +61,13 @@ class Written(msgspec.Struct, tag=True, frozen=True):
     names: list[str]
 
 
+class Step(msgspec.Struct, tag=True, frozen=True):
+    """A rung of a component's ladder that every worker climbs for itself: from the one that recovers, to the others."""
+
+    component: str
+    rung: str
+
+
 class Force(msgspec.Struct, tag=True, frozen=True):
     """To a worker: what an operator has said of breakers."""
 
@@ -73,7 +80,7 @@ class Happened(msgspec.Struct, tag=True, frozen=True):
     events: list[Event]
 
 
-Message = Happened | Written | Report | Sayings | Ask | Cover | Force
+Message = Step | Happened | Written | Report | Sayings | Ask | Cover | Force
 
 
 class Channel:

@@ -4,6 +4,7 @@
     worker --Sayings-> parent --Sayings-> the others  what became of a breaker, within SAY_S
     worker --Happened> parent                         for its journal
     worker --Written-> parent --Written-> the others  a write has passed: what was read from there is not told again
+    worker --Step----> parent --Step----> the others  a rung that each climbs for itself
     parent --Cover---> worker                         accept for a neighbour that is not there
     parent gone  ====> worker drains and ends
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,9 +24,12 @@ from understudy.policies.breaker import Breaker
 from understudy.proxy.control.admin import status_of
 from understudy.proxy.control.listening import Places
 from understudy.proxy.control.summing import families_of
-from understudy.proxy.control.wire import Ask, Channel, Cover, Force, Happened, Report, Sayings, Written
+from understudy.proxy.control.wire import Ask, Channel, Cover, Force, Happened, Report, Sayings, Step, Written
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from understudy.proxy.control.rungs import Rungs
 
 SAY_S = 0.2
 REPORT_S = 0.5
@@ -62,12 +67,15 @@ class Worker:
         self._told: dict[tuple[str, str, str], int] = {}
         self._channel: Channel | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._climbing: set[asyncio.Task[None]] = set()
+        self._rungs: Rungs | None = None
 
     async def start(self) -> None:
         """Report for the first time, which says that we accept connections, and go on reporting."""
         channel = self._channel = await Channel.on(socket.socket(fileno=self._post.control))
         channel.send(self._report(0))
         self._sidecar.written = lambda names: channel.send(Written(names))
+        self._sidecar.climb_elsewhere = lambda component, rung: channel.send(Step(component, rung))
         events = self._sidecar.events
         channel.send(Happened(list(events.recent)))
         events.subscribe(lambda event: channel.send(Happened([event])))
@@ -77,9 +85,12 @@ class Worker:
 
     async def stop(self) -> None:
         """Report for the last time, so that nothing we counted is missing from the sums."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._climbing]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._rungs is not None:
+            self._rungs.close()
         if self._channel is not None:
             self._channel.send(self._report(0))
             await self._channel.close()
@@ -96,6 +107,8 @@ class Worker:
                 case Written():
                     if self._sidecar.caches is not None:
                         self._sidecar.caches.heard(message.names)
+                case Step():
+                    self._climb(message)
                 case Force():
                     for one in message.said:
                         self._sidecar.force(one)
@@ -103,6 +116,17 @@ class Worker:
                     pass
         # nobody would replace us, add us up or tell us to end
         self._stop.set()
+
+    def _climb(self, step: Step) -> None:
+        """Do what the one that recovers has done, in a task of its own: it may take seconds."""
+        if self._rungs is None:
+            # seldom needed, and not small
+            from understudy.proxy.control.rungs import Rungs
+
+            self._rungs = Rungs(self._sidecar)
+        climbing = asyncio.get_running_loop().create_task(self._rungs.elsewhere(step.component, step.rung))
+        self._climbing.add(climbing)
+        climbing.add_done_callback(self._climbing.discard)
 
     async def _keep_reporting(self, channel: Channel) -> None:
         loop = asyncio.get_running_loop()

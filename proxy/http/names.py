@@ -93,6 +93,22 @@ class Names:
         self.good = None
         self._ask_behind()
 
+    async def renew(self) -> bool:
+        """Ask DNS now, however well what we know has served; whether it says something else. Raises OSError when it
+        does not answer, and what we know stays."""
+        if self._fixed:
+            return False
+        before, failed = set(self.known), self.results["failed"]
+        await asyncio.wait((self._asked(),))
+        if self.results["failed"] > failed:
+            raise self._error or socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return set(self.known) != before
+
+    @property
+    def are_fixed(self) -> bool:
+        """Whether the host is an address already, so that there is nothing to ask."""
+        return self._fixed
+
     def close(self) -> None:
         """Wait for no answer any more."""
         if self._asking is not None:

@@ -166,6 +166,17 @@ class Pool:
             if connection.silent_for(now) > self._stream_idle_s:
                 connection.stall()
 
+    def renew(self) -> int:
+        """Use none of today's connections again: idle ones are closed now, busy ones when their exchange is over. How
+        many there are."""
+        idle, self._idle = self._idle, []
+        for connection in self._all:
+            connection.retire_at = float("-inf")
+        count = len(self._all)
+        for connection in idle:
+            connection.abort()
+        return count
+
     def close(self) -> None:
         """Close idle connections now; busy ones when their exchange is over."""
         self.closed = True

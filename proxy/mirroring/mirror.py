@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.indexes.faults import IndexFault
 from understudy.indexes.points import Point
+from understudy.indexes.writes import Drop
 from understudy.policies.mirror import Standing
 from understudy.policies.service import Answer, Call, Refused, Service
 from understudy.proxy.handles import Learnt
@@ -346,6 +347,26 @@ class Mirror:
         told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.lane.put(Found(local, points, began, described.vectors, told, asked))
         return await told
+
+    async def copy_again(self, local: str) -> None:
+        """Compare a whole copy point by point; drop one that does not even open, and have it made anew. Raises
+        IndexFault."""
+        loop = asyncio.get_running_loop()
+        if await loop.run_in_executor(None, self._opens, local):
+            self.lose(local, "recovery has it compared")
+        else:
+            # nobody is to be told that it is empty
+            self.held[local].standing.copying()
+            await self.act(lambda: self.stock().write(local, [Drop()]))
+            await loop.run_in_executor(None, self.notes.end, local)
+            await loop.run_in_executor(None, self.notes.leave_note, "dropped", local, "")
+        await loop.run_in_executor(None, self.notes.leave_note, "sync", local, self.held[local].called)
+
+    def _opens(self, local: str) -> bool:
+        try:
+            return self.stock().get(local) is not None
+        except IndexFault:
+            return False
 
     # --- up and down -----------------------------------------------------------------------------------------------
 

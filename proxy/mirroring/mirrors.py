@@ -133,6 +133,18 @@ class Mirrors:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    async def copy_again(self, local: str) -> bool:
+        """Have a local collection made anew from its database; False where it is no copy. Raises SourceFailed where the
+        database does not answer, IndexFault: what can't be had again is not dropped."""
+        for kept in self._running.values():
+            held = kept.mirror.held.get(local)
+            if held is None or held.refused or kept.keeper is None:
+                continue
+            await kept.keeper.walker.source.described(held.called)
+            await kept.mirror.copy_again(local)
+            return True
+        return False
+
     # --- what others ask -------------------------------------------------------------------------------------------
 
     @property

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -157,6 +158,8 @@ class Knowing:
         self._loading: asyncio.Future[None] | None = None
         self.sentences: Sentences | None = None
         """Vectors of the sentences that are quoted, where somebody keeps them."""
+        self.embed_again_share = 1.0
+        self.pause: Callable[[float], object] = time.sleep
         self._without_model = ("warming", "the local model is still being loaded")
         self._without_shelf = ("warming", "the local collections are still being opened")
 
@@ -209,7 +212,7 @@ class Knowing:
         loading = self._loading = asyncio.get_running_loop().create_future()
         try:
             self._shelf, self._without_shelf = await _tried(
-                lambda: _library(collections, local.collections_bytes_max), "no_local_index"
+                lambda: _library(collections, local.collections_bytes_max, self), "no_local_index"
             )
             self._model, self._without_model = await _tried(lambda: _model(local, models), "no_local_model")
             if self._model is not None and prepare is not None:
@@ -227,6 +230,37 @@ class Knowing:
         # shielded: one caller's end of patience is not the others'
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._loading), wait_s)
+
+    async def reload_model(self, local: Local, models: Path) -> str:
+        """Load the model anew, and let go of the one that there was; why it could not be, or ''. Takes seconds."""
+        if self._model is not None:
+            # two on one GPU might not fit
+            await asyncio.get_running_loop().run_in_executor(None, _off_the_gpu, self._model)
+        model, why = await _tried(lambda: _model(local, models), "no_local_model")
+        if model is None:
+            self._without_model = why if self._model is None else self._without_model
+            return why[1]
+        before, self._model = self._model, model
+        if before is not None:
+            await before.batcher.close()
+        return ""
+
+    def embed_again(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors [n, d] of the words of a damaged collection, for `embed_again_share` of a core's time at most.
+
+        Call it in a thread. Raises ModelError.
+        """
+        if self._model is None:
+            raise ModelError(self._without_model[1])
+        embedder: Any = self._model.embedder
+        began = time.thread_time()
+        vectors = embedder.embed(texts, "document")
+        self.pause((time.thread_time() - began) * (1.0 / self.embed_again_share - 1.0))
+        return vectors
+
+    def embeds_into(self, space: str) -> bool:
+        """Whether the local model's vectors are of this space."""
+        return self._model is not None and self._model.is_in(space)
 
     def give_model(self, model: Model) -> None:
         """Have this model from now on."""
@@ -328,10 +362,15 @@ def _model(local: Local, cache: Path) -> Model:
     return Model(embedder, batcher, local.model)
 
 
-def _library(folder: Path, bytes_max: int) -> Shelf:
+def _off_the_gpu(model: Model) -> None:
+    embedder: Any = model.embedder
+    embedder.release_cuda("the model is loaded anew", for_ever=True)
+
+
+def _library(folder: Path, bytes_max: int, knowing: Knowing) -> Shelf:
     from understudy.indexes.library import Library
 
-    library = Library(folder, bytes_max=bytes_max)
+    library = Library(folder, bytes_max=bytes_max, rebuild_embed=knowing.embed_again, embeds=knowing.embeds_into)
     library.refresh()
     return library
 

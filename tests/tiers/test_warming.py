@@ -21,7 +21,7 @@ async def test_a_call_waits_for_the_loading_and_not_past_its_own_time(monkeypatc
 
     release = threading.Event()
 
-    def slow_library(_folder: Path, _bytes_max: int) -> None:
+    def slow_library(_folder: Path, _bytes_max: int, _knowing: Knowing) -> None:
         release.wait(30)
         raise module.IndexFault("no library here")
 
