@@ -6,6 +6,7 @@ holds up a call. When the reader can't keep up, lines are dropped and counted.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import threading
 import time
@@ -21,8 +22,9 @@ from understudy.proxy.http.tunnel import Tunnel
 
 LINES_MAX = 10_000
 FLUSH_S = 0.2
-NOTES_AT_ONCE = 64
-"""How many calls are noted before their lines are written; the rest are written at the next flush."""
+LINES_AT_ONCE = 64
+"""How many calls are noted before they are made into lines; the rest are at the next flush. One by one would cost twice
+as much, each in a cold cache, and all that have come since the last flush would hold up the loop."""
 PATH_BYTES_MAX = 512
 CLIENT_BYTES_MAX = 256
 
@@ -32,8 +34,8 @@ class AccessLog:
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
-        self._notes: deque[_Note] = deque()
-        self._lines: deque[str] = deque()
+        self._notes: deque[Line] = deque()
+        self._batches: deque[tuple[int, bytes]] = deque()
         self._stop = threading.Event()
         self.dropped = 0
         self.enabled = True
@@ -45,11 +47,11 @@ class AccessLog:
     def __call__(self, exchange: Exchange, end: str) -> None:
         if not self.enabled:
             return
-        if len(self._lines) + len(self._notes) >= LINES_MAX:
+        if len(self._notes) + len(self._batches) * LINES_AT_ONCE >= LINES_MAX:
             self.dropped += 1
             return
-        self._notes.append(_noted(exchange, end))
-        if len(self._notes) >= NOTES_AT_ONCE:
+        self._notes.append(line_of(exchange, end))
+        if len(self._notes) >= LINES_AT_ONCE:
             self._write_up()
 
     def close(self) -> None:
@@ -63,33 +65,32 @@ class AccessLog:
         self._flush()
 
     def _write_up(self) -> None:
-        """Make lines of the notes: many at a time, for one by one they cost twice as much, each in a cold cache."""
-        notes, lines = self._notes, self._lines
-        try:
+        notes: list[Line] = []
+        with contextlib.suppress(IndexError):
+            # until there are no more; somebody in the other thread may have had the last one
             while True:
-                lines.append(_line(notes.popleft()))
-        except IndexError:
-            # no more; somebody in the other thread may have had the last one
-            pass
+                notes.append(self._notes.popleft())
+        if notes:
+            self._batches.append((len(notes), _ENCODER.encode_lines(notes)))
 
     def _flush(self) -> None:
         self._write_up()
-        lines = self._lines
-        batch = [lines.popleft() for _ in range(len(lines))]
-        if not batch:
+        batches = [self._batches.popleft() for _ in range(len(self._batches))]
+        if not batches:
             return
+        text = b"".join(lines for _, lines in batches)
         try:
-            for piece in _pieces(batch) if self.shared else ["".join(batch).encode()]:
+            for piece in _pieces(text) if self.shared else [text]:
                 self._out.write(piece)
                 self._out.flush()
         except (OSError, ValueError):
-            self.dropped += len(batch)
+            self.dropped += sum(count for count, _ in batches)
 
 
-def _pieces(lines: list[str]) -> Iterator[bytes]:
+def _pieces(lines: bytes) -> Iterator[bytes]:
     """Whole lines, as many at a time as a pipe takes in one go; a longer line goes alone."""
     piece = b""
-    for line in map(str.encode, lines):
+    for line in lines.splitlines(keepends=True):
         if piece and len(piece) + len(line) > select.PIPE_BUF:
             yield piece
             piece = b""
@@ -97,80 +98,82 @@ def _pieces(lines: list[str]) -> Iterator[bytes]:
     yield piece
 
 
-_Told = tuple[str, float, int, str]
-"""Of a call: its kind, the seconds of the upstream's, attempts, its trace."""
-_Said = tuple[int, str, str, str]
-"""Of an answer: its status, tier, source and reason."""
-_Note = tuple[float, float, str, str, _Told | None, bytes, _Said | None, int, int, str]
-"""What a line is made of, and nothing more, for a note must not keep a body alive: when, how long (seconds), id, what
-follows from the request's head, call, client, answer, bytes in, bytes out, end. A bare tuple: a named one costs
-half a microsecond."""
+class Line(msgspec.Struct, gc=False, omit_defaults=True):
+    """What is written down of a call, and nothing more, for it must not keep a body alive. Times are milliseconds, but
+    for `at`: seconds since 1970. What there is nothing to say of is left out."""
+
+    at: float
+    id: str
+    method: str
+    path: str
+    ms: float
+    bytes_in: int
+    bytes_out: int
+    end: str
+    route: str = ""
+    trace: str = ""
+    kind: str = ""
+    upstream_ms: float | None = None
+    attempts: int | None = None
+    client: str = ""
+    """Of the connection, and not of the head, which others may send as well."""
+    status: int = 0
+    tier: str | None = None
+    source: str | None = None
+    reason: str = ""
 
 
-def _noted(exchange: Exchange, end: str) -> _Note:
+_ENCODER = msgspec.json.Encoder()
+
+
+def line_of(exchange: Exchange, end: str) -> Line:
+    """What is written down of a finished exchange."""
     call, answer, request = exchange.call, exchange.answer, exchange.request
+    method, path, route, trace = _head_of(exchange)
+    kind, upstream_ms, attempts = "", None, None
+    if call is not None:
+        # whole microseconds: what comes of a clock has digits that nobody reads
+        kind, upstream_ms, attempts = call.kind, int(call.upstream_s * 1e6) / 1000, call.attempts
+        trace = trace or call.trace[3:35]
     bytes_in = len(request.body)
-    if answer is not None and isinstance(answer.stream, Tunnel):
-        bytes_in += answer.stream.bytes_up
-    return (
-        time.time(),
-        exchange.ended - exchange.started,
+    status, tier, source, reason = 0, None, None, ""
+    if answer is not None:
+        status, tier, source, reason = answer.status, answer.tier, answer.source, answer.reason
+        if isinstance(answer.stream, Tunnel):
+            bytes_in += answer.stream.bytes_up
+    subject = request.hop.subject
+    return Line(
+        int(time.time() * 1000) / 1000,
         exchange.id,
-        _request_of(exchange),
-        None if call is None else (call.kind, call.upstream_s, call.attempts, call.trace),
-        request.hop.subject,
-        None if answer is None else (answer.status, answer.tier, answer.source, answer.reason),
+        method,
+        path,
+        int((exchange.ended - exchange.started) * 1e6) / 1000,
         bytes_in,
         exchange.body_bytes,
         end,
+        route,
+        trace,
+        kind,
+        upstream_ms,
+        attempts,
+        subject[:CLIENT_BYTES_MAX].decode("utf-8", "replace") if subject else "",
+        status,
+        tier,
+        source,
+        reason,
     )
 
 
-def line_of(exchange: Exchange, end: str) -> str:
-    """What is written down of a finished exchange: a JSON object on a line of its own. Times are milliseconds."""
-    return _line(_noted(exchange, end))
-
-
-def _line(note: _Note) -> str:
-    """Written by hand: an encoder and its object cost three times as much, and only what a caller wrote needs
-    escaping."""
-    at, took_s, name, request, call, client, answer, bytes_in, bytes_out, end = note
-    asked = answered = ""
-    if call is not None:
-        kind, upstream_s, attempts, trace = call
-        asked = f',"kind":"{kind}","upstream_ms":{upstream_s * 1000:.3f},"attempts":{attempts}'
-        if trace:
-            asked += f',"trace":"{trace[3:35]}"'
-    if client:
-        # of the connection, and not of the head, which others may send as well
-        asked += f',"client":{_json(client[:CLIENT_BYTES_MAX].decode("utf-8", "replace"))}'
-    if answer is not None:
-        status, tier, source, reason = answer
-        answered = f',"status":{status},"tier":"{tier}","source":"{source}"'
-        if reason:
-            answered += f',"reason":{_json(reason)}'
-    return (
-        f'{{"at":{at:.3f},"id":"{name}",{request}{asked}{answered},"ms":{took_s * 1000:.3f},'
-        f'"bytes_in":{bytes_in},"bytes_out":{bytes_out},"end":"{end}"}}\n'
-    )
-
-
-def _request_of(exchange: Exchange) -> str:
-    """What follows from the request's head alone, remembered with it. The query stays out: it may hold a secret."""
+def _head_of(exchange: Exchange) -> tuple[str, str, str, str]:
+    """Method, path, route and the caller's own trace, which follow from the request's head alone and are remembered
+    with it. The query stays out: it may hold a secret."""
     request = exchange.request
     remembered = request.remembered
     if remembered is not None and line_of in remembered:
-        return cast("str", remembered[line_of])
+        return cast("tuple[str, str, str, str]", remembered[line_of])
     path = request.target.partition(b"?")[0][:PATH_BYTES_MAX].decode("latin-1")
-    told = f'"method":{_json(request.method.decode("latin-1"))},"path":{_json(path)}'
-    if exchange.entry is not None:
-        told += f',"route":"{exchange.entry.name}"'
-    if trace := trace_of(request.headers):
-        told += f',"trace":"{trace.decode()}"'
+    route = exchange.entry.name if exchange.entry is not None else ""
+    told = (request.method.decode("latin-1"), path, route, (trace_of(request.headers) or b"").decode())
     if remembered is not None:
         remembered[line_of] = told
     return told
-
-
-def _json(text: str) -> str:
-    return msgspec.json.encode(text).decode()

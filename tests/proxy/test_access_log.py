@@ -6,6 +6,8 @@ import io
 import json
 import select
 
+import msgspec
+
 from understudy.policies.service import Answer, Call, Request
 from understudy.proxy import access_log
 from understudy.proxy.access_log import AccessLog, line_of
@@ -28,8 +30,12 @@ def exchange(target: bytes, method: bytes = b"GET", reason: str = "", remembered
     return made
 
 
+def written(exchange: Exchange, end: str) -> str:
+    return msgspec.json.encode(line_of(exchange, end)).decode()
+
+
 def test_a_line_says_who_answered_and_how_long_it_took():
-    line = json.loads(line_of(exchange(b"/v1/x?key=secret", b"POST"), "done"))
+    line = json.loads(written(exchange(b"/v1/x?key=secret", b"POST"), "done"))
     assert line.pop("at") > 0
     assert line == {
         "id": "id-1",
@@ -50,8 +56,8 @@ def test_a_line_says_who_answered_and_how_long_it_took():
 
 def test_nothing_that_is_written_in_a_path_or_a_reason_breaks_the_line():
     for nasty in (b'/"},{"', b"/\\", b"/\xff\xfe", b"/" + b"x" * 5000, b"/\x7f\t"):
-        text = line_of(exchange(nasty, reason='openai: "quoted" \\ \n broken'), "cut")
-        assert text.count("\n") == 1
+        text = written(exchange(nasty, reason='openai: "quoted" \\ \n broken'), "cut")
+        assert "\n" not in text
         line = json.loads(text)
         assert line["path"].encode("latin-1") == nasty[:512]
         assert line["reason"] == 'openai: "quoted" \\ \n broken'
@@ -59,7 +65,7 @@ def test_nothing_that_is_written_in_a_path_or_a_reason_breaks_the_line():
 
 def test_what_follows_from_the_head_is_the_same_when_it_is_remembered():
     remembered: dict[object, object] = {}
-    first, second = (json.loads(line_of(exchange(b"/a?b", remembered=remembered), "done")) for _ in range(2))
+    first, second = (json.loads(written(exchange(b"/a?b", remembered=remembered), "done")) for _ in range(2))
     assert (first["path"], second["path"]) == ("/a", "/a")
 
 
