@@ -20,6 +20,7 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,13 @@ def base64_of(row: np.ndarray) -> str:
 
 def turned(vectors: np.ndarray, dimensions: int) -> np.ndarray:
     """Vectors [n, d] as those of another space [n, dimensions]: distances stay, and nothing else does."""
-    drawn = np.random.default_rng(3).normal(size=(dimensions, vectors.shape[1]))
-    return (vectors @ np.linalg.qr(drawn)[0].T).astype(np.float32)
+    return (vectors @ _turn(dimensions, vectors.shape[1])).astype(np.float32)
+
+
+@lru_cache
+def _turn(dimensions: int, width: int) -> np.ndarray:
+    drawn = np.random.default_rng(3).normal(size=(dimensions, width))
+    return np.linalg.qr(drawn)[0].T
 
 
 def serve(service: type[Service] = Service) -> None:
