@@ -266,6 +266,10 @@ class Collection:
                 return name, view.held(name) / view.count
         return "", 0.0
 
+    def worded_share(self) -> float:
+        """About which share of the points has words, by a sample; 1 where there are no points."""
+        return self._view.worded_share()
+
     def count_matching(self, filter: object = None) -> int:
         """How many points a filter lets through. Raises UnknownFilter."""
         return self._view.count_matching(filter)

@@ -35,6 +35,7 @@ _KEYWORD_FETCH: Final = 1_000
 _FUSED_SCAN_MAX: Final = 200_000
 _FUSED_FETCH: Final = 400
 _FUSED_SAMPLE: Final = 1_024
+_WORDED_SAMPLE: Final = 200
 
 
 class View:
@@ -181,6 +182,16 @@ class View:
         """Up to `limit` points without a vector of this name, from the `start`-th on; and how many there are in all."""
         rows = self._lacking(name)
         return self._fetch(rows[start : start + limit].tolist(), with_vectors=False), len(rows)
+
+    def worded_share(self) -> float:
+        """See `Collection.worded_share`."""
+        frozen = np.arange(self._frozen_count) if self.alive is None else np.flatnonzero(self.alive)
+        rows = np.concatenate([frozen, np.flatnonzero(self.tail.alive) + self._frozen_count])
+        if not len(rows):
+            return 1.0
+        sample = rows[np.unique(np.linspace(0, len(rows) - 1, _WORDED_SAMPLE).astype(np.int64))]
+        points = self._fetch(sample.tolist(), with_vectors=False)
+        return sum(bool(point.text.strip()) for point in points) / len(points)
 
     def _lacking(self, name: str) -> Rows:
         if name in self._without:

@@ -1,4 +1,4 @@
-"""What one worker of a sidecar does beside answering calls: goldens are asked, and texts of copies embedded.
+"""What one worker of a sidecar does beside answering calls: goldens asked, texts of copies embedded, maps fitted.
 
 Nothing of it is there unless the policies ask for it.
 """
@@ -6,13 +6,18 @@ Nothing of it is there unless the policies ask for it.
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.proxy.stack import RouteParts
 from understudy.proxy.tiers.knowing import Knowing
 
 if TYPE_CHECKING:
+    from understudy.proxy.bridging import Bridges
+    from understudy.proxy.provenance import Provenance
     from understudy.proxy.shadow_index import ShadowIndex
 
 
@@ -28,6 +33,9 @@ class Chores:
         self._clock = clock
         self._watch: asyncio.Task[None] | None = None
         self._fill: asyncio.Task[None] | None = None
+        self.bridges: Bridges | None = None
+        """The maps into copies without texts, where there may be any."""
+        self._bridge: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
         """See to it that goldens are asked where a route is watched."""
@@ -46,12 +54,32 @@ class Chores:
             self.shadow_index = ShadowIndex(self._knowing, cpu_share, self._is_outage, clock=self._clock)
             self._fill = asyncio.get_running_loop().create_task(self.shadow_index.run())
 
+    def bridge_spaces(self, cpu_share: float, provenance: Provenance, folder: Path, *, gathers: bool) -> None:
+        """Have maps into copies without texts: one worker gathers what they are fitted to, the others read them."""
+        if self._bridge is None and cpu_share > 0 and self._knowing.ready:
+            from understudy.proxy.bridging import Bridges
+
+            bridges = self.bridges = self._knowing.bridges = Bridges(
+                self._knowing,
+                cpu_share,
+                self._is_outage,
+                folder,
+                gathers=gathers,
+                clock=self._clock,
+                wall=time.time,
+                dice=random.random,
+            )
+            provenance.pairing = bridges.offer if gathers else None
+            self._bridge = asyncio.get_running_loop().create_task(bridges.run())
+
     async def stop(self) -> None:
         """Let go of all of it."""
-        tasks = [task for task in (self._watch, self._fill) if task is not None]
+        tasks = [task for task in (self._watch, self._fill, self._bridge) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.bridges is not None:
+            await self.bridges.close()
 
     def _is_outage(self) -> bool:
         """Whether an upstream of some route is away, so that the local tier has callers to answer."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from msgspec import UNSET, Struct
 
+from understudy.models.space import same_space
 from understudy.policies.outcomes import FOLLOWS
 from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.outcomes import providers_of
@@ -204,7 +205,9 @@ def _tier_data(
         "from": described.place(at),
         "inactive": settings.inactive.get(route.name, {}).get(tier.name),
         "what": dict(order).get("tier", ""),
-        "values": described.fields(tier, at, (*_unsaid(tier), *_APART)) | _provider(route, tier, at, described),
+        "values": described.fields(tier, at, (*_unsaid(tier), *_APART))
+        | _provider(route, tier, at, described)
+        | _abroad(settings, route, tier, described),
         "outcomes": [] if isinstance(tier, LocalTier) else _rows(tier.outcomes, f"{at}.outcomes", described),
         "layers": [
             {"name": name, "why": why, "values": values}
@@ -239,6 +242,16 @@ def _provider(route: Route, tier: Tier, at: str, described: _Described) -> dict[
     if isinstance(tier, LocalTier):
         return {}
     return {"provider": described.value(f"{at}.provider", list(providers_of(tier, route.dialect)))}
+
+
+def _abroad(settings: Settings, route: Route, tier: Tier, described: _Described) -> dict[str, Any]:
+    """How copies of another model's vectors are searched by handles: by vectors of their texts, or by a map."""
+    space = settings.space_of(route)
+    is_searched = isinstance(tier, LocalTier) and SHIPPED_DIALECTS.get(route.dialect) == "retrieve"
+    if not is_searched or not space or same_space(space, settings.local.model):
+        return {}
+    names = ("shadow_cpu_share", "bridge_cpu_share")
+    return {f"local.{name}": described.value(f"local.{name}", getattr(settings.local, name)) for name in names}
 
 
 def _rows(rows: Sequence[Outcome], at: str, described: _Described) -> list[dict[str, Any]]:

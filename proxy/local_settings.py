@@ -24,5 +24,8 @@ class Local(Frozen, frozen=True):
     """Memory that the local collections may take; opening one, or a write, that needs more is refused."""
     shadow_cpu_share: Annotated[float, Meta(ge=0, le=1, description="a share of one")] = 0.25
     """How much of a core may embed the texts of collections whose vectors are another model's. 0: none does."""
+    bridge_cpu_share: Annotated[float, Meta(ge=0, le=1, description="a share of one")] = 0.1
+    """How much of a core may embed texts that pass, where a copy has none: a map between the two spaces is fitted to
+    them, and used while it proves itself. 0: none is made."""
     knowledge: bool | list[FilePath] = True
     """What is indexed as `knowledge` at first start: our own operating handbook, nothing, or these files."""

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from understudy.policies.breaker import MODES
 from understudy.policies.shed import Shedder
 from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
+from understudy.proxy.bridge_reports import BRIDGE_METRICS, bridge_metrics
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.collection_reports import COLLECTION_METRICS, Stats, collection_metrics
 from understudy.proxy.copies import Copies
@@ -108,6 +109,7 @@ METRICS = {
     "understudy_reload_ok": "1 while the policy files on disk are the ones in force",
     "understudy_shadow_index_embedded_total": "Texts of a local collection embedded with the local model, too",
     "understudy_shadow_index_waiting": "Points of a local collection that have no vector of the local model's yet",
+    **BRIDGE_METRICS,
     "understudy_local_ready": "1 while the local model and indexes can answer",
     "understudy_local_info": "The local model: where it runs and the vector space it embeds into",
     **COLLECTION_METRICS,
@@ -435,6 +437,8 @@ def _process_metrics(seen: Seen) -> Iterator[Metric]:
             embedded.add_metric([name], progress.embedded)
             waiting.add_metric([name], progress.waiting)
         yield from (embedded, waiting)
+    if seen.chores.bridges is not None:
+        yield from bridge_metrics(seen.chores.bridges.told)
     ready = _gauge("understudy_local_ready", [])
     ready.add_metric([], float(seen.local_ready))
     info = _gauge("understudy_local_info", ["model", "provider", "space"])

@@ -93,6 +93,8 @@ class Provenance:
         self.served: dict[tuple[str, str], int] = {}
         self.second: SharedLedger | None = None
         self.reembedding = Reembedding()
+        self.pairing: Callable[[str, Sequence[bytes], Sequence[str], str], object] | None = None
+        """Who is told of spaces, vectors and texts, and of which kind these are, as answers are read."""
         self._vocabularies: dict[str, Vocabulary] = {}
         self._wall = wall
         self._path = path
@@ -198,9 +200,12 @@ class Provenance:
             # token ids, of which nobody here knows the text
             self.count("without_text", len(vectors))
             return
-        for vector, text in zip(vectors, texts, strict=True):
-            if mark_of(array("f", vector[-4 * MARK_PLACES :])) is None:
+        its_own = [mark_of(array("f", vector[-4 * MARK_PLACES :])) is None for vector in vectors]
+        for vector, text, is_its_own in zip(vectors, texts, its_own, strict=True):
+            if is_its_own:
                 self.remember(vector, waiting.space, text, waiting.tenant, model=ask.model)
+        if self.pairing is not None and all(its_own):
+            self.pairing(waiting.space, vectors, texts, ask.kind)
 
     def remember(
         self, vector: bytes, space: str, text: str, tenant: bytes = b"", *, model: str = "", own: bytes = b""

@@ -39,6 +39,7 @@ from understudy.proxy.provenance import DRAIN_S, Provenance
 from understudy.proxy.reading import BadPolicies, Fault, Reading, digest_folder, read_folder
 from understudy.proxy.rules import addresses, parse_address, unix_path
 from understudy.proxy.settings import LocalTier, Settings, Shedding, UpstreamTier
+from understudy.proxy.spaces import plans_of
 from understudy.proxy.stack import RouteParts, World
 from understudy.proxy.tiers.local import Knowing
 
@@ -370,6 +371,13 @@ class Sidecar:
             self.prompter.begin(lambda: self.settings, self.routes)
             if self.place == 0:
                 self.chores.fill_shadows(self.settings.local.shadow_cpu_share)
+            self._bridge_spaces()
+
+    def _bridge_spaces(self) -> None:
+        """Have maps between spaces, where handles are given that might need one."""
+        share = self.settings.local.bridge_cpu_share
+        if any(plan.hands_out for plan in plans_of(self.settings).values()):
+            self.chores.bridge_spaces(share, self.provenance, self.state / "bridges", gathers=self.place == 0)
 
     def _tick_of_lag(self, due: float) -> None:
         now = self.world.clock()

@@ -192,6 +192,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
             "reason": sidecar.knowing.reason,
             **sidecar.local_info,
             **({} if sidecar.chores.shadow_index is None else {"shadow_index": sidecar.chores.shadow_index.told}),
+            **({} if sidecar.chores.bridges is None else {"bridges": sidecar.chores.bridges.told}),
         },
         **recovery_status(sidecar.recovery),
         "spaces": spaces_status(sidecar.provenance, sidecar.fingerprints),

@@ -105,6 +105,7 @@ class Shelved(Protocol):
         using: str = "",
     ) -> Sequence[Any]: ...
     def beside(self, space: str) -> tuple[str, float]: ...
+    def worded_share(self) -> float: ...
     def get(self, ids: Sequence[int | str], *, with_vectors: bool = False) -> Sequence[Any]: ...
     def scroll(
         self, from_id: int | str | None, limit: int, filter: object = None, *, with_vectors: bool = False
@@ -128,6 +129,24 @@ class Watched(Shelf, Protocol):
 
     def mark(self, answer: Answer) -> None:
         """Say so on the answer."""
+        ...
+
+
+class Crossing(Protocol):
+    """The way into one collection for one call: a vector of the local model as about one of the collection's own."""
+
+    said: str
+    """What is said of it in the answer's headers."""
+    was_used: bool
+
+    def __call__(self, vector: Sequence[float]) -> tuple[float, ...]: ...
+
+
+class Bridges(Protocol):
+    """As much of the maps between spaces as the tiers use."""
+
+    def over(self, collection: Any, own: Space) -> Crossing | None:
+        """The way into a collection, where one is proven."""
         ...
 
 
@@ -160,6 +179,8 @@ class Knowing:
         """Vectors of the sentences that are quoted, where somebody keeps them."""
         self.embed_again_share = 1.0
         self.pause: Callable[[float], object] = time.sleep
+        self.bridges: Bridges | None = None
+        """Maps into collections whose texts nobody has, where somebody makes them."""
         self._without_model = ("warming", "the local model is still being loaded")
         self._without_shelf = ("warming", "the local collections are still being opened")
 
@@ -189,6 +210,10 @@ class Knowing:
     def model_or_none(self) -> Model | None:
         """The local model, where it is there."""
         return self._model
+
+    def bridge_over(self, collection: Shelved, model: Model) -> Crossing | None:
+        """The way of the model's vectors into a collection of another space, where there is one that is proven."""
+        return None if self.bridges is None else self.bridges.over(collection, model.embedder.space)
 
     async def embed(self, texts: list[str], until: float) -> NDArray[np.float32]:
         """Vectors [n, d] of texts that are compared with each other, by the time `until`. Raises as the batcher does,

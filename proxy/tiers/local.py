@@ -35,7 +35,7 @@ from understudy.proxy.dialects.base import BadRequest, Dialect
 from understudy.proxy.handles import Handles
 from understudy.proxy.http.stepping import in_task
 from understudy.proxy.settings import LocalTier
-from understudy.proxy.tiers.handing import Handing
+from understudy.proxy.tiers.handing import SPACE_HEADER, Handing
 from understudy.proxy.tiers.knowing import WORK_S_MAX, Counts, Knowing, Model, Shelf, Shelved, Watched
 from understudy.proxy.tiers.origins import Home, Origins, has_vectors
 from understudy.proxy.tiers.reading import by_name, read
@@ -201,20 +201,25 @@ class _Local:
         watched = self.watch(shelf)
         now = asyncio.get_running_loop().time
         began = now()
-        asked = ask if self.origins is None else await self._understood(call, ask, shelf, self.origins)
+        asked, mapped = (ask, "") if self.origins is None else await self._understood(call, ask, shelf, self.origins)
 
         def found() -> Answer:
             answer = self.dialect.retrieved(ask, self._result(watched or shelf, asked), now() - began)
+            if mapped:
+                answer.add(SPACE_HEADER, mapped.encode("ascii", "replace"))
             if watched is not None:
                 watched.mark(answer)
             return answer
 
         return await self.knowing.in_thread(found, call.until)
 
-    async def _understood(self, call: Call, ask: RetrieveAsk, shelf: Shelf, origins: Origins) -> RetrieveAsk:
-        """The ask with each vector in the space of the collection that is searched."""
+    async def _understood(
+        self, call: Call, ask: RetrieveAsk, shelf: Shelf, origins: Origins
+    ) -> tuple[RetrieveAsk, str]:
+        """The ask with each vector in the space of the collection that is searched, and what to say of a map by which
+        one came there."""
         if not has_vectors(ask):
-            return ask
+            return ask, ""
         try:
             _, collection = self._found(shelf, ask.collection)
         except BadQuestion as fault:
@@ -222,11 +227,13 @@ class _Local:
         model = self.knowing.model_or_none()
         origins.own = None if model is None else model.embedder.space
         home = Home(collection.space, collection.dimensions, model is not None and model.is_in(collection.space))
+        bridge = None
         if model is not None and not home.is_models:
             beside, share = await self.knowing.in_thread(
                 lambda: collection.beside(model.embedder.space.name), call.until
             )
-            home = home._replace(beside=beside, share=share)
+            bridge = self.knowing.bridge_over(collection, model)
+            home = home._replace(beside=beside, share=share, bridge=bridge)
 
         async def embeds(text: str) -> tuple[float, ...] | None:
             vectors = await self._vectors_of([text], "query", call.until)
@@ -234,7 +241,8 @@ class _Local:
 
         tenant = origins.tenant_of(call)
         await origins.ask_others(ask, tenant)
-        return await origins.understood(ask, home, tenant, embeds)
+        understood = await origins.understood(ask, home, tenant, embeds)
+        return understood, bridge.said if bridge is not None and bridge.was_used else ""
 
     def _result(self, shelf: Shelf, ask: RetrieveAsk) -> Retrieved:
         """What the index says. A bad question is the caller's 400; a filter we don't know may be Qdrant's business."""

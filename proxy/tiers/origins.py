@@ -4,6 +4,7 @@
     a handle ---------------> a collection of the local model's space, by its vector and its text's words
     known by the ledger ----> where the collection is of another space: its text embedded for it, and its words
     no such collection -----> vectors of its texts that we made beside its own, and the words
+    it has few texts -------> its own vectors, by what a proven map makes of the local model's, and the words
     no collection fits -----> the words alone, where they are known; else nobody is searched
 
 What nobody handed out is taken for the route's own, and never meets another space's vectors.
@@ -37,6 +38,8 @@ class Home(NamedTuple):
     is_models: bool
     beside: str = ""
     share: float = 0.0
+    bridge: Callable[[Sequence[float]], tuple[float, ...]] | None = None
+    """What makes of the local model's vectors about what its own model would have said, where that is proven."""
 
 
 BESIDE_SHARE_MIN = 0.5
@@ -97,6 +100,7 @@ class Origins:
                 self.provenance.count("searched_text")
                 return _worded(replace(ask, vector=vector, space=home.space), origin)
         found = await self._beside(ask, origin, home, embeds)
+        found = found or await self._bridged(ask, origin, home, embeds)
         if found is not None:
             return found
         if origin.text and not ask.text and _takes_words(ask):
@@ -120,6 +124,19 @@ class Origins:
             return None
         self.provenance.count("searched_beside")
         return _worded(replace(ask, vector=tuple(vector), using=home.beside, space=own.name), origin)
+
+    async def _bridged(self, ask: RetrieveAsk, origin: Origin, home: Home, embeds: Embeds) -> RetrieveAsk | None:
+        """The ask among the collection's own vectors, mapped to them, and by its words: never by the map alone."""
+        worded = _worded(ask, origin)
+        if home.bridge is None or worded is ask or ask.using or self.own is None:
+            return None
+        vector = origin.vector if origin.is_handle and same_space(origin.space, self.own.name) else None
+        if vector is None:
+            vector = await embeds(origin.text)
+        if vector is None:
+            return None
+        self.provenance.count("searched_bridged")
+        return replace(worded, vector=home.bridge(vector), space=home.space)
 
     def _check_length(self, vector: tuple[float, ...], home: Home) -> None:
         if same_space(self.space, home.space):

@@ -15,7 +15,7 @@ import base64
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,13 @@ def texts(count: int, seed: int = 1) -> list[str]:
     return [" ".join(f"w{rng.randrange(WORDS)}" for _ in range(TEXT_WORDS)) for _ in range(count)]
 
 
+def topical(count: int, seed: int = 2) -> list[str]:
+    """So many texts, each of words of one of 40 topics: whoever shares words with one lies near it."""
+    rng = random.Random(seed)
+    topics = [f"t{n % 40}" for n in range(count)]
+    return [" ".join(f"{topic}w{rng.randrange(30)}" for _ in range(TEXT_WORDS)) for topic in topics]
+
+
 def _bag(text: str, salt: str, dimensions: int) -> NDArray[np.float64]:
     bag = np.full(dimensions, 0.01)
     for word in text.split():
@@ -75,6 +82,13 @@ def _rotation() -> NDArray[np.float64]:
 def far(text: str) -> Floats:
     """The primary's vector of a text."""
     return (_rotation() @ _bag(text, "far", FAR_DIMENSIONS)).astype(np.float32)
+
+
+@lru_cache(maxsize=100_000)
+def kin(text: str) -> Floats:
+    """Another primary's vector of a text: it sees what the local model sees, bent and turned."""
+    bent = np.tanh(4 * _rotation()[:, :NEAR_DIMENSIONS] @ _bag(text, "near", NEAR_DIMENSIONS))
+    return (bent / np.linalg.norm(bent)).astype(np.float32)
 
 
 @lru_cache(maxsize=100_000)
@@ -131,14 +145,17 @@ class TwoSpaces:
         spaces: Spaces | None = None,
         collection_space: str = NEAR,
         provenance: Provenance | None = None,
+        far: Callable[[str], Floats] = far,
+        worded: bool = True,
     ) -> None:
         self.documents = list(documents)
+        self.far, self.worded = far, worded
         self.embedder_up = self.database_up = True
         self.wrong_space = self.handles_at_primary = self.asked_database = 0
         self.written: list[bytes] = []
         self.known_near = {near(text).tobytes() for text in documents}
-        self.known_far = {far(text).tobytes() for text in documents}
-        self._matrix = np.stack([far(text) for text in documents])
+        self.known_far = {self.far(text).tobytes() for text in documents}
+        self._matrix = np.stack([self.far(text) for text in documents])
         self.provenance = provenance or Provenance()
         self._knowing = Knowing()
         self._knowing.give_model(Model(NearEmbedder(), Batcher(NearEmbedder()), NEAR))
@@ -164,8 +181,12 @@ class TwoSpaces:
 
     def _library(self, folder: Path, space: str) -> Any:
         if not (folder / COLLECTION).exists():
-            vector = near if space == NEAR else far
-            points = [Point(n, vector(text), {"text": text}, text) for n, text in enumerate(self.documents)]
+            vector = near if space == NEAR else self.far
+            told: list[tuple[dict[str, Any], str]] = [({"text": text}, text) for text in self.documents]
+            told = told if self.worded else [({}, "")] * len(told)
+            points = [
+                Point(n, vector(text), *about) for n, (text, about) in enumerate(zip(self.documents, told, strict=True))
+            ]
             write_snapshot(folder / COLLECTION, points, space=space, dimensions=len(vector("x")))
         library = Library(folder)
         library.refresh()
@@ -208,7 +229,7 @@ class TwoSpaces:
             return _json(400, {"error": {"message": "token ids"}})
         data: list[dict[str, Any]] = []
         for n, text in enumerate(given):
-            vector = far(text)
+            vector = self.far(text)
             self.known_far.add(vector.tobytes())
             packed = asked.get("encoding_format") == "base64"
             data.append(
