@@ -263,7 +263,8 @@ class _Writer:
 
     def _publish(self, temporary: Path) -> str:
         self._stage(5, "name")
-        previous = current_name(self._folder)
+        # the one that would be served: a rotten one falls back on nobody, and would push out the one that does
+        previous = find_generation(self._folder, [])
         numbers = [_number(path.name) for path in generations(self._folder)]
         name = f"g-{max(numbers, default=0) + 1:06}"
         temporary.rename(self._folder / name)
@@ -271,7 +272,7 @@ class _Writer:
         self._step("current")
         _write_current(self._folder, name, self._step)
         self._step("prune")
-        _prune(self._folder, {name, previous})
+        _prune(self._folder, {name, None if previous is None else previous.folder.name})
         _prune_journal(self._folder)
         self._progress(6, 6)
         return name

@@ -54,7 +54,7 @@ routes:
     dialect: openai-embeddings
     space: text-embedding-3-small
     tiers:
-      - {kind: upstream, name: openai, url: "${OPENAI}"}
+      - {kind: upstream, name: openai, url: "${OPENAI}", ramp: {enabled: false}}
       - {kind: local}
   - name: retrieval
     match: {prefix: /collections}

@@ -15,7 +15,7 @@ from understudy.indexes.compacting import TAIL_POINTS, TAIL_POINTS_MAX, Compacto
 from understudy.indexes.faults import Busy, IndexFault
 from understudy.indexes.library import Library
 from understudy.indexes.points import Point
-from understudy.indexes.snapshot import current_name, locked
+from understudy.indexes.snapshot import current_name, generations, locked
 from understudy.indexes.writes import Create, Delete, Upsert, VectorShape, Which
 
 DIMENSIONS = 16
@@ -90,6 +90,27 @@ def test_what_is_written_while_it_compacts_is_there_afterwards(tmp_path: Path):
     assert _contents(collection) == before == _contents(Library(tmp_path).open("docs"))
     assert ids(collection.get([f"at {step}" for step in STEPS])) == [f"at {step}" for step in STEPS]
     assert collection.get([7]) == []
+
+
+def test_a_rotten_generation_is_pruned_and_the_sound_one_before_it_stays_to_be_fallen_back_on(tmp_path: Path):
+    library = _written(tmp_path)
+    before = _contents(library.open("docs"))
+    assert library.compact("docs") == "g-000002"
+    folder = library.path_of("docs")
+    for newest in range(3, 7):
+        # the one that is served rots, and what was written is folded into one made of the other, and of the journal
+        _rot(folder / f"g-{newest - 1:06}" / "points.sqlite")
+        served = Library(tmp_path).open("docs")
+        assert (served.generation, _contents(served)) == ("g-000001", before)
+        assert compact(folder) == f"g-{newest:06}"
+        assert [path.name for path in generations(folder)] == [f"g-{newest:06}", "g-000001"]
+        assert _contents(Library(tmp_path).open("docs")) == before
+
+
+def _rot(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 0xFF
+    path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("fatal", STEPS)
