@@ -24,11 +24,9 @@ from understudy.policies.service import Answer, Call, Failed, Refused, Service
 
 CALLERS_MAX = 1024
 """Callers whose quota is remembered as spent; beyond it, whose was spent first is forgotten."""
-PLENTY = 0.2
-LOOK_S = 0.1
-"""Where this share of everything is left, the next answers' headers are let pass unread for so many seconds."""
-LOOK_SOON_S = 0.01
-"""Where less is left, for so many: a sidecar's calls are seldom closer together."""
+LOOK_S = ((0.5, 1.0), (0.2, 0.1), (0.0, 0.01))
+"""Where this share of everything is left, the next answers' headers are let pass unread for so many seconds. Of what is
+counted by minutes, half is not gone within one; and with little left, a sidecar's calls are seldom closer together."""
 EPOCH_S_MIN = 1e9
 """A reset of so many seconds is a date, and no duration."""
 
@@ -134,8 +132,8 @@ class Quota:
         self.beliefs.pop(who, None)
         if len(self._look_at) >= CALLERS_MAX:
             self._look_at.clear()
-        is_plenty = all(one.remaining >= PLENTY * one.limit > 0 for one in said)
-        self._look_at[who] = now + (LOOK_S if is_plenty else LOOK_SOON_S)
+        left = min((one.remaining / one.limit if one.limit > 0 else 0.0 for one in said), default=1.0)
+        self._look_at[who] = now + next(look_s for share, look_s in LOOK_S if left >= share)
 
     def told(self, now: float, retry_after_s: float, who: bytes = b"") -> None:
         """The upstream has said when it wants to be asked again: that stands beside what it said before."""

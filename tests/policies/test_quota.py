@@ -129,6 +129,18 @@ async def test_who_has_nothing_left_is_not_asked_before_there_is_and_then_again(
     assert (heart.refused, heart.waited, heart.beliefs) == (50, 1, {})
 
 
+@pytest.mark.parametrize(
+    ("requests", "tokens", "unread_s"), [(400, 190_000, 1.0), (400, 60_000, 0.1), (20, 190_000, 0.01)]
+)
+def test_the_more_is_left_of_everything_the_longer_the_next_answers_go_unread(
+    requests: int, tokens: int, unread_s: float
+):
+    heart = Quota(policies.Quota())
+    heart.hear(100.0, read(OPENAI % (requests, tokens, b"1s", b"1s")))
+    assert heart.unread(100.0 + unread_s * 0.99)
+    assert not heart.unread(100.0 + unread_s * 1.01)
+
+
 async def test_a_429_with_a_retry_after_is_kept_for_five_minutes_at_most():
     provider = Provider()
     service, _ = frugal(provider)
