@@ -140,7 +140,8 @@ class Call:
     for a call that came without one. `faults` names what was done to it on purpose. `tried` names the
     endpoints that have been asked, so that the next attempt goes to another. `key` is the same for calls that ask the
     same and may share an answer, and b"" for one that may not; `kept` says that a stale answer is there, which goes
-    before a local one. `begun` is what another has said of the answer already, which is to be gone on with.
+    before a local one. `begun` is what another has said of the answer already, which is to be gone on with. `payer` is
+    whose budget it is counted against, where callers have budgets.
     """
 
     __slots__ = (
@@ -155,6 +156,7 @@ class Call:
         "kept",
         "key",
         "kind",
+        "payer",
         "request",
         "route",
         "trace",
@@ -187,6 +189,7 @@ class Call:
         self.kept = False
         self.begun: Begun | None = None
         self.faults: tuple[str, ...] = ()
+        self.payer = b""
 
     @property
     def tenant(self) -> bytes:
@@ -204,6 +207,7 @@ class Call:
         other.tried = self.tried.copy()
         other.kept = self.kept
         other.begun = self.begun
+        other.payer = self.payer
         return other
 
     def note(self, tier: str, outcome: Literal["refused", "failed", "answered"], reason: str) -> None:

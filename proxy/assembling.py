@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from understudy.policies.outcomes import Outcomes
 from understudy.policies.service import Service
@@ -25,9 +27,10 @@ from understudy.proxy.outcomes import base_table
 from understudy.proxy.prompter import foreseen_of
 from understudy.proxy.provenance import Provenance
 from understudy.proxy.routes import Table
-from understudy.proxy.settings import LocalTier, Route, Settings, Tier
+from understudy.proxy.settings import LocalTier, Route, Settings, Tier, UpstreamTier
 from understudy.proxy.shared_ledger import SharedLedger
 from understudy.proxy.spaces import NO_PLAN, Plan, is_never_alone, of_another_space, plans_of
+from understudy.proxy.spend_rules import counts_tokens
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.stream_rules import can_fail_over
 from understudy.proxy.tiers.continuing import prefilled_by
@@ -37,6 +40,10 @@ from understudy.proxy.tiers.local import Knowing, local_tier
 from understudy.proxy.tiers.origins import Origins
 from understudy.proxy.tiers.translating import translating
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
+
+if TYPE_CHECKING:
+    from understudy.proxy.accounting import Accountant
+    from understudy.proxy.spending import Spending
 
 
 class CannotStart(Exception):
@@ -82,6 +89,8 @@ class Assembler:
         self._handles: dict[str, Handles] = {}
         self._plans: Mapping[str, Plan] = {}
         self.caches: Caches | None = None
+        self.accountant: Accountant | None = None
+        self.spending: Spending | None = None
 
     def assembled(self, settings: Settings, before: Stack | None) -> Stack:
         pools: dict[tuple[str, str, str], Pool] = {}
@@ -95,6 +104,7 @@ class Assembler:
         plans = self._plans = plans_of(settings)
         caches = self._caches_for(settings, before)
         self._provenance.obey(settings.server.ledger, never_alone=is_never_alone(settings))
+        self._account(settings)
         second = caches.second if caches is not None and settings.server.ledger.shared else None
         self._provenance.second = None if second is None else SharedLedger(second)
         routes = {
@@ -112,6 +122,7 @@ class Assembler:
                 plan=plans.get(route.name, NO_PLAN),
                 foreseen=foreseen_of(route),
                 tap=self._copies.tap_of(settings, route, self._handles_of(route)),
+                budgets=self.spending.budgets.get(route.name) if self.spending is not None else None,
             )
             for route in settings.routes
         }
@@ -154,11 +165,39 @@ class Assembler:
             # whatever key it is sent is ours: the caller's stays here
             judge = judge._replace(own_key=True)
             spoken = upstream_tier(tier, DIALECTS[tier.speaks], pool, self._world.clock, marks, judge, holds=holds)
+            spoken = self._counted(spoken, settings, route, tier, tier.speaks)
             return translating(prefilled_by(route, tier, spoken), tier, dialect)
         service = upstream_tier(tier, dialect, pool, self._world.clock, marks, judge, holds=holds)
+        service = self._counted(service, settings, route, tier, route.dialect)
         service = prefilled_by(route, tier, service)
         handles = self._handles_of(route)
         return service if handles is None else learning(service, NAMING[route.dialect], handles)
+
+    def _account(self, settings: Settings) -> None:
+        """Have tokens counted by these prices, from the first policies on that ask for it."""
+        if self.accountant is None:
+            if not any(counts_tokens(settings, route) for route in settings.routes):
+                return
+            # only here: who has neither prices nor budgets needs none of it
+            from understudy.proxy.accounting import Accountant
+
+            self.accountant = Accountant()
+        self.accountant.obey(settings)
+        if self.spending is None and any(route.spend.budgets for route in settings.routes):
+            from understudy.proxy.spending import Spending
+
+            path = self._state / "spend.sqlite"
+            self.spending = Spending(path, wall=self._world.wall, drain=self.accountant.drain)
+        if self.spending is not None:
+            self.spending.obey(settings)
+
+    def _counted(self, service: Service, settings: Settings, route: Route, tier: UpstreamTier, dialect: str) -> Service:
+        """`service`, the upstream itself, with its tokens counted where the route's are."""
+        if self.accountant is None or not counts_tokens(settings, route):
+            return service
+        spends = self.spending is not None and route.name in self.spending.budgets
+        charge = partial(self.spending.charge, route.name) if self.spending is not None and spends else None
+        return self.accountant.counted(service, route, tier, dialect, charge)
 
     def _local_tier(self, settings: Settings, route: Route, tier: LocalTier) -> Service:
         space, rules, dialect = settings.space_of(route), route.spaces, DIALECTS[route.dialect]

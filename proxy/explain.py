@@ -222,6 +222,8 @@ def _tier_data(
 def _is_there(owner: Route | Tier, layer: str, route: Route) -> bool:
     if layer == "last_words":
         return isinstance(owner, Route) and owner.last_words.asked_for
+    if layer == "spend":
+        return isinstance(owner, Route) and bool(owner.spend.budgets)
     if layer == "balance":
         return isinstance(owner, UpstreamTier) and len(owner.endpoints) > 1
     if layer == "stream":

@@ -26,12 +26,15 @@ from understudy.proxy.prompter import Prompter
 from understudy.proxy.provenance import Provenance
 from understudy.proxy.recovery_reports import RECOVERY_METRICS, recovery_metrics
 from understudy.proxy.spaces_reports import SPACES_METRICS, spaces_metrics
+from understudy.proxy.spend_reports import SPEND_METRICS, budget_metrics, spend_metrics
 from understudy.proxy.stack import EndpointParts, RouteParts, World
 from understudy.proxy.watch_reports import WATCH_METRICS, watch_metrics
 
 if TYPE_CHECKING:
+    from understudy.proxy.accounting import Accountant
     from understudy.proxy.chores import Chores
     from understudy.proxy.control.recovery import Recoverer
+    from understudy.proxy.spending import Spending
 
 BREAKER_STATES = ("closed", "half-open", "open")
 ENDPOINT = ["route", "tier", "endpoint"]
@@ -72,6 +75,7 @@ METRICS = {
     **WATCH_METRICS,
     **LAST_WORDS_METRICS,
     **MIRROR_METRICS,
+    **SPEND_METRICS,
     "understudy_quota_waited_total": "Calls that waited for an endpoint's own quota to fill up",
     "understudy_quota_refused_total": "Calls not sent to an endpoint that has said its quota is spent",
     "understudy_tokens_refused_total": "Calls answered 429 by a rate limit of ours, by whose it is",
@@ -160,6 +164,10 @@ class Seen(Protocol):
     def copies(self) -> Copies: ...
     @property
     def recovery(self) -> Recoverer | None: ...
+    @property
+    def accountant(self) -> Accountant | None: ...
+    @property
+    def spending(self) -> Spending | None: ...
 
 
 class SidecarCollector(Collector):
@@ -183,6 +191,8 @@ class SidecarCollector(Collector):
         yield from last_words_metrics(routes, self._seen.prompter.sentences)
         yield from mirror_metrics(self._seen.copies.mirrors)
         yield from recovery_metrics(self._seen.recovery)
+        yield from spend_metrics(self._seen.accountant)
+        yield from budget_metrics(routes, self._seen.spending, self._seen.world.wall())
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _overload_metrics(self._seen)

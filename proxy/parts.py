@@ -24,6 +24,7 @@ from understudy.policies.observe import RouteTally
 from understudy.policies.quota import Quota
 from understudy.policies.service import Answer, Request, Service
 from understudy.policies.shed import Priority, Shedder
+from understudy.policies.spend import Budgets
 from understudy.policies.tokens import Buckets
 from understudy.policies.usual import Usual
 from understudy.proxy.arms import ArmParts
@@ -95,6 +96,7 @@ class RouteParts:
     cache: RouteCache | None = None
     watch: Watching | None = None
     continuations: Continuations | None = None
+    budgets: Budgets | None = None
     body_bytes_max: int = field(init=False)
     keep_alive_s: float = field(init=False)
     hit: Callable[[Request], Answer | None] | None = None

@@ -42,6 +42,7 @@ from understudy.proxy.settings import (
     endpoints_of,
 )
 from understudy.proxy.space_rules import space_faults, space_warnings
+from understudy.proxy.spend_rules import price_faults, spend_faults, spend_warnings
 from understudy.proxy.spots import Fault, Place, named
 from understudy.proxy.stream_rules import stream_faults, stream_warnings
 
@@ -85,6 +86,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
     yield from _shared_cache_faults(settings, top.at("server"))
     yield from alert_faults(settings.server.alerts, top.at("server").at("alerts"))
     yield from recovery_faults(settings.server.recovery, top.at("server").at("recovery"))
+    yield from price_faults(settings, top.at("prices"))
     yield from _repeated_names(settings.routes, top)
     yield from _repeated_claims(settings.routes, top)
     yield from _outcome_faults(settings.outcomes, None, top.at("outcomes"))
@@ -102,6 +104,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
         yield from space_faults(route, dialects, at)
         yield from arm_faults(settings, route, dialects, at)
         yield from stream_faults(route, dialects, at)
+        yield from spend_faults(settings, route, dialects, at)
         missing = settings.inactive.get(route.name, {})
         upstreams = [tier for _, tier in route.every_tier if isinstance(tier, UpstreamTier)]
         asked = [provider for tier in upstreams for provider in providers_of(tier, route.dialect)]
@@ -131,6 +134,7 @@ def warnings_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> 
         if dialects.get(route.dialect) == "generate":
             yield from stream_warnings(route, at)
         yield from mirror_warnings(route, at)
+        yield from spend_warnings(settings, route, dialects, at)
         if route.cache.enabled and dialects.get(route.dialect) == "pass":
             yield from at.fault("nothing is kept of what this dialect speaks", "cache.enabled", reads=["dialect"])
         for key, tier in route.every_tier:

@@ -51,6 +51,9 @@ from understudy.proxy.spaces_settings import DeclaredSpace as DeclaredSpace
 from understudy.proxy.spaces_settings import Ledger as Ledger
 from understudy.proxy.spaces_settings import Probing as Probing
 from understudy.proxy.spaces_settings import Spaces
+from understudy.proxy.spend_settings import Price as Price
+from understudy.proxy.spend_settings import Prices, Spend
+from understudy.proxy.spend_settings import SpendBudget as SpendBudget
 from understudy.proxy.stream_settings import Patience as Patience
 from understudy.proxy.stream_settings import Streaming
 from understudy.proxy.watch_settings import Watch
@@ -406,6 +409,7 @@ class Route(Frozen, frozen=True):
     likeness: Likeness = Likeness()
     spaces: Spaces = Spaces()
     last_words: LastWords = LastWords()
+    spend: Spend = Spend()
 
     @property
     def claims(self) -> tuple[Match, ...]:
@@ -443,17 +447,19 @@ class Defaults(Frozen, frozen=True):
     likeness: Likeness = Likeness()
     spaces: Spaces = Spaces()
     last_words: LastWords = LastWords()
+    spend: Spend = Spend()
 
 
 # --- files and folders ---------------------------------------------------------------------------------------------
 
 
 class File(Frozen, frozen=True):
-    """One policy file. `server`, `local`, `defaults` and `outcomes` may each stand in one file of a folder."""
+    """One policy file. `server`, `local`, `defaults`, `prices`, `outcomes` may each stand in one file of a folder."""
 
     server: Server | UnsetType = UNSET
     local: Local | UnsetType = UNSET
     defaults: Defaults | UnsetType = UNSET
+    prices: Prices | UnsetType = UNSET
     outcomes: list[Outcome] = []
     """The table of what errors mean, instead of the one that ships."""
     routes: list[Route] = []
@@ -468,6 +474,7 @@ class Settings(Frozen, frozen=True):
 
     server: Server = Server()
     local: Local = Local()
+    prices: Prices = Prices()
     outcomes: list[Outcome] = []
     """The folder's own table of what errors mean; empty where it goes by the one that ships."""
     routes: tuple[Route, ...] = ()

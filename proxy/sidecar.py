@@ -44,8 +44,10 @@ from understudy.proxy.stack import RouteParts, World
 from understudy.proxy.tiers.local import Knowing
 
 if TYPE_CHECKING:
+    from understudy.proxy.accounting import Accountant
     from understudy.proxy.collection_reports import Stats
     from understudy.proxy.control.recovery import Recoverer
+    from understudy.proxy.spending import Spending
 
 log = logging.getLogger("understudy")
 
@@ -138,6 +140,14 @@ class Sidecar:
     @property
     def pools(self) -> dict[tuple[str, str, str], Pool]:
         return self.stack.pools
+
+    @property
+    def accountant(self) -> Accountant | None:
+        return self._assembler.accountant
+
+    @property
+    def spending(self) -> Spending | None:
+        return self._assembler.spending
 
     @property
     def certificate_expires_at(self) -> float | None:
@@ -272,6 +282,8 @@ class Sidecar:
         for pool in set(before.pools.values()) - set(stack.pools.values()):
             pool.close()
         self.prompter.embed(self.routes)
+        if self.spending is not None:
+            self.spending.start()
 
     # --- caches ----------------------------------------------------------------------------------------------------
 
@@ -334,6 +346,8 @@ class Sidecar:
         if self.caches is not None:
             self.caches.spawn(self._load_caches(self.caches))
         self.copies.adopt(self.stack.routes)
+        if self.spending is not None:
+            self.spending.start()
         if self._needs_local():
             self._loading = self.loop.create_task(load_local(self.knowing, self.settings.local, self.state))
             self._loading.add_done_callback(self._loaded)
@@ -388,6 +402,8 @@ class Sidecar:
             for parts in self.routes:
                 parts.relieve(pressed=pressed)
         self.provenance.drain(DRAIN_S)
+        if self.accountant is not None:
+            self.accountant.drain()
         self._lag_ticker = self.loop.call_later(LAG_TICK_S, self._tick_of_lag, now + LAG_TICK_S)
 
     def _tick(self) -> None:
@@ -444,6 +460,8 @@ class Sidecar:
                 await self.caches.save(self._snapshot, self._route_caches)
             await self.caches.close()
         await self.copies.stop()
+        if self.spending is not None:
+            await self.spending.stop()
         for parts in self.routes:
             parts.close()
         for pool in self.pools.values():

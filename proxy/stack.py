@@ -28,6 +28,7 @@ from understudy.policies.ramp import Ramp
 from understudy.policies.retry import Retry, retry
 from understudy.policies.service import CREDENTIALS, Answer, Call, Headers, Refused, Service
 from understudy.policies.shed import shed
+from understudy.policies.spend import Budgets, moved, spend
 from understudy.policies.tokens import Buckets, limits_anything, tokens
 from understudy.proxy import settings
 from understudy.proxy.arms import Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
@@ -93,6 +94,11 @@ ROUTE_ORDER = (
         "next to the chain, inside the split: it must see which tier said yes to a write, and no arm's database is the "
         "one it copies; only where it is asked for",
     ),
+    (
+        "spend",
+        "next to the chain, whose tiers it chooses from: what was remembered is given also when all is spent; only "
+        "where there are budgets",
+    ),
     ("chain", "the tiers in order; each has its own policies, since each fails by itself"),
 )
 
@@ -139,6 +145,7 @@ def assemble(
     plan: Plan = NO_PLAN,
     foreseen: Foreseen | None = None,
     tap: Callable[[Service], Service] | None = None,
+    budgets: Budgets | None = None,
 ) -> RouteParts:
     """Put a route together in the orders above.
 
@@ -146,7 +153,7 @@ def assemble(
     places taken, counts) goes on under the same names. `faults` lets what is planned to break do so.
     `caches` is there when any route has a cache or likeness; `space` is the route's vector space, `zone`
     is where we are, `plan` what it does about vectors, `foreseen` the questions of the files that the route names;
-    `tap` has a mirror see the writes that pass.
+    `tap` has a mirror see the writes that pass; `budgets` are what the route may spend.
     """
     tally = before.tally if before else RouteTally()
     tally.late_s = route.objectives.latency_s
@@ -161,6 +168,9 @@ def assemble(
     parts.last_words = last_words_of(route, dialect, foreseen, known, clock=world.clock, embed=world.embed)
     parts.links = build.links(route.tiers, parts.tiers, alike=alike)
     service = chain(parts.links, clocks, clock=world.clock)
+    if budgets is not None:
+        parts.budgets = budgets
+        service = build.sparing(service, budgets, clocks)
     if tap is not None:
         service = tap(service)
     parts.continuations = continuations_of(route, parts.links, clocks, world.clock)
@@ -290,6 +300,21 @@ class _Build:
     def _present(self, tiers: Sequence[Tier]) -> list[Tier]:
         return [tier for tier in tiers if tier.name not in self.absent]
 
+    def sparing(self, service: Service, budgets: Budgets, clocks: Deadline) -> Service:
+        """`service`, the chain, as far as the budgets reach."""
+        route, links, clock = self.parts.route, self.parts.links, self.world.clock
+        cheaper: dict[str, Service] = {}
+        for rules in route.spend.budgets:
+            first = [link for link in links if link.name in rules.cheaper and link.service is not None]
+            rest = [link for link in links if link.name not in rules.cheaper and link.service is not None]
+            cheaper[rules.name] = service
+            if first and rest:
+                asked = chain(first, clocks, clock=clock, stood_in_for=True)
+                cheaper[rules.name] = moved(asked, chain(rest, clocks, clock=clock), rest)
+        by = tuple(name.lower().encode() for name in route.spend.by)
+        refuse = _refusing(self.parts.dialect, "budget_exceeded")
+        return spend(service, budgets, cheaper, wall=self.world.wall, refuse=refuse, by=by)
+
     def metered(self, service: Service) -> Service:
         """`service` behind the route's own rate limits, where it has any."""
         rules, parts = self.parts.route.tokens, self.parts
@@ -297,7 +322,9 @@ class _Build:
             return service
         parts.buckets = (self.before and self.before.buckets) or Buckets(rules)
         parts.buckets.obey(rules)
-        return tokens(service, parts.buckets, clock=self.world.clock, refuse=_too_many(parts.dialect))
+        return tokens(
+            service, parts.buckets, clock=self.world.clock, refuse=_refusing(parts.dialect, "rate_limit_exceeded")
+        )
 
     def watched(self, service: Service) -> None:
         """Put the whole in place, twice: as it is while all is calm, and as it is while the process lags."""
@@ -348,9 +375,9 @@ def _made_once(make_tier: MakeTier) -> MakeTier:
     return once
 
 
-def _too_many(dialect: Dialect) -> Callable[[str, Headers], Answer]:
+def _refusing(dialect: Dialect, reason: str) -> Callable[[str, Headers], Answer]:
     def refusing(detail: str, headers: Headers) -> Answer:
-        return dialect.error(429, "rate_limit_exceeded", detail, headers=headers)
+        return dialect.error(429, reason, detail, headers=headers)
 
     return refusing
 

@@ -45,6 +45,11 @@ WITH_UNIT = re.compile(r"_(s|bytes|chars|tokens|texts|max|min|share|ratio|percen
 WITHOUT_UNIT = {
     "after_chunks": "a count",
     "attempts": "a count, bounded by its type",
+    "cache_write": "money for a million tokens",
+    "cached_input": "money for a million tokens",
+    "cost": "money, in the currency of the price table",
+    "input": "money for a million tokens",
+    "output": "money for a million tokens",
     "burst": "a count of calls",
     "concurrent": "a count of calls",
     "consecutive": "a count of failures",
@@ -59,6 +64,7 @@ WITHOUT_UNIT = {
     "share": "a share of one",
     "status": "an HTTP status",
     "priority": "a place in an order",
+    "tokens": "a count",
     "weight": "relative to its siblings",
     "workers": "a count",
 }

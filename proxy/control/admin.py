@@ -25,6 +25,7 @@ from understudy.proxy.rules import parse_address
 from understudy.proxy.settings import Settings
 from understudy.proxy.sidecar import Sidecar
 from understudy.proxy.spaces_reports import spaces_status
+from understudy.proxy.spend_reports import budget_status, spend_status
 from understudy.proxy.stack import EndpointParts, RouteParts
 from understudy.proxy.watch_reports import watch_status
 
@@ -235,6 +236,8 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         "answers": {f"{tier or 'none'} {hundreds}xx": n for (tier, hundreds), n in parts.tally.answers.items()},
         **_cache_status(parts),
         **mirror_status(sidecar.copies.mirrors, name),
+        **spend_status(sidecar.accountant, name),
+        **budget_status(parts, sidecar.world.wall()),
         "tiers": tiers,
     }
 

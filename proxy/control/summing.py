@@ -17,6 +17,7 @@ from understudy.proxy.arm_reports import merged_arms
 from understudy.proxy.control.wire import Family, Sample
 from understudy.proxy.mirror_reports import merged_mirrors
 from understudy.proxy.recovery_reports import merged_recovery
+from understudy.proxy.spend_reports import merged_spend
 from understudy.proxy.watch_reports import merged_watch
 
 STATES = ("open", "half-open", "closed")
@@ -57,6 +58,10 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_shed_pressure": max,
     "understudy_space_cosine": min,
     "understudy_space_quarantined": max,
+    "understudy_spend_callers": max,
+    "understudy_spend_kept": min,
+    "understudy_spend_share": max,
+    "understudy_spend_used": max,
     "understudy_tls_certificate_expires_seconds": min,
     "understudy_watch_state": max,
 }
@@ -177,6 +182,7 @@ def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **merged_arms(routes),
         **merged_watch(routes),
         **merged_mirrors(routes),
+        **merged_spend(routes),
         "in_flight": sum(route["in_flight"] for route in routes),
         "answers": _added([route["answers"] for route in routes]),
         **_merged_cache([route["cache"] for route in routes if "cache" in route]),

@@ -42,8 +42,9 @@ class UpstreamStream(Stream):
         "_paused",
         "_sink",
         "_tail",
-        "_tail_bytes",
+        "_tail_from",
         "broken",
+        "bytes_come",
         "events",
         "reading",
         "watch_on",
@@ -57,7 +58,8 @@ class UpstreamStream(Stream):
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._tail: deque[bytes] = deque()
-        self._tail_bytes = 0
+        self._tail_from = 0
+        self.bytes_come = 0
         self.broken = ""
         self._is_told = False
         self.reading = reading
@@ -115,9 +117,14 @@ class UpstreamStream(Stream):
     def _remember(self, piece: bytes) -> None:
         tail = self._tail
         tail.append(piece)
-        self._tail_bytes += len(piece)
-        while self._tail_bytes - len(tail[0]) >= TAIL_BYTES:
-            self._tail_bytes -= len(tail.popleft())
+        self.bytes_come += len(piece)
+        while self.bytes_come - self._tail_from - len(tail[0]) >= TAIL_BYTES:
+            self._tail_from += len(tail.popleft())
+
+    @property
+    def tail(self) -> bytes:
+        """The last of what has come of a stream of events, of about TAIL_BYTES; `bytes_come` is how much has."""
+        return b"".join(self._tail)
 
     def look(self, now: float, heard_at: float, *, listening: bool) -> float:
         """When to look again, on the clocks it is held to; it was last heard at `heard_at`. Raises Failed.

@@ -28,6 +28,7 @@ routes:
       - {kind: upstream, name: b, url: "${B}", when_env: [B]}
       - {kind: local}
     last_words: {message: Call us.}
+    spend: {budgets: [{name: day, tokens: 1000, cheaper: [b]}]}
 """
 
 NOT_OF_CHATS = {"watch", "mirror"}
@@ -44,6 +45,12 @@ def test_it_shows_every_layer_of_the_real_stack_in_its_order(tmp_path: Path):
     for name, _ in (*ROUTE_ORDER, *TIER_ORDER):
         if name not in NOT_OF_CHATS:
             at = text.index(f" {name}: ", at + 1)
+
+
+def test_budgets_are_shown_with_their_lines_where_there_are_any(tmp_path: Path):
+    text = explain(read(tmp_path, ENDPOINTS, {"KEY": "k3y", "B": "http://b"}), "POST", "/rag/v1/chat")
+    assert re.search(rf"budgets\[0\]\.tokens +1000 +{re.escape(str(tmp_path))}/chat\.yaml:\d+", text)
+    assert " spend: " not in explain(read(tmp_path / "off", LOCAL_ROUTE), "POST", "/v1/chat/completions")
 
 
 MIRROR = """
