@@ -33,7 +33,8 @@ from understudy.indexes.snapshot import (
     write_snapshot,
 )
 from understudy.indexes.store import FrozenStore
-from understudy.indexes.vectors import Distance, Graph, VectorIndex, failed_probes
+from understudy.indexes.vectors import Distance, VectorIndex, failed_probes, opened_graph
+from understudy.indexes.walk import built
 
 BATCH_TEXTS: Final = 64
 PASSAGES_MAX: Final = 1_000_000
@@ -209,7 +210,7 @@ def _deeper_faults_of(generation: Generation) -> list[tuple[str, bool]]:
         faults.append((f"{VECTORS}: holds NaN or infinity", False))
     if GRAPH in manifest.files:
         distance = Distance.of(manifest.distance)
-        graph = Graph.load(generation.folder / GRAPH, distance, manifest.dimensions, manifest.count)
+        graph = opened_graph(generation.folder / GRAPH, matrix, distance, manifest.count, built())
         failed = failed_probes(VectorIndex(matrix, distance, graph), manifest.probes)
         if failed:
             faults.append((f"{GRAPH}: {failed} of {len(manifest.probes)} self-queries came back wrong", False))

@@ -33,7 +33,17 @@ from understudy.indexes.snapshot import (
     vector_files,
 )
 from understudy.indexes.store import FrozenStore, checked_vector
-from understudy.indexes.vectors import PROBES, Distance, Gathered, Graph, Mask, VectorIndex, failed_probes, prepared
+from understudy.indexes.vectors import (
+    PROBES,
+    Distance,
+    Gathered,
+    Mask,
+    VectorIndex,
+    failed_probes,
+    opened_graph,
+    prepared,
+)
+from understudy.indexes.walk import built
 
 PAYLOADS_HELD_MAX: Final = 200_000
 GATHERED_BYTES_MAX: Final = 64 * 2**20
@@ -174,7 +184,7 @@ class Frozen:
         manifest = generation.manifest
         if files.graph not in manifest.files:
             return index
-        graph = Graph.load(generation.folder / files.graph, index.distance, index.dimensions, index.held)
+        graph = opened_graph(generation.folder / files.graph, index.matrix, index.distance, index.held, built())
         index = VectorIndex(index.matrix, index.distance, graph, index.present)
         probes = manifest.named_probes.get(called, []) if called else manifest.probes
         if failed := failed_probes(index, probes):
@@ -192,16 +202,18 @@ class Frozen:
 
 
 def bytes_of(manifest: Manifest) -> int:
-    """About how much memory an open generation takes: matrices and graphs whole, keys, and payloads once filtered."""
+    """About how much memory an open generation takes: matrices and links of graphs whole, keys, and payloads once
+    filtered."""
     files = vector_files(manifest.named)
     vectors = graphs = 0
     for called in manifest.shapes:
-        for file in (files[called].vectors, files[called].graph):
-            held = manifest.files[file].bytes if file in manifest.files else 0
-            if file == files[called].graph:
-                graphs += held
-            else:
-                vectors += held
+        matrix, graph = (
+            manifest.files[file].bytes if file in manifest.files else 0
+            for file in (files[called].vectors, files[called].graph)
+        )
+        vectors += matrix
+        # hnswlib keeps vectors of its own; who walks without it needs the links alone
+        graphs += graph if built() is None else max(0, graph - matrix)
     words = max(0, (manifest.files[POINTS].bytes if POINTS in manifest.files else 0) - vectors)
     payloads = _DECODED * words if manifest.count <= PAYLOADS_HELD_MAX else 0
     return vectors + graphs + payloads + _KEY_BYTES * manifest.count

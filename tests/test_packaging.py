@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import importlib.machinery
 import importlib.metadata
 import os
 import re
@@ -25,6 +26,8 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = ("proxy", "policies", "indexes", "models", "envoy")
 NEVER_SHIPPED = {"__pycache__", ".DS_Store"}
+COMPILED = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+"""How what was compiled here ends: a checkout may hold some, and a wheel is to."""
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 TABLE: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 PEP639_SETUPTOOLS = 77
@@ -36,7 +39,9 @@ def _files() -> Iterator[PurePosixPath]:
     for folder in FOLDERS:
         for path in sorted((REPOSITORY / folder).rglob("*")):
             relative = PurePosixPath(path.relative_to(REPOSITORY).as_posix())
-            if path.is_file() and not NEVER_SHIPPED.intersection(relative.parts) and relative.suffix != ".pyc":
+            if NEVER_SHIPPED.intersection(relative.parts) or relative.name.endswith((".pyc", *COMPILED)):
+                continue
+            if path.is_file():
                 yield relative
 
 
@@ -129,7 +134,7 @@ def test_every_import_is_the_standard_librarys_ours_or_declared():
 def _copy_of_the_tree(to: Path) -> Path:
     """What a build needs, elsewhere, so that it leaves nothing here."""
     for folder in FOLDERS:
-        shutil.copytree(REPOSITORY / folder, to / folder, ignore=shutil.ignore_patterns(*NEVER_SHIPPED))
+        shutil.copytree(REPOSITORY / folder, to / folder, ignore=shutil.ignore_patterns(*NEVER_SHIPPED, "*.so"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, to / name)
     return to
@@ -152,7 +157,9 @@ def test_a_built_wheel_holds_every_file_of_the_five_folders(tmp_path: Path):
     subprocess.run(command, cwd=tree, check=True, timeout=300)
     (wheel,) = tmp_path.glob("understudy-*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("understudy/")}
-    assert inside == {f"understudy/{file}" for file in _files()}
+    compiled = {name for name in inside if name.endswith(COMPILED)}
+    assert inside - compiled == {f"understudy/{file}" for file in _files()}
+    assert {name.partition(".")[0] for name in compiled} == {"understudy/indexes/_walk"}
     entry_points = zipfile.ZipFile(wheel).read(f"understudy-{PROJECT['project']['version']}.dist-info/entry_points.txt")
     assert b"understudy = understudy.proxy.cli:main" in entry_points
 

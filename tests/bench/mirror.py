@@ -15,6 +15,7 @@ import asyncio
 import multiprocessing
 import time
 import urllib.request
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,11 +27,13 @@ import msgspec
 import numpy as np
 from aiohttp import web
 
+from tests.bench.watched import Lateness, read
 from tests.kit.processes import Sidecar
 
 DIMENSIONS = 384
 NAME = "docs"
 POLL_S = 0.5
+OWN_MS_MAX = 20.0
 SYNC_S_MAX = 900.0
 POLICIES = """
 server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}", workers: 1}
@@ -190,10 +193,42 @@ async def written_to(sidecar: Sidecar, per_s: int, seconds: float) -> tuple[Seen
     return seen, answered
 
 
-def rss_mib(pid: int) -> tuple[float, float]:
-    """What a process has in memory now, and at most had."""
-    found = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return int(found["VmRSS"].split()[0]) / 1024, int(found["VmHWM"].split()[0]) / 1024
+@dataclass(frozen=True)
+class Memory:
+    """What a process has in memory, in MiB: of its own, of files that are mapped, both together, and at most so far."""
+
+    own: float
+    files: float
+    most: float
+
+    @classmethod
+    def of(cls, pid: int) -> Memory:
+        """Now."""
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        kib = [int(found[name].split()[0]) for name in ("RssAnon", "RssFile", "VmHWM")]
+        return cls(*(each / 1024 for each in kib))
+
+    def __str__(self) -> str:
+        return f"{self.own + self.files:.0f} MiB ({self.own:.0f} of its own, {self.files:.0f} of files)"
+
+
+def lateness_lines(what: str, seen: Sequence[Lateness]) -> list[str]:
+    """The worst of them, and how much of that was not the machine's doing."""
+
+    def worst(several: Iterable[float]) -> str:
+        return ", ".join(f"{each:.0f}" for each in sorted(several, reverse=True)[:5]) or "0"
+
+    late, own, idle = (
+        worst(each.late_ms for each in seen),
+        worst(each.own_ms for each in seen),
+        worst(each.idle_ms for each in seen),
+    )
+    over = sum(each.own_ms > OWN_MS_MAX for each in seen)
+    return [
+        f"lag        while {what}: {late} ms by the clock",
+        f"           of it work of ours {own} ms, {over} times over {OWN_MS_MAX:g}; a disk, or the lock, {idle} ms",
+    ]
 
 
 def measured(points: int, per_s: int, seconds: float) -> list[str]:
@@ -208,24 +243,31 @@ def measured(points: int, per_s: int, seconds: float) -> list[str]:
             (policies / "p.yaml").write_text(POLICIES)
             env = {"QDRANT": f"http://127.0.0.1:{ours.recv()}"}
             began = time.monotonic()
-            with Sidecar(policies, Path(folder) / "state", env=env) as sidecar:
+            told = Path(folder) / "lateness"
+            sidecar = Sidecar(policies, Path(folder) / "state", env=env)
+            # python -m understudy.proxy.cli run ...
+            sidecar.command[1:3] = ["-m", "tests.bench.watched", str(told)]
+            with sidecar:
                 up_s = time.monotonic() - began
-                sync = asyncio.run(synced(sidecar))
+                before = len(read(told))
+                asyncio.run(synced(sidecar))
                 sync_s = time.monotonic() - began - up_s
-                now_mib, most_mib = rss_mib(sidecar.pid)
+                copied = Memory.of(sidecar.pid)
+                between = len(read(told))
                 tap, answered = asyncio.run(written_to(sidecar, per_s, seconds))
-                after_mib, _ = rss_mib(sidecar.pid)
+                written = Memory.of(sidecar.pid)
+            lateness = read(told)
     finally:
         stub.terminate()
         stub.join()
     return [
         f"sync       {points} points of {DIMENSIONS} in {sync_s:.1f} s from ready, {points / sync_s:.0f}/s",
-        f"memory     {now_mib:.0f} MiB then, {most_mib:.0f} at most; {after_mib:.0f} after the writes",
-        f"lag        {max(sync.lag_s, default=0.0) * 1000:.0f} ms at worst while copying",
+        f"memory     {copied} then; {written} after the writes, {written.most:.0f} MiB at most",
+        *lateness_lines("copying", lateness[before:between]),
         f"tap        {answered} writes answered in {seconds:g} s ({per_s}/s were due)",
         f"staleness  {max(tap.staleness_s, default=0.0):.2f} s at most",
         f"waiting    {max(tap.waiting, default=0.0):.0f} writes at most",
-        f"lag        {max(tap.lag_s, default=0.0) * 1000:.0f} ms at worst while writing",
+        *lateness_lines("writing", lateness[between:]),
     ]
 
 
@@ -236,7 +278,8 @@ def main() -> None:
     parser.add_argument("--writes-per-s", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
-    print("\n".join(measured(arguments.points, arguments.writes_per_s, arguments.seconds)))
+    lines = measured(arguments.points, arguments.writes_per_s, arguments.seconds)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
