@@ -196,10 +196,10 @@ class Library:
         longer taken for rotten, if it was. Some 0.2 s for 50 000 x 384. Raises BadName."""
         folder = self.path_of(name)
         wrong: list[str] = []
-        generation = find_generation(folder, wrong)
-        if generation is not None:
-            wrong += [f"{part}: {what}" for part, what in generation.damage.items()]
-        elif not wrong and not Journal(folder).exists():
+        if generations(folder):
+            generation = find_generation(folder, wrong)
+            wrong += [f"{part}: {what}" for part, what in generation.damage.items()] if generation is not None else []
+        elif not Journal(folder).exists():
             wrong.append("there is nothing of it")
         if not wrong:
             with self._writing:

@@ -325,6 +325,12 @@ class Recovery:
         self._tell(now, ladder, "climbing", "")
         return Climb(ladder.component, rung, ladder.attempt, ladder.kind, ladder.incident)
 
+    def rest_s(self, now: float) -> float:
+        """Seconds until something is due, unless something else happens first."""
+        waiting = (each for each in self.ladders.values() if each.state in ("waiting", "verifying"))
+        due = [each.due_at - now for each in waiting if each.component not in self._in_hand]
+        return max(0.0, min(due, default=float("inf")))
+
     # --- what came of it -------------------------------------------------------------------------------------------
 
     def climbed(

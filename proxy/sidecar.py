@@ -74,6 +74,8 @@ class Sidecar:
         environ: Mapping[str, str],
         reading: Reading | None = None,
         pseudonym: bytes = b"",
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policies = policies
         self.state = state
@@ -87,7 +89,7 @@ class Sidecar:
             self.provenance.reembedding, dice=random.random, path=state / "fingerprints.json"
         )
         self.world = World(
-            clock=time.monotonic,
+            clock=clock,
             sleep=asyncio.sleep,
             shedder=self.shedder,
             embed=self.knowing.embed,

@@ -130,7 +130,7 @@ class Recoverer:
                 except Exception:
                     log.exception("an error of our own in recovery")
                 try:
-                    async with asyncio.timeout(TICK_S):
+                    async with asyncio.timeout(min(TICK_S, self.heart.rest_s(self._wall()))):
                         await self._woken.wait()
                 except TimeoutError:
                     continue
@@ -144,7 +144,7 @@ class Recoverer:
         while self._lock is None:
             self._lock = await loop.run_in_executor(None, _locked, self._sidecar.state)
             await asyncio.sleep(0.0 if self._lock is not None else LOCK_S)
-        await loop.run_in_executor(None, self.recall)
+        self.recall(await loop.run_in_executor(None, _kept, self._path))
 
     async def stop(self) -> None:
         """Let go: what is under way counts as cut off, and is verified by the next process."""
@@ -157,15 +157,8 @@ class Recoverer:
             os.close(self._lock)
             self._lock = None
 
-    def recall(self) -> None:
-        """Go on where the last process ended. What can't be read is no reason not to begin anew."""
-        try:
-            kept = msgspec.json.decode(self._path.read_bytes(), type=list[Ladder])
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError) as fault:
-            log.warning("%s can't be read, recovery begins anew: %s", self._path, fault)
-            return
+    def recall(self, kept: list[Ladder]) -> None:
+        """Go on where the last process ended."""
         self.heart.recall(self._wall(), kept)
         for ladder in kept:
             log.warning("recovery of %s goes on: %s", ladder.component, self.doing(ladder.component))
@@ -369,6 +362,17 @@ def _locked(state: Path) -> int | None:
         os.close(file)
         return None
     return file
+
+
+def _kept(path: Path) -> list[Ladder]:
+    """What the last process wrote down. What can't be read is no reason not to begin anew."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[Ladder])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as fault:
+        log.warning("%s can't be read, recovery begins anew: %s", path, fault)
+        return []
 
 
 def _save(path: Path, encoded: bytes) -> None:
