@@ -49,7 +49,7 @@ from understudy.proxy.stream_rules import stream_faults, stream_warnings
 ENDPOINTS_MAX = 256
 PLAIN = "plain"
 SPACED_KINDS = ("embed", "retrieve")
-TRANSLATED = get_args(Speech)
+TRANSLATED = (*get_args(Speech), "azure-openai-chat")
 # Ollama asks nobody for a key.
 KEYLESS = "ollama-chat"
 

@@ -10,8 +10,10 @@ book-keeping (seed, service tier, thinking, cache hints, user ids) changes nobod
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, Literal, NoReturn, Protocol, cast
 
 import msgspec
@@ -43,7 +45,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """A tool that the model wants used."""
+    """A tool that the model wants used. Without an `id` where its provider gives none: who tells of it makes one."""
 
     id: str
     name: str
@@ -185,6 +187,10 @@ class Signature(msgspec.Struct, frozen=True):
 
     id: str
     created_s: int
+
+    def use_id(self, at: int) -> str:
+        """An id for the use of a tool that came without one; no other answer of the conversation has it."""
+        return f"call_{_digest(self.id)}_{at}"
 
 
 class Wire(Protocol):
@@ -341,6 +347,36 @@ def check_last(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     if not turns or turns[-1].role == "assistant":
         refuse("a prompt that doesn't end with the user's turn")
     return turns
+
+
+def met_by_id(turns: tuple[Turn, ...], fits: re.Pattern[str]) -> tuple[Turn, ...]:
+    """The turns, no two uses of tools with the same id, and each id one that `fits`: providers are particular about
+    what others, or the application, have made up."""
+    ids = [part.id for turn in turns for part in turn.parts if isinstance(part, ToolUse)]
+    if len(set(ids)) == len(ids) and all(map(fits.fullmatch, ids)):
+        return turns
+    taken: set[str] = set()
+    now: dict[str, str] = {}
+
+    def met(part: Part) -> Part:
+        if isinstance(part, ToolUse):
+            is_fit = fits.fullmatch(part.id) and part.id not in taken
+            now[part.id] = part.id if is_fit else f"call_{_digest(part.id)}_{len(taken)}"
+            taken.add(now[part.id])
+            return replace(part, id=now[part.id])
+        # it belongs to the last use of that id
+        return replace(part, id=now.get(part.id, part.id)) if isinstance(part, ToolResult) else part
+
+    return tuple(replace(turn, parts=tuple(map(met, turn.parts))) for turn in turns)
+
+
+def uses_in(turns: tuple[Turn, ...]) -> Iterator[ToolUse]:
+    """The tools that a conversation has used."""
+    return (part for turn in turns for part in turn.parts if isinstance(part, ToolUse))
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def known_tool(prompt: Prompt) -> str:

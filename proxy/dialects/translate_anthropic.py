@@ -6,7 +6,9 @@ its words come back as the text they are meant to be.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -44,15 +46,30 @@ from understudy.proxy.dialects.translate import (
     check_last,
     fields_of,
     known_tool,
+    met_by_id,
     refuse,
     spelt,
+    uses_in,
 )
 from understudy.proxy.dialects.translate_openai import EVENT_ENDS
 
 VERSION = b"2023-06-01"
+_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 JSON_TOOL = "json_answer"
 _JSON_TOOL_SAYS = "Give the whole answer, and nothing else, as the arguments of this tool: the JSON that was asked for."
-_HARMLESS = frozenset({"metadata", "service_tier", "thinking", "inference_geo", "cache_control"})
+_HARMLESS = frozenset(
+    {
+        "cache_control",
+        "diagnostics",
+        "inference_geo",
+        "metadata",
+        "service_tier",
+        "speed",
+        "thinking",
+        "user_profile_id",
+        "workspace_id",
+    }
+)
 _ENDS: dict[str, End] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -98,7 +115,7 @@ class AnthropicWire:
         return prompt
 
     def write(self, prompt: Prompt, tokens_max: int) -> bytes:
-        system, turns = _system_first(prompt.turns)
+        system, turns = _system_first(met_by_id(prompt.turns, _ID))
         if prompt.temperature is not None and prompt.temperature > 1:
             refuse("a temperature above 1")
         if any(not each.strip() for each in prompt.stop):
@@ -144,7 +161,7 @@ class AnthropicWire:
 
     def told(self, reply: Reply, prompt: Prompt, signature: Signature) -> bytes:  # noqa: ARG002 - nothing depends on it
         content: list[dict[str, Any]] = [{"type": "text", "text": reply.text}] if reply.text else []
-        content += [_block(use) for use in reply.uses]
+        content += [_block(replace(use, id=use.id or signature.use_id(at))) for at, use in enumerate(reply.uses)]
         message = _message(signature, reply.model, reply.prompt_tokens)
         usage = {"input_tokens": reply.prompt_tokens, "output_tokens": reply.completion_tokens}
         return msgspec.json.encode(message | {"content": content, "stop_reason": _REASONS[reply.end], "usage": usage})
@@ -247,7 +264,8 @@ class AnthropicTelling:
                 begun = b"" if self._open == "text" else self._opened("text", {"type": "text", "text": ""})
                 return begun + self._delta({"type": "text_delta", "text": said.text})
             case Called():
-                return self._opened(said.at, {"type": "tool_use", "id": said.id, "name": said.name, "input": {}})
+                use = ToolUse(said.id or self._signature.use_id(said.at), said.name, {})
+                return self._opened(said.at, _block(use))
             case Arguments():
                 if self._open != said.at:
                     raise Malformed("the arguments of two tools among each other")
@@ -294,7 +312,10 @@ def _tools(prompt: Prompt) -> dict[str, Any]:
         tool = {"name": JSON_TOOL, "description": _JSON_TOOL_SAYS, "input_schema": schema}
         return {"tools": [tool], "tool_choice": {"type": "tool", "name": JSON_TOOL}}
     if not prompt.tools:
-        return {}
+        # it must be told of what was used before, and may use none of it
+        names = dict.fromkeys(use.name for use in uses_in(prompt.turns))
+        known = [{"name": name, "input_schema": {"type": "object"}} for name in names]
+        return {"tools": known, "tool_choice": {"type": "none"}} if known else {}
     name = known_tool(prompt)
     choice: dict[str, Any] = {"type": "tool", "name": name} if name else {"type": prompt.choice}
     if not prompt.parallel and prompt.choice != "none":

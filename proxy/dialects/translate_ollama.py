@@ -63,6 +63,8 @@ _OF_THE_SERVER = frozenset(
 )
 _NEUTRAL = {"repeat_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "min_p": 0, "mirostat": 0}
 _HARMLESS = frozenset({"keep_alive", "think", "truncate", "shift"})
+# Ollama filters nothing itself; what another has withheld is no end like any other
+_REASONS: dict[End, str] = {"length": "length", "filter": "content_filter"}
 # A picture of Ollama's has no type; base64 of its first bytes tells it.
 _MEDIA_TYPES = {"iVBORw0KGgo": "image/png", "/9j/": "image/jpeg", "R0lGOD": "image/gif", "UklGR": "image/webp"}
 
@@ -127,7 +129,7 @@ class OllamaWire:
         if fields.get("done") is not True:
             raise Malformed("not done")
         message = as_object(fields.get("message"))
-        uses = tuple(_use(call, f"call_{at}") for at, call in enumerate(as_list(message.get("tool_calls"))))
+        uses = tuple(_use(call, "") for call in as_list(message.get("tool_calls")))
         return Reply(
             model=str(fields.get("model") or ""),
             text=str(message.get("content") or ""),
@@ -181,7 +183,7 @@ class OllamaHearing:
             yield Words(str(message["content"]))
         for call in as_list(message.get("tool_calls")):
             at, self._calls = self._calls, self._calls + 1
-            use = _use(call, f"call_{at}")
+            use = _use(call, "")
             yield Called(at, use.id, use.name)
             yield Arguments(at, spelt(use.arguments))
         if fields.get("done") is True:
@@ -322,7 +324,7 @@ def _end(reason: Any, *, uses: bool) -> End:
 def _ending(end: End, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
     return {
         "done": True,
-        "done_reason": "length" if end == "length" else "stop",
+        "done_reason": _REASONS.get(end, "stop"),
         "total_duration": 0,
         "load_duration": 0,
         "prompt_eval_count": prompt_tokens,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
@@ -41,6 +43,7 @@ from understudy.proxy.dialects.translate import (
     check_last,
     fields_of,
     known_tool,
+    met_by_id,
     refuse,
     spelt,
     texts_of,
@@ -62,6 +65,7 @@ HARMLESS = frozenset(
     }
 )
 NEUTRAL = {"n": 1, "logprobs": False, "frequency_penalty": 0, "presence_penalty": 0, "modalities": ["text"]}
+_ID = re.compile(r".{1,40}")
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _ENDS: dict[str, End] = {"stop": "stop", "length": "length", "tool_calls": "tools", "content_filter": "filter"}
 _REASONS: dict[End, str] = {end: reason for reason, end in _ENDS.items()}
@@ -101,7 +105,7 @@ class OpenAIWire:
             refuse("top_k")
         body: dict[str, Any] = {
             "model": prompt.model,
-            "messages": [message for turn in prompt.turns for message in _messages(turn)],
+            "messages": [message for turn in _asked_for_json(prompt) for message in _messages(turn)],
             "max_completion_tokens": prompt.tokens_max,
             "temperature": prompt.temperature,
             "top_p": prompt.top_p,
@@ -145,7 +149,8 @@ class OpenAIWire:
     def told(self, reply: Reply, prompt: Prompt, signature: Signature) -> bytes:  # noqa: ARG002 - nothing depends on it
         message: dict[str, Any] = {"role": "assistant", "content": reply.text or None, "refusal": None}
         if reply.uses:
-            message["tool_calls"] = [_call(use) for use in reply.uses]
+            uses = (replace(use, id=use.id or signature.use_id(at)) for at, use in enumerate(reply.uses))
+            message["tool_calls"] = list(map(_call, uses))
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _REASONS[reply.end]}
         usage = _usage(reply.prompt_tokens, reply.completion_tokens)
         return msgspec.json.encode(
@@ -157,6 +162,19 @@ class OpenAIWire:
 
     def telling(self, prompt: Prompt, signature: Signature) -> OpenAITelling:
         return OpenAITelling(prompt, signature)
+
+
+class AzureWire(OpenAIWire):
+    """`azure-openai-chat`, for callers: the same, of a deployment that the path names."""
+
+    name = "azure-openai-chat"
+
+    def read(self, body: bytes, path: bytes) -> Prompt:
+        prompt = super().read(body, path)
+        if prompt.model:
+            return prompt
+        _, _, deployment = path.partition(b"/deployments/")
+        return replace(prompt, model=deployment.partition(b"/")[0].decode("utf-8", "replace"))
 
 
 class OpenAIHearing:
@@ -202,7 +220,7 @@ class OpenAIHearing:
         at, function = as_count(call.get("index")), as_object(call.get("function"))
         if at >= self._calls:
             self._calls = at + 1
-            yield Called(at, str(call.get("id") or f"call_{at}"), str(function.get("name") or ""))
+            yield Called(at, str(call.get("id") or ""), str(function.get("name") or ""))
         if function.get("arguments"):
             yield Arguments(at, str(function["arguments"]))
 
@@ -232,7 +250,8 @@ class OpenAITelling:
                 return self._delta({"content": said.text})
             case Called():
                 function = {"name": said.name, "arguments": ""}
-                call = {"index": said.at, "id": said.id, "type": "function", "function": function}
+                named = said.id or self._signature.use_id(said.at)
+                call = {"index": said.at, "id": named, "type": "function", "function": function}
                 return self._delta({"tool_calls": [call]})
             case Arguments():
                 return self._delta({"tool_calls": [{"index": said.at, "function": {"arguments": said.json}}]})
@@ -286,6 +305,14 @@ def _schema(wanted: dict[str, Any]) -> dict[str, Any] | None:
             return as_object(as_object(wanted.get("json_schema")).get("schema"))
         case _:
             return refuse("this response_format")
+
+
+def _asked_for_json(prompt: Prompt) -> tuple[Turn, ...]:
+    """The turns; where any JSON object will do, one of them has to say so, or OpenAI's answer is a 400."""
+    turns = met_by_id(prompt.turns, _ID)
+    if prompt.schema != {} or any("json" in texts_of(turn).lower() for turn in turns):
+        return turns
+    return (Turn("system", (Text("Answer in JSON."),)), *turns)
 
 
 def _turn(message: Fields, names: dict[str, str]) -> Turn:

@@ -45,12 +45,12 @@ from understudy.proxy.dialects.translate import (
 )
 from understudy.proxy.dialects.translate_anthropic import AnthropicWire
 from understudy.proxy.dialects.translate_ollama import OllamaWire
-from understudy.proxy.dialects.translate_openai import OpenAIWire
+from understudy.proxy.dialects.translate_openai import AzureWire, OpenAIWire
 from understudy.proxy.settings import UpstreamTier
 from understudy.proxy.tiers.judging import error_said
 
 WIRES: Mapping[str, Wire] = MappingProxyType(
-    {wire.name: wire for wire in (OpenAIWire(), AnthropicWire(), OllamaWire())}
+    {wire.name: wire for wire in (OpenAIWire(), AnthropicWire(), OllamaWire(), AzureWire())}
 )
 ANY_MODEL = "*"
 # whoever asks is known by all the others: keys, cookies, organisations, and headers of the first provider's own
@@ -92,7 +92,8 @@ class _Renaming:
             raise Refused("untranslatable", "only prompts can be put to this provider")
         request = call.request
         body = self._renamed(request.body)
-        inner = Request(request.method, request.target, _headers(request, ()), body, path=request.path)
+        # without the query, in which there may be a key
+        inner = Request(request.method, request.path, _headers(request, ()), body)
         return await self.asked(call, inner, self.dialect.name)
 
     async def asked(self, call: Call, request: Request, dialect: str) -> Answer:

@@ -33,6 +33,7 @@ from understudy.proxy.dialects.translate import (
     Wire,
     Words,
     saids_of,
+    uses_in,
 )
 from understudy.proxy.tiers.translating import WIRES
 
@@ -101,14 +102,18 @@ def test_a_prompt_that_was_written_is_read_as_it_was(prompt: Prompt, wire: Wire)
     read = wire.read(wire.write(prompt, 4096), wire.path)
     # who must be told how long an answer may be, was told; who streams with its usage, has it asked for
     told = 4096 if wire is ANTHROPIC and prompt.tokens_max is None else prompt.tokens_max
-    assert read == replace(prompt, tokens_max=told, wants_usage=wire is OPENAI and prompt.stream)
+    expected = replace(prompt, tokens_max=told, wants_usage=wire is OPENAI and prompt.stream)
+    if wire is ANTHROPIC and not prompt.tools and (names := dict.fromkeys(use.name for use in uses_in(prompt.turns))):
+        # it is told of what was used before, and that none of it may be used
+        expected = replace(expected, tools=tuple(Tool(name, "", {"type": "object"}) for name in names), choice="none")
+    assert read == expected
 
 
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(REPLIES, ALL)
 def test_a_reply_that_was_written_is_read_as_it_was(reply: Reply, wire: Wire):
     body = wire.told(reply, HELLO, SIGNATURE)
-    assert wire.reply(body, HELLO) == reply
+    assert wire.reply(body, HELLO) == as_told_by(wire, reply)
     assert DIALECTS[wire.name].failure_within(Answer(200, [], body)) == ""
 
 
@@ -119,7 +124,7 @@ def test_a_stream_that_was_written_says_what_it_was_given_however_it_is_cut(repl
     telling, hearing = wire.telling(prompt, SIGNATURE), wire.hearing(prompt)
     stream = b"".join(telling.tell(said) for said in saids_of(reply))
     heard = [said for at in range(0, len(stream), size) for said in hearing.hear(stream[at : at + size])]
-    assert put_together([*heard, *hearing.over()]) == reply
+    assert put_together([*heard, *hearing.over()]) == as_told_by(wire, reply)
     assert DIALECTS[wire.name].stream_complete(stream)
 
 
@@ -138,6 +143,11 @@ def test_no_json_breaks_the_reading(fields: dict[str, Any], wire: Wire):
 def test_no_bytes_break_the_hearing(stream: bytes, wire: Wire):
     hearing = wire.hearing(HELLO)
     assert not [said for said in (*hearing.hear(stream), *hearing.over()) if isinstance(said, Ended)]
+
+
+def as_told_by(wire: Wire, reply: Reply) -> Reply:
+    """Ollama has no ids for the uses of tools."""
+    return replace(reply, uses=tuple(replace(use, id="") for use in reply.uses)) if wire is OLLAMA else reply
 
 
 def put_together(saids: list[Said]) -> Reply:
@@ -339,6 +349,64 @@ def test_a_tools_error_is_told_in_words_where_nothing_else_can():
     said = asked(ANTHROPIC, OPENAI, messages=messages)["messages"]
     assert said[2] == {"role": "tool", "tool_call_id": "t", "content": "Error: no such city"}
     assert said[3] == {"role": "user", "content": "Well?"}
+
+
+def used(*ids: str) -> tuple[Turn, ...]:
+    """A conversation in which a tool is used once a turn."""
+    turns = [Turn("user", (Text("u"),))]
+    for at, each in enumerate(ids):
+        turns.append(Turn("assistant", (ToolUse(each, "f", {"at": at}),)))
+        turns.append(Turn("user", (ToolResult(each, "f", f"r{at}"),)))
+    return tuple(turns)
+
+
+@pytest.mark.parametrize("wire", [OPENAI, ANTHROPIC])
+@pytest.mark.parametrize("ids", [("a", "a"), ("functions.f:0", "b"), ("x" * 99, "x" * 98), ("", "b")])
+def test_ids_that_a_provider_would_not_take_are_changed_together_with_their_results(wire: Wire, ids: tuple[str, ...]):
+    written = wire.read(wire.write(Prompt("m", used(*ids)), 9), wire.path).turns
+    uses = [part.id for turn in written for part in turn.parts if isinstance(part, ToolUse)]
+    results = [(part.id, part.text) for turn in written for part in turn.parts if isinstance(part, ToolResult)]
+    assert results == [(each, f"r{at}") for at, each in enumerate(uses)]
+    assert len(set(uses)) == 2
+    assert all(0 < len(each) <= 40 for each in uses)
+    assert wire is OPENAI or all(each.replace("_", "").replace("-", "").isalnum() for each in uses)
+    # what is well stays as it is
+    assert wire.read(wire.write(Prompt("m", used("a", "b")), 9), wire.path).turns == used("a", "b")
+
+
+@pytest.mark.parametrize("wire", [OPENAI, ANTHROPIC])
+def test_a_use_without_an_id_gets_one_that_no_other_answer_has(wire: Wire):
+    reply = Reply("m", "", (ToolUse("", "f", {}), ToolUse("", "g", {})), "tools")
+    ids: list[str] = []
+    for call in ("first", "second with: odd / letters"):
+        whole = wire.reply(wire.told(reply, HELLO, Signature(call, 1)), HELLO)
+        telling, hearing = wire.telling(HELLO, Signature(call, 1)), wire.hearing(HELLO)
+        streamed = put_together(hearing.hear(b"".join(map(telling.tell, saids_of(reply)))))
+        assert [use.id for use in streamed.uses] == [use.id for use in whole.uses]
+        ids += [use.id for use in whole.uses]
+    assert len(set(ids)) == 4
+    assert all(each.replace("_", "").isalnum() and len(each) <= 40 for each in ids)
+
+
+def test_azures_model_is_the_deployment_where_the_body_names_none():
+    azure, body = WIRES["azure-openai-chat"], {"messages": [{"role": "user", "content": "u"}]}
+    path = b"/openai/deployments/gpt-here/chat/completions"
+    assert azure.read(json.dumps(body).encode(), path).model == "gpt-here"
+    assert azure.read(json.dumps(body | {"model": "said"}).encode(), path).model == "said"
+
+
+@pytest.mark.parametrize(("words", "added"), [("As JSON, please.", 0), ("A city.", 1)])
+def test_openai_is_told_in_words_that_json_is_wanted(words: str, added: int):
+    prompt = Prompt("m", (Turn("user", (Text(words),)),), schema={})
+    messages = json.loads(OPENAI.write(prompt, 9))["messages"]
+    assert [message["role"] for message in messages] == ["system"] * added + ["user"]
+    assert "json" in json.dumps(messages).lower()
+
+
+def test_an_answer_that_was_filtered_is_no_end_like_any_other_to_ollamas_callers():
+    reply = Reply("m", "I c", end="filter")
+    assert json.loads(OLLAMA.told(reply, HELLO, SIGNATURE))["done_reason"] == "content_filter"
+    assert DIALECTS["ollama-chat"].said(OLLAMA.told(reply, HELLO, SIGNATURE)) is None
 
 
 # --- answers -------------------------------------------------------------------------------------------------------
