@@ -78,6 +78,11 @@ class Walk:
     def nearest(self, query: NDArray[np.float32], k: int, ef: int) -> NDArray[np.int64]:
         """About the `k` nearest rows of a query [d], ascending, found by keeping the best `ef` at every step."""
         wanted = np.ascontiguousarray(query, np.float32)
+        if wanted.shape != (self._graph.dimensions,) or k < 1:
+            # read in C, where nobody looks: what is asked further out has been checked, and is checked again
+            raise ValueError(
+                f"{k} nearest of shape {wanted.shape}, where vectors have {self._graph.dimensions} numbers"
+            )
         rows = np.empty(k, np.int64)
         many = self._nearest(self._at, _address(wanted), max(ef, k), k, _address(rows))
         if many < 0:

@@ -78,6 +78,14 @@ def test_rows_without_a_vector_are_not_found(compiled: ctypes.CDLL, tmp_path: Pa
     assert (rows.dtype, len(rows)) == (np.int64, 100)
 
 
+def test_a_query_of_another_length_or_for_nothing_is_never_read(compiled: ctypes.CDLL, tmp_path: Path):
+    path, matrix, _ = _saved(tmp_path, 30, 16, Distance.DOT)
+    found = Walk.open(path, matrix, squared=False, compiled=compiled)
+    for query, k in ((matrix[0, :15], 3), (matrix[:2], 3), (matrix[0], 0)):
+        with pytest.raises(ValueError, match="where vectors have 16 numbers"):
+            found.nearest(query, k, 64)
+
+
 def test_without_a_compiler_hnswlib_answers(tmp_path: Path):
     path, matrix, graph = _saved(tmp_path, 300, 16, Distance.DOT)
     loaded = opened_graph(path, matrix, Distance.DOT, 300, None)
