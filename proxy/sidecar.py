@@ -64,6 +64,8 @@ class Sidecar:
     """One process's worth of Understudy. `start`, then `drain_and_stop`; `reload` whenever the policies changed."""
 
     recovery: Recoverer | None = None
+    written: Callable[[list[str]], None] | None = None
+    """A worker tells the others by it that a write has passed."""
     climb_elsewhere: Callable[[str, str], None] | None = None
     """A worker has the others climb a rung by it, too."""
 
@@ -122,8 +124,6 @@ class Sidecar:
         self.copies = Copies(
             state, self.knowing, lambda name: self.stack.routes[name].links if name in self.stack.routes else ()
         )
-        # a worker tells the others by it that a write has passed
-        self.written: Callable[[list[str]], None] | None = None
         self.place = 0
         self.events = Events()
         self._assembler = self._new_assembler()
