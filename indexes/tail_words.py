@@ -2,11 +2,15 @@
 
 A commit of tantivy takes 14 ms, and there may be hundreds of writes a second; a posting appended takes none. A few
 thousand texts are searched in well under a millisecond.
+
+Postings are bytes, which the garbage collector does not go through: as arrays, those of 20 000 words kept it, and with
+it every call that is proxied, for 7 ms.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,16 +24,17 @@ from understudy.indexes.vectors import Mask
 # as tantivy has them
 _K1: Final = 1.2
 _B: Final = 0.75
-_POSTING_BYTES: Final = 6
-_WORD_BYTES: Final = 250
+_posting: Final = struct.Struct("<IH").pack
+_POSTING: Final = np.dtype([("slot", "<u4"), ("often", "<u2")])
+_WORD_BYTES: Final = 220
 
 
 class TailWords:
     """Postings by word, slot by slot. One writer; any number of readers, who look no further than their views go."""
 
     def __init__(self) -> None:
-        # slots and how often, side by side
-        self._postings: dict[str, tuple[array[int], array[int]]] = {}
+        # of each word its slots, and how often
+        self._postings: dict[str, bytearray] = {}
         self._lengths = array("H")
         self._total = 0
         self._entries = 0
@@ -37,7 +42,7 @@ class TailWords:
     @property
     def bytes_held(self) -> int:
         """About how much memory it takes."""
-        return _POSTING_BYTES * self._entries + _WORD_BYTES * len(self._postings)
+        return _POSTING.itemsize * self._entries + _WORD_BYTES * len(self._postings)
 
     def put(self, slot: int, text: str) -> None:
         """Add the words of the next slot's text."""
@@ -45,9 +50,8 @@ class TailWords:
         for word, often in counts.items():
             posting = self._postings.get(word)
             if posting is None:
-                posting = self._postings[word] = (array("I"), array("H"))
-            posting[1].append(min(often, 0xFFFF))
-            posting[0].append(slot)
+                posting = self._postings[word] = bytearray()
+            posting += _posting(slot, min(often, 0xFFFF))
         length = min(sum(counts.values()), 0xFFFF)
         self._lengths.append(length)
         self._total += length
@@ -56,7 +60,7 @@ class TailWords:
     def count_of(self, word: str) -> int:
         """In how many texts a word occurs, the dead ones included."""
         posting = self._postings.get(word)
-        return 0 if posting is None else len(posting[0])
+        return 0 if posting is None else len(posting) // _POSTING.itemsize
 
     def search(self, words: Sequence[str], idf: Mapping[str, float] | None, allowed: Mask) -> list[tuple[int, float]]:
         """(slot, score) of the slots `allowed` [n] that hold any of `words`, in no order.
@@ -74,8 +78,9 @@ class TailWords:
             posting = self._postings.get(word)
             if posting is None:
                 continue
-            # copies, whose making nobody interrupts: an array that is lent out cannot grow
-            slots, often = np.array(posting[0], np.int64), np.array(posting[1], np.float32)
+            # a copy, whose making nobody interrupts: bytes that are lent out cannot grow
+            entries = np.frombuffer(bytes(posting), _POSTING)
+            slots, often = entries["slot"].astype(np.int64), entries["often"].astype(np.float32)
             seen = int(np.searchsorted(slots, count))
             slots, often = slots[:seen], often[:seen]
             weight = idf[word] if idf is not None else idf_of(len(slots), count)

@@ -39,6 +39,8 @@ log = logging.getLogger("understudy")
 
 YOUNG_OBJECTS_MAX = 10_000
 """How many new containers may be alive before the collector looks at them."""
+TURN_S = 0.001
+"""How long a thread keeps the interpreter's lock while others want it, the event loop's too: 5 ms unless said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ async def _serve(start: Start, reading: Reading) -> None:
         watching = loop.create_task(watch_policies(sidecar, hurry))
         measuring = loop.create_task(keep_measuring(sidecar))
         _settle_memory()
+        _share_fairly()
         await stop.wait()
         log.info("draining, for up to %g s", sidecar.settings.server.drain_s)
         await sidecar.drain_and_stop()
@@ -148,6 +151,11 @@ def _settle_memory() -> None:
     """
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
+
+
+def _share_fairly() -> None:
+    """What threads do beside the event loop (writes to local collections above all) keeps it for a turn at most."""
+    sys.setswitchinterval(TURN_S)
 
 
 # --- several processes ---------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -140,6 +141,8 @@ class Mirror:
         self._under_way = 0
         self._written: Standings | None = None
         self._unsaved = False
+        # whoever writes last writes what is so then
+        self._saving = threading.Lock()
         self._read_at = float("-inf")
         self.is_to_look = True
         """Whether somebody should look which collections there are."""
@@ -307,7 +310,8 @@ class Mirror:
         self.is_to_look |= outcome.unknown or bool(outcome.missed)
         if self.is_keeper:
             if outcome.created or outcome.dropped:
-                self.save(durable=True)
+                # not here on the loop: a disk may take its time. Until it has, a note in its place says what was born
+                asyncio.get_running_loop().run_in_executor(None, lambda: self.save(durable=True))
             return
         if outcome.unknown or outcome.missed or outcome.created:
             self._leave_note("look", LOOK, "")
@@ -448,6 +452,10 @@ class Mirror:
 
     def save(self, *, durable: bool) -> None:
         """Write down how the copies stand. `durable`: also should the machine fail the next moment."""
+        with self._saving:
+            self._save(durable=durable)
+
+    def _save(self, *, durable: bool) -> None:
         copies = {
             local: CopyNote(
                 held.called,

@@ -8,15 +8,12 @@ Whenever the loop was late by 5 ms or more, a line of JSON is appended to FILE t
     spent_ms     CPU time that all threads of this process spent meanwhile
 
 So `late - queued` is what the loop was kept by code of its own, by somebody who held the interpreter's lock, or by a
-disk; and of that no more than `spent` was work of ours, unless it was a disk. With TRACES in the environment that file
-is told what every thread was at whenever the loop was late by TRACED_S (and sometimes the process dies of it: frames
-are read that others are changing).
+disk; and of that no more than `spent` was work of ours, unless it was a disk.
 """
 
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import functools
 import json
 import os
@@ -28,7 +25,6 @@ from pathlib import Path
 
 LOOKED_AT_S = 0.002
 TOLD_S = 0.005
-TRACED_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,6 @@ def watch(loop: asyncio.AbstractEventLoop, to: Path) -> None:
     """Have `loop` watched from when it runs until it ends."""
     schedstat = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
     told = to.open("a", buffering=1)
-    traces = os.open(os.environ["TRACES"], os.O_CREAT | os.O_APPEND | os.O_WRONLY) if "TRACES" in os.environ else None
 
     def queued_s() -> float:
         return int(os.pread(schedstat, 100, 0).split()[1]) / 1e9
@@ -68,9 +63,6 @@ def watch(loop: asyncio.AbstractEventLoop, to: Path) -> None:
             lateness = [now - due, queued_now - queued, spent_now - spent]
             late_ms, queued_ms, spent_ms = (round(1_000 * each, 2) for each in lateness)
             told.write(json.dumps({"late_ms": late_ms, "queued_ms": queued_ms, "spent_ms": spent_ms}) + "\n")
-        if traces is not None:
-            # a thread of its own that needs no lock: it tells even while hnswlib holds it
-            faulthandler.dump_traceback_later(LOOKED_AT_S + TRACED_S, file=traces)
         loop.call_later(LOOKED_AT_S, look, now + LOOKED_AT_S, queued_now, spent_now)
 
     loop.call_soon(lambda: look(time.monotonic(), queued_s(), time.process_time()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from understudy.indexes.faults import BadPoint, BadQuestion, NotFinite, OverBudg
 from understudy.indexes.library import Library
 from understudy.indexes.points import Point, PointId
 from understudy.indexes.snapshot import write_snapshot
+from understudy.indexes.tail_words import TailWords
 from understudy.indexes.writes import (
     Create,
     Delete,
@@ -301,3 +303,16 @@ def test_what_is_more_than_the_memory_allowed_is_refused_and_what_is_there_goes_
     stats = library.stats["docs"]
     assert (stats.points, stats.tail, stats.tombstones) == (49, 50, 0)
     assert 0 < stats.bytes == library.bytes_held < 400_000
+
+
+def test_the_words_of_what_was_written_are_nothing_to_go_through_for_the_garbage_collector():
+    words = TailWords()
+    words.put(0, "qx")
+    before = len(gc.get_objects())
+    for slot in range(1, 1_001):
+        words.put(slot, f"qx qx w{slot}")
+    assert len(gc.get_objects()) - before < 50
+    assert words.count_of("qx") == 1_001
+    found = dict(words.search(["w7", "qx"], None, np.ones(1_000, np.bool_)))
+    assert set(found) == set(range(1_000))
+    assert max(found, key=found.__getitem__) == 7
