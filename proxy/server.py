@@ -120,8 +120,7 @@ async def _serve(start: Start, reading: Reading) -> None:
             log.info("metrics, probes and status on http://%s", sidecar.settings.server.admin)
         watching = loop.create_task(watch_policies(sidecar, hurry))
         measuring = loop.create_task(keep_measuring(sidecar))
-        _settle_memory()
-        _share_fairly()
+        _settle_down()
         await stop.wait()
         log.info("draining, for up to %g s", sidecar.settings.server.drain_s)
         await sidecar.drain_and_stop()
@@ -144,17 +143,14 @@ def _front_of(sidecar: Sidecar) -> Front:
     return Overlooked(Admin(told, sidecar.settings.server.admin), told, sidecar.state)
 
 
-def _settle_memory() -> None:
+def _settle_down() -> None:
     """What exists by now is here to stay, and what calls make is freed by counting: the collector looks seldom.
 
-    At 32 calls in flight it came by once in 32 calls, and found nothing: a tenth of what a call costs.
+    At 32 calls in flight it came by once in 32 calls, and found nothing: a tenth of what a call costs. And what threads
+    do beside the event loop (writes to local collections above all) keeps it for a turn at most.
     """
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
-
-
-def _share_fairly() -> None:
-    """What threads do beside the event loop (writes to local collections above all) keeps it for a turn at most."""
     sys.setswitchinterval(TURN_S)
 
 
