@@ -8,8 +8,15 @@ from typing import get_args
 from understudy.proxy.settings import Route, Settings, Speech, Tier, UpstreamTier, endpoints_of
 from understudy.proxy.spots import Fault, Place
 
-CONTINUED = get_args(Speech)
+PREFILLED = (*get_args(Speech), "openai-completions")
+"""The dialects in which an answer can be asked for that is begun already."""
+CONTINUED = (*PREFILLED, "azure-openai-chat")
 """The dialects in which one stream can go on with another."""
+UNCONTINUED: Mapping[str, str] = {
+    "azure-openai-chat": "Azure OpenAI takes no answer that is begun; a tier that `speaks` another dialect may",
+    "openai-responses": "the responses API has no way to ask for the rest of an answer",
+    "cohere-chat": "Cohere's chat takes no answer that is begun",
+}
 LINES = ("ollama-chat",)
 """The dialects whose streams are lines of JSON, which have no comments."""
 
@@ -22,7 +29,8 @@ def stream_faults(route: Route, dialects: Mapping[str, str], at: Place) -> Itera
     if stream.after_first_content == "continue" and dialects.get(route.dialect) == "generate":
         key = "stream.after_first_content"
         if route.dialect not in CONTINUED:
-            yield from at.fault(f"nothing is continued in this dialect; what is: {', '.join(CONTINUED)}", key)
+            why = UNCONTINUED.get(route.dialect, "nothing is continued in this dialect")
+            yield from at.fault(f"{why}; what can be continued: {', '.join(CONTINUED)}", key)
         elif not any(map(_can_continue, (tier for _, tier in route.every_tier))):
             why = "nobody can go on with a stream: no upstream says `prefill: true`"
             yield from at.fault(why, key, reads=[each for each, _ in route.every_tier])
@@ -46,8 +54,13 @@ def stream_warnings(route: Route, at: Place) -> Iterator[Fault]:
 
 def _tier_faults(route: Route, tier: UpstreamTier, at: Place) -> Iterator[Fault]:
     spoken = tier.speaks or route.dialect
-    if tier.prefill and spoken not in CONTINUED:
-        yield from at.fault(f"means something only in {', '.join(CONTINUED)}", "prefill")
+    if spoken not in PREFILLED:
+        why = UNCONTINUED.get(spoken, f"means something only in {', '.join(PREFILLED)}")
+        if tier.prefill:
+            yield from at.fault(why, "prefill")
+        for n, each in enumerate(tier.endpoints):
+            if each.prefill:
+                yield from at.fault(why, f"endpoints[{n}].prefill")
     owners = [("stream", tier.stream)]
     owners += [(f"endpoints[{n}].stream", each.stream) for n, each in enumerate(tier.endpoints)]
     for key, stream in owners:

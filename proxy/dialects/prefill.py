@@ -3,20 +3,21 @@
     said so far --prefilled--> a body whose last message is the model's own, its token ceiling lower by what was said
     the answer to it --Splice--> without the words that were only repeated --resumed--> events as if nobody had left
 
-OpenAI itself can't be asked so; servers of its wire that can (vLLM, SGLang) take `continue_final_message`.
+OpenAI itself can't be asked so; servers of its wire that can (vLLM, SGLang) take `continue_final_message`. A completion
+is gone on with by asking for one of the prompt and what was said.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from understudy.policies.service import Refused
 from understudy.proxy.dialects.base import Malformed, parsed, parsed_or_none
 from understudy.proxy.dialects.ndjson import lines
-from understudy.proxy.dialects.openai_chat import DONE
+from understudy.proxy.dialects.openai_chat import DONE, data_bytes
 from understudy.proxy.dialects.sse import events
 from understudy.proxy.dialects.translate import OBJECT, Prompt, Signature, Telling, as_count, as_object
 from understudy.proxy.dialects.translate_anthropic import AnthropicTelling
@@ -48,6 +49,8 @@ def prefilled(dialect: str, body: bytes, said: str, spent: int) -> bytes:
         fields = parsed(OBJECT, body)
     except Malformed:
         raise Refused("prefill", "the body is no JSON object") from None
+    if dialect == "openai-completions":
+        return _gone_on(fields, said, spent)
     messages = fields.get("messages")
     if not isinstance(messages, list):
         raise Refused("prefill", "there are no messages to go on from")
@@ -64,6 +67,17 @@ def prefilled(dialect: str, body: bytes, said: str, spent: int) -> bytes:
         _lower(fields, "max_completion_tokens", spent)
     if dialect == "openai-chat":
         fields |= {"continue_final_message": True, "add_generation_prompt": False}
+    return msgspec.json.encode(fields)
+
+
+def _gone_on(fields: dict[str, Any], said: str, spent: int) -> bytes:
+    """A completion is gone on with by its very nature: what was said is more of the prompt."""
+    prompt = fields.get("prompt")
+    begun: Any = cast("list[Any]", prompt)[0] if isinstance(prompt, list) and prompt else prompt
+    if not isinstance(begun, str):
+        raise Refused("prefill", "there is no text to go on from")
+    fields["prompt"] = begun + said
+    _lower(fields, "max_tokens", spent)
     return msgspec.json.encode(fields)
 
 
@@ -115,8 +129,10 @@ def resumed(dialect: str, told: bytes, prompt: Prompt) -> Telling:
     """Who writes on behind `told`, bytes of a stream in `dialect`: with its id, its model, its open block. Raises
     Malformed where nothing can follow."""
     match dialect:
-        case "openai-chat":
+        case "openai-chat" | "azure-openai-chat":
             return _ResumedOpenAI(prompt, told)
+        case "openai-completions":
+            return _ResumedCompletions(prompt, told)
         case "anthropic":
             return _ResumedAnthropic(told)
         case _:
@@ -130,12 +146,19 @@ class _ResumedOpenAI(OpenAITelling):
     def __init__(self, prompt: Prompt, told: bytes) -> None:
         super().__init__(prompt, _NOBODY)
         chunks = (parsed_or_none(OBJECT, data) for _, data in events(told) if data.strip() != DONE)
-        first = next(filter(None, chunks), None)
+        # what Azure says of the prompt comes first, and has no id
+        first = next((chunk for chunk in chunks if chunk and chunk.get("choices")), None)
         if first is None:
             raise Malformed("nothing to go on from")
         self._head = {name: first[name] for name in _HEAD if name in first}
         if prompt.wants_usage:
             self._head["usage"] = None
+
+
+class _ResumedCompletions(_ResumedOpenAI):
+    def _delta(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
+        choice = {"index": 0, "text": delta.get("content", ""), "logprobs": None, "finish_reason": reason}
+        return data_bytes(self._head | {"choices": [choice]})
 
 
 class _ResumedAnthropic(AnthropicTelling):

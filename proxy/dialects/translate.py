@@ -193,19 +193,26 @@ class Signature(msgspec.Struct, frozen=True):
         return f"call_{_digest(self.id)}_{at}"
 
 
-class Wire(Protocol):
-    """One provider's wire format, both ways. Stateless."""
+class Readable(Protocol):
+    """As much of a wire format as it takes to follow a conversation in it. Stateless."""
 
     name: str
-    path: bytes
-    """Where prompts are posted."""
-    headers: Sequence[Header]
-    """What a request must have that no policy has set."""
     stream_type: bytes
 
     def read(self, body: bytes, path: bytes) -> Prompt:
         """What a caller asks. Raises Refused for what can't be said otherwise."""
         ...
+
+    def hearing(self, prompt: Prompt) -> Hearing: ...
+
+
+class Wire(Readable, Protocol):
+    """One provider's wire format, both ways."""
+
+    path: bytes
+    """Where prompts are posted."""
+    headers: Sequence[Header]
+    """What a request must have that no policy has set."""
 
     def write(self, prompt: Prompt, tokens_max: int) -> bytes:
         """A prompt for this provider; `tokens_max` is for one who must be told. Raises Refused."""
@@ -216,7 +223,6 @@ class Wire(Protocol):
         ...
 
     def told(self, reply: Reply, prompt: Prompt, signature: Signature) -> bytes: ...
-    def hearing(self, prompt: Prompt) -> Hearing: ...
     def telling(self, prompt: Prompt, signature: Signature) -> Telling: ...
 
 

@@ -65,6 +65,9 @@ HARMLESS = frozenset(
     }
 )
 NEUTRAL = {"n": 1, "logprobs": False, "frequency_penalty": 0, "presence_penalty": 0, "modalities": ["text"]}
+_HOW_WORDS_ARE_CHOSEN = frozenset(
+    {"frequency_penalty", "logit_bias", "presence_penalty", "stop", "temperature", "top_p"}
+)
 _ID = re.compile(r".{1,40}")
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _ENDS: dict[str, End] = {"stop": "stop", "length": "length", "tool_calls": "tools", "content_filter": "filter"}
@@ -177,8 +180,33 @@ class AzureWire(OpenAIWire):
         return replace(prompt, model=deployment.partition(b"/")[0].decode("utf-8", "replace"))
 
 
+class CompletionsReading:
+    """`openai-completions`, as far as it takes to go on with one: its prompt and answer are one text."""
+
+    name = "openai-completions"
+    stream_type = OpenAIWire.stream_type
+
+    def read(self, body: bytes, path: bytes) -> Prompt:  # noqa: ARG002 - every path asks alike
+        fields = fields_of(body)
+        prompts = fields.texts("prompt")
+        if len(prompts) != 1:
+            refuse("several prompts, or none")
+        prompt = Prompt(
+            model=fields.text("model"),
+            turns=(Turn("user", (Text(prompts[0]),)),),
+            tokens_max=fields.count("max_tokens"),
+            stream=fields.take("stream") is True,
+            wants_usage=fields.object("stream_options").get("include_usage") is True,
+        )
+        fields.done(HARMLESS | _HOW_WORDS_ARE_CHOSEN, NEUTRAL | {"best_of": 1, "echo": False, "suffix": ""})
+        return prompt
+
+    def hearing(self, prompt: Prompt) -> OpenAIHearing:  # noqa: ARG002 - the stream says all of it
+        return OpenAIHearing()
+
+
 class OpenAIHearing:
-    """Reads chunks; the end is told once the usage has come, or with [DONE]."""
+    """Reads chunks, a chat's or a completion's; the end is told once the usage has come, or with [DONE]."""
 
     def __init__(self) -> None:
         self._cut = Cut(EVENT_ENDS)
@@ -202,13 +230,14 @@ class OpenAIHearing:
         return saids
 
     def _chunk(self, chunk: dict[str, Any]) -> Iterator[Said]:
-        if not self._begun:
+        if not self._begun and (chunk.get("model") or chunk.get("choices")):
+            # Azure says first what it found in the prompt, and not yet who answers
             self._begun = True
             yield Begun(str(chunk.get("model") or ""))
         self._usage = as_object(chunk.get("usage")) or self._usage
         for choice in as_list(chunk.get("choices"))[:1]:
             delta = as_object(choice.get("delta"))
-            words = delta.get("content") or delta.get("refusal")
+            words = delta.get("content") or delta.get("refusal") or choice.get("text")
             if words:
                 yield Words(str(words))
             for call in as_list(delta.get("tool_calls")):

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from understudy.policies.chain import Link
 from understudy.policies.deadline import Deadline
@@ -30,11 +31,12 @@ from understudy.proxy.dialects.translate import (
     Ended,
     Hearing,
     Prompt,
+    Readable,
     Said,
     Telling,
-    Wire,
     Words,
 )
+from understudy.proxy.dialects.translate_openai import CompletionsReading
 from understudy.proxy.settings import Route, UpstreamTier
 from understudy.proxy.tiers.translating import WIRES
 
@@ -45,6 +47,8 @@ TOLD_BYTES_MAX = 4 * 1024 * 1024
 CONTINUATIONS_MAX = 2
 """How often one stream is gone on with."""
 _NOTHING = Prompt("", ())
+GOES_ON: Mapping[str, Readable] = MappingProxyType({**WIRES, CompletionsReading.name: CompletionsReading()})
+"""The dialects whose streams can be gone on with."""
 
 
 def prefilling(service: Service, dialect: str, *, can: bool) -> Service:
@@ -77,7 +81,7 @@ def prefilled_by(route: Route, tier: UpstreamTier, service: Service) -> Service:
 
 def is_continued(route: Route) -> bool:
     """Whether streams of this route that break are gone on with."""
-    return route.stream.after_first_content == "continue" and route.dialect in WIRES
+    return route.stream.after_first_content == "continue" and route.dialect in GOES_ON
 
 
 def continuations_of(
@@ -89,7 +93,7 @@ def continuations_of(
     tiers = [tier for tier in route.tiers if isinstance(tier, UpstreamTier)]
     prefill = [tier.name for tier in tiers if tier.prefill or any(each.prefill for each in tier.endpoints)]
     several = [tier.name for tier in tiers if len(tier.endpoints) > 1]
-    return Continuations(WIRES[route.dialect], links, frozenset(prefill), frozenset(several), heart, clock)
+    return Continuations(GOES_ON[route.dialect], links, frozenset(prefill), frozenset(several), heart, clock)
 
 
 class Continuations:
@@ -97,7 +101,7 @@ class Continuations:
 
     def __init__(
         self,
-        wire: Wire,
+        wire: Readable,
         links: Sequence[Link],
         prefill: frozenset[str],
         several: frozenset[str],
@@ -424,7 +428,7 @@ def _plain(prompt: Prompt) -> Prompt:
     return prompt
 
 
-def _heard(wire: Wire, told: bytes) -> tuple[str, int, int]:
+def _heard(wire: Readable, told: bytes) -> tuple[str, int, int]:
     """What was said so far, in how many pieces, and the prompt's tokens where they were told. Raises Malformed for more
     than words, or for an answer that has ended."""
     if not plain_text_only(told):

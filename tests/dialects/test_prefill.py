@@ -85,6 +85,19 @@ def test_the_begun_answer_stands_last_and_the_ceiling_is_lower(
     assert told == asked | lowered | vllm | {"messages": messages}
 
 
+@pytest.mark.parametrize("prompt", ["Once ", ["Once "]])
+def test_a_completion_is_gone_on_with_as_more_of_the_prompt(prompt: Any):
+    asked = {"model": "m", "prompt": prompt, "max_tokens": 50, "stream": True}
+    told = json.loads(prefilled("openai-completions", json.dumps(asked).encode(), "upon a ", 10))
+    assert told == asked | {"prompt": "Once upon a ", "max_tokens": 40}
+
+
+@pytest.mark.parametrize("prompt", [None, [], [1, 2], 7])
+def test_a_completion_of_no_text_is_not_gone_on_with(prompt: Any):
+    with pytest.raises(Refused):
+        prefilled("openai-completions", json.dumps({"prompt": prompt}).encode(), SAID, 1)
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"messages": "x"}', b'{"messages": [}'])
 def test_what_has_no_messages_is_not_gone_on_with(body: bytes):
     with pytest.raises(Refused):
