@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -60,10 +60,14 @@ log = logging.getLogger("understudy.recovery")
 
 
 class Verdict(NamedTuple):
-    """What the health checks say of a component: whether it is ill, and of what kind, in a word."""
+    """What the health checks say of a component; `unsure` is neither, and of what kind its illness is, in a word."""
 
-    is_ill: bool
+    word: Literal["ill", "well", "unsure"]
     kind: str = ""
+
+    @property
+    def is_ill(self) -> bool:
+        return self.word == "ill"
 
 
 class Checks(Protocol):
@@ -109,6 +113,11 @@ class Recoverer:
     @property
     def rules(self) -> Settings:
         return self._sidecar.settings.server.recovery
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is under way."""
+        return bool(self._tasks)
 
     def ladder_of(self, component: str) -> tuple[str, ...]:
         """What is tried for a component, in order."""
@@ -172,7 +181,8 @@ class Recoverer:
         heart.obey(self.rules)
         verdicts = self._checks.verdicts()
         for component, verdict in verdicts.items():
-            heart.hear(now, component, is_ill=verdict.is_ill, kind=verdict.kind)
+            if verdict.word != "unsure":
+                heart.hear(now, component, is_ill=verdict.is_ill, kind=verdict.kind)
         for component in [each for each in heart.ladders if each not in verdicts]:
             heart.forget(component)
         self._look_after_those_left_out(now, verdicts)
@@ -196,7 +206,7 @@ class Recoverer:
                 self._everywhere(component, KEEP_OUT)
         for component in self._kept_out.keys() - standing_in.keys():
             del self._kept_out[component]
-            if component in verdicts and not verdicts[component].is_ill:
+            if component in verdicts and verdicts[component].word == "well":
                 self._everywhere(component, TAKE_BACK)
 
     def _everywhere(self, component: str, rung: str) -> None:

@@ -66,7 +66,7 @@ class Clinic:
     async def passes(self, component: str, kind: str) -> bool:
         self.checks += 1
         passed = await self.probes[component]()
-        self.seen[component] = Verdict(not passed, "" if passed else kind or "failed")
+        self.seen[component] = Verdict("well") if passed else Verdict("ill", kind or "failed")
         return passed
 
     # what tests do
