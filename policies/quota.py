@@ -87,7 +87,7 @@ class Allowance(NamedTuple):
 class Quota:
     """The pure heart: whose quota is spent, until when. `who` is b"" where all calls go by one set of credentials."""
 
-    __slots__ = ("_look_at", "beliefs", "heard", "refused", "rules", "waited")
+    __slots__ = ("_look_at", "beliefs", "heard", "refused", "rules", "said", "said_at", "waited")
 
     def __init__(self, rules: QuotaRules) -> None:
         self.rules = rules
@@ -96,6 +96,9 @@ class Quota:
         self.waited = 0
         self.beliefs: dict[bytes, tuple[float, float]] = {}
         """Who -> not before this moment, and one call each so many seconds from then on."""
+        self.said: list[Allowance] = []
+        """What an answer said the last time, where all calls go by one set of credentials."""
+        self.said_at = 0.0
         self._look_at: dict[bytes, float] = {}
 
     def pause_s(self, now: float, who: bytes = b"") -> float:
@@ -123,6 +126,8 @@ class Quota:
     def hear(self, now: float, said: list[Allowance], who: bytes = b"") -> None:
         """An answer has said this: it replaces what was believed."""
         self.heard += 1
+        if not who:
+            self.said, self.said_at = said, now
         share = self.rules.reserve_share
         tightest = max(said, key=lambda one: one.pause_s(share), default=None)
         pause_s = tightest.pause_s(share) if tightest is not None else 0.0

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from understudy.proxy.alert_settings import Alerts, Receiver
 from understudy.proxy.spots import Fault, Place, named
 
-OWN_LABELS = ("alertname", "route", "severity")
+OWN_LABELS = ("alertname", "name", "resource", "route", "severity")
 RECEIVERS_MAX = 16
 _LABEL = re.compile(r"[a-z_][a-z0-9_]*")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

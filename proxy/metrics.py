@@ -17,6 +17,7 @@ from understudy.proxy.caching.caches import Caches
 from understudy.proxy.collection_reports import COLLECTION_METRICS, Stats, collection_metrics
 from understudy.proxy.copies import Copies
 from understudy.proxy.fingerprints import Fingerprints
+from understudy.proxy.forecast_reports import FORECAST_METRICS
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.last_word_reports import LAST_WORDS_METRICS, last_words_metrics
@@ -103,6 +104,7 @@ METRICS = {
     "understudy_objective_budget_left": "Share of three days' error budget that is left, by route and objective",
     "understudy_alerts_firing": "1 for each alert that fires; only while it does",
     "understudy_alerts_sent_total": "Alerts told to a receiver, by what came of it",
+    **FORECAST_METRICS,
     "understudy_unrouted_total": "Requests that no route claimed",
     "understudy_bad_requests_total": "Requests refused before they were read: malformed, too large or too slow",
     "understudy_slow_readers_cut_total": "Connections cut because their callers took too little of what they were sent",

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from understudy.policies.objectives import BAD_MIN, RULES, Objective, Rule, objectives_of
-from understudy.proxy.control.objectives import NAMES, budgets_of, runbook_of, severity_of
+from understudy.proxy.control.objectives import CAPACITY, CAPACITY_RUNBOOK, NAMES, budgets_of, runbook_of, severity_of
 from understudy.proxy.settings import Route, Settings
 
 _NONE = 'understudy_unanswered_total{{route="{route}"}}[{over}]'
@@ -31,6 +31,7 @@ def rules_text(settings: Settings) -> str:
         for route in settings.routes
         if objectives_of(budgets_of(route.objectives))
     ]
+    groups.append({"name": "understudy-capacity", "rules": [_capacity(settings)]})
     head = "# Written by `understudy rules`; the objectives are those of the policies it read.\n"
     return head + yaml.safe_dump({"groups": groups}, sort_keys=False, width=1000)
 
@@ -66,6 +67,20 @@ def _alerts(settings: Settings, route: Route, objective: Objective) -> Iterator[
                 "runbook": runbook_of(settings, route),
             },
         }
+
+
+def _capacity(settings: Settings) -> dict[str, Any]:
+    """What the sidecars themselves foresee: lines through days of readings are more than PromQL can draw."""
+    alerts = settings.server.alerts
+    return {
+        "alert": CAPACITY,
+        "expr": "max by (resource, name) (understudy_resource_warned) > 0",
+        "labels": {**alerts.labels, "severity": "warning"},
+        "annotations": {
+            "summary": "{{ $labels.resource }} ({{ $labels.name }}) will be full within a day, or nearly is",
+            "runbook": alerts.runbook_url + CAPACITY_RUNBOOK,
+        },
+    }
 
 
 def _test(route: str, objective: Objective, rule: Rule) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from understudy.proxy.arm_reports import arms_text
+from understudy.proxy.forecast_reports import forecast_text
 from understudy.proxy.mirror_reports import mirror_text
 from understudy.proxy.recovery_reports import recovery_text
 from understudy.proxy.watch_reports import watch_text
@@ -21,6 +22,7 @@ def status_text(status: dict[str, Any]) -> str:
         *(f"          {fault}" for fault in policies["faults"]),
         *(f"tls       {tls['cert_file']}, until {tls['expires']}" for tls in [status.get("tls")] if tls),
         f"local     {_local(local)}",
+        *forecast_text(status.get("forecasts", {})),
         *recovery_text(status),
     ]
     for route in status["routes"]:

@@ -13,11 +13,14 @@ from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
 from understudy.policies.breaker import MODES, Forced, Mode
+from understudy.policies.forecast import Reading
 from understudy.policies.objectives import Counts
 from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.assembling import CannotStart
 from understudy.proxy.control.objectives import Lookout, tallied
+from understudy.proxy.control.resources import Loads, readings_of
 from understudy.proxy.control.summing import Live
+from understudy.proxy.events import Events
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.mirror_reports import mirror_status
 from understudy.proxy.recovery_reports import recovery_status
@@ -43,6 +46,7 @@ class Told(Protocol):
     async def metrics(self) -> bytes: ...
     async def status(self) -> dict[str, Any]: ...
     async def force(self, forced: Forced) -> int: ...
+    def told(self, page: str) -> dict[str, Any] | None: ...
     def dead_because(self) -> str: ...
     def unready_because(self) -> str: ...
     def starting_because(self) -> str: ...
@@ -66,7 +70,26 @@ class OfSidecar:
 
     async def status(self) -> dict[str, Any]:
         alerts = self._lookout.status() if self._lookout is not None else []
-        return {**status_of(self._sidecar), "alerts": alerts}
+        beside = self._lookout.status_beside() if self._lookout is not None else {}
+        return {**status_of(self._sidecar), "alerts": alerts, **beside}
+
+    def told(self, page: str) -> dict[str, Any] | None:
+        """A page that the lookout has; None where there is none of this name."""
+        return self._lookout.told(page) if self._lookout is not None else None
+
+    @property
+    def events(self) -> Events:
+        return self._sidecar.events
+
+    def loads(self) -> dict[str, Loads]:
+        return {
+            parts.name: Loads(counts.total, counts.errors, tuple(parts.tally.seconds.counts))
+            for parts in self._sidecar.routes
+            for counts in (tallied(parts.tally),)
+        }
+
+    def readings(self, wall: float) -> list[Reading]:
+        return readings_of(self._sidecar, wall)
 
     def counts(self) -> dict[str, Counts]:
         return {parts.name: tallied(parts.tally) for parts in self._sidecar.routes}
@@ -106,6 +129,7 @@ class Admin:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/startupz", self._startupz)
         app.router.add_get("/status", self._status)
+        app.router.add_get("/forecasts", self._page)
         app.router.add_post("/breakers/{route}/{tier}", self._force)
         app.router.add_post("/breakers/{route}/{tier}/{endpoint}", self._force)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
@@ -139,6 +163,13 @@ class Admin:
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(await self._told.status())
+
+    async def _page(self, request: web.Request) -> web.Response:
+        """What is watched beside the objectives, as it knows it now."""
+        told = self._told.told(request.path.strip("/"))
+        if told is None:
+            return web.json_response({"error": "not known yet: the sidecar has only just started"}, status=503)
+        return web.json_response(told)
 
     async def _force(self, request: web.Request) -> web.Response:
         """`curl -d forced-open .../breakers/ROUTE/TIER[/ENDPOINT]`; the other modes are in `MODES`."""

@@ -13,13 +13,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from understudy.policies.alerts import Alert, Desk
+from understudy.policies.forecast import Reading
 from understudy.policies.objectives import (
     DAY_S,
     HOUR_S,
@@ -35,8 +36,10 @@ from understudy.policies.observe import RouteTally
 from understudy.proxy.alert_settings import Objectives
 from understudy.proxy.control.alerting import Senders
 from understudy.proxy.control.durable import replace_file
+from understudy.proxy.control.resources import Loads
 from understudy.proxy.control.wire import Family
 from understudy.proxy.dialects import KINDS
+from understudy.proxy.events import Events
 from understudy.proxy.metrics import METRICS
 from understudy.proxy.settings import Route, Settings
 
@@ -45,6 +48,7 @@ SAVE_S = 60.0
 ROUTES_MAX = 1024
 SLICE = 32
 """Routes that are looked at in one go: a millisecond."""
+FIRING = ("alertname", "route", "severity")
 FALLBACK_RANKS = ("secondary", "tertiary")
 RUNBOOKS = {
     "embed": "19-runbook-embedding-and-llm-down.md",
@@ -52,6 +56,8 @@ RUNBOOKS = {
     "retrieve": "20-runbook-vector-database-down.md",
 }
 RUNBOOK = "21-runbook-everything-down.md"
+CAPACITY = "UnderstudyCapacity"
+CAPACITY_RUNBOOK = "25-runbook-network-and-resources.md"
 
 log = logging.getLogger("understudy.objectives")
 
@@ -95,6 +101,18 @@ class Seen(Protocol):
     async def settings_now(self) -> Settings: ...
 
 
+class Beside(Protocol):
+    """What is watched beside the objectives, and has alerts, metrics and a page of its own."""
+
+    @property
+    def page(self) -> str: ...
+    async def run(self) -> None: ...
+    def alerts(self, settings: Settings, now: float) -> Sequence[Alert]: ...
+    def families(self) -> list[Family]: ...
+    def summary(self) -> dict[str, Any]: ...
+    def told(self) -> dict[str, Any]: ...
+
+
 class Lookout:
     """Looks at a route's counts now and then, and tells the Senders."""
 
@@ -105,6 +123,7 @@ class Lookout:
         self._wall = wall
         self._courses: dict[str, Course] = {}
         self.desk = Desk()
+        self.beside: list[Beside] = []
         self._left: dict[tuple[str, str], float] = {}
         self._saved_at = 0.0
 
@@ -152,6 +171,8 @@ class Lookout:
                 if finding is not None:
                     wrong.append(_alert(settings, route, finding, course, now))
         self._left = left
+        for beside in self.beside:
+            wrong += beside.alerts(settings, now)
         for name in self._courses.keys() - {route.name for route in settings.routes}:
             del self._courses[name]
         self._senders.tell(self.desk.look(now, wrong), settings.server.alerts, now)
@@ -162,7 +183,9 @@ class Lookout:
         """What `/metrics` says of all this."""
         left, firing, sent = "understudy_objective_budget_left", "understudy_alerts_firing", "understudy_alerts_sent"
         alerts = [dict(alert.labels) for alert in self.desk.firing]
-        shown = [{key: labels.get(key, "") for key in ("alertname", "route", "severity")} for labels in alerts]
+        # several of one name and route, for two things that fill up, are one here
+        named = dict.fromkeys(tuple(labels.get(key, "") for key in FIRING) for labels in alerts)
+        shown: list[dict[str, str]] = [dict(zip(FIRING, each, strict=True)) for each in named]
         return [
             (
                 left,
@@ -180,7 +203,16 @@ class Lookout:
                     for (receiver, result), count in self._senders.results.items()
                 ],
             ),
+            *(family for beside in self.beside for family in beside.families()),
         ]
+
+    def status_beside(self) -> dict[str, Any]:
+        """What is watched beside the objectives, for `/status`."""
+        return {beside.page: beside.summary() for beside in self.beside}
+
+    def told(self, page: str) -> dict[str, Any] | None:
+        """All that one of those knows; None where there is none of this name."""
+        return next((beside.told() for beside in self.beside if beside.page == page), None)
 
     def status(self) -> list[dict[str, str]]:
         """What fires now, for `/status`."""
@@ -223,6 +255,10 @@ class Front(Protocol):
 class Overseen(Seen, Protocol):
     """What is watched, and tells of it."""
 
+    @property
+    def events(self) -> Events: ...
+    def readings(self, wall: float) -> list[Reading]: ...
+    def loads(self) -> Mapping[str, Loads]: ...
     def heeds(self, lookout: Lookout) -> None: ...
 
 
@@ -234,19 +270,27 @@ class Overlooked:
         self._seen = seen
         self._state = state
         self._senders = Senders()
-        self._running: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         await self._front.start()
         lookout = Lookout(self._seen, self._state, self._senders)
+        lookout.beside = self._beside()
         self._seen.heeds(lookout)
-        self._running = asyncio.get_running_loop().create_task(lookout.run())
+        loop = asyncio.get_running_loop()
+        self._running = [loop.create_task(one.run()) for one in (lookout, *lookout.beside)]
+
+    def _beside(self) -> list[Beside]:
+        # not for workers, who import what is above
+        from understudy.proxy.control.forecasts import Foresight
+
+        return [Foresight(self._seen, self._state)]
 
     async def stop(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
-            self._running = None
+        for running in self._running:
+            running.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self._running = []
         await self._senders.close()
         await self._front.stop()
 

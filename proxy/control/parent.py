@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import signal
 import socket
 import time
@@ -26,10 +27,12 @@ from prometheus_client.registry import CollectorRegistry
 
 from understudy.policies.agreement import Said, newer
 from understudy.policies.breaker import Forced
+from understudy.policies.forecast import Reading
 from understudy.policies.objectives import Counts
 from understudy.policies.respawn import Respawn
 from understudy.proxy.control.listening import Places, worker_count
 from understudy.proxy.control.objectives import Lookout, counted
+from understudy.proxy.control.resources import Loads, loads_of, process_readings, together
 from understudy.proxy.control.summing import Summed, kept, merged_status, summed
 from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Force, Happened, Report, Sayings, Step, Written
 from understudy.proxy.control.worker import Post
@@ -319,6 +322,7 @@ class Parent:
             "uptime_s": round(time.time() - self._started_at, 1),
             **merged_status(statuses),
             "alerts": self.lookout.status() if self.lookout is not None else [],
+            **(self.lookout.status_beside() if self.lookout is not None else {}),
             "workers": [self._status_of(place) for place in self.places],
         }
 
@@ -330,6 +334,22 @@ class Parent:
         """Every route's counts over all workers, those that are gone included."""
         reports = [place.report.families for place in self.places if place.report is not None]
         return counted(itertools.chain(*reports, *(place.retired for place in self.places)))
+
+    def loads(self) -> dict[str, Loads]:
+        """Every route's loads over all workers, those that are gone included."""
+        reports = [place.report.families for place in self.places if place.report is not None]
+        return loads_of(summed([*reports, *(place.retired for place in self.places)]))
+
+    def readings(self, wall: float) -> list[Reading]:
+        """How full everything is, of all workers and of this process."""
+        del wall  # each worker has told its own time
+        each = {f"worker {place.number}": place.report.readings for place in self.places if place.report is not None}
+        own = process_readings("parent", f"{os.getpid()}:{self._started_at:.0f}")
+        return together({**each, "parent": own})
+
+    def told(self, page: str) -> dict[str, Any] | None:
+        """A page that the lookout has; None where there is none of this name."""
+        return self.lookout.told(page) if self.lookout is not None else None
 
     async def settings_now(self) -> Settings:
         """The policies that workers have in force; read anew where they have read them anew."""

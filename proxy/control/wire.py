@@ -14,6 +14,7 @@ import msgspec
 from understudy.policies.agreement import Said
 from understudy.policies.breaker import Forced
 from understudy.policies.events import Event
+from understudy.policies.forecast import Reading
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 UNSENT_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
@@ -35,6 +36,7 @@ class Report(msgspec.Struct, tag=True, frozen=True):
     lag_s: float
     families: list[Family]
     status: dict[str, Any]
+    readings: list[Reading] = []
 
 
 class Sayings(msgspec.Struct, tag=True, frozen=True):

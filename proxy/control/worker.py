@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from understudy.policies.breaker import Breaker
+from understudy.policies.forecast import Reading
 from understudy.proxy.control.admin import status_of
 from understudy.proxy.control.listening import Places
+from understudy.proxy.control.resources import readings_of
 from understudy.proxy.control.summing import families_of
 from understudy.proxy.control.wire import Ask, Channel, Cover, Force, Happened, Report, Sayings, Step, Written
 from understudy.proxy.metrics import registry_for
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 SAY_S = 0.2
 REPORT_S = 0.5
 REPORT_S_MAX = 10.0
+READ_S = 10.0
 REPORT_SHARE = 0.01
 """Of a worker's time, at most this share goes into reports that nobody asked for: a thousand routes take longer."""
 
@@ -69,6 +72,8 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._climbing: set[asyncio.Task[None]] = set()
         self._rungs: Rungs | None = None
+        self._read: list[Reading] = []
+        self._read_at = float("-inf")
 
     async def start(self) -> None:
         """Report for the first time, which says that we accept connections, and go on reporting."""
@@ -146,7 +151,16 @@ class Worker:
             lag_s=sidecar.loop_lag_s,
             families=families_of(self._registry),
             status=status_of(sidecar),
+            readings=self._readings(),
         )
+
+    def _readings(self) -> list[Reading]:
+        """How full everything is; read anew only so often, since counting descriptors is not cheap."""
+        now = self._sidecar.world.clock()
+        if now - self._read_at >= READ_S:
+            self._read_at = now
+            self._read = readings_of(self._sidecar, self._sidecar.world.wall())
+        return self._read
 
     # --- breakers --------------------------------------------------------------------------------------------------
 
