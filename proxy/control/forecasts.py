@@ -56,6 +56,8 @@ from understudy.proxy.settings import Settings
 FILE = "forecasts.msgpack"
 FILE_BYTES_MAX = 64 * 1024 * 1024
 READ_S, LOOK_S, SAVE_S = 10.0, 60.0, 300.0
+GONE_S = 600.0
+"""What has not been read for so long is not there just now: a route that is gone, or a worker."""
 ROUTES_MAX = 64
 """Routes whose rhythm is known: 17 KB a value, four values each."""
 
@@ -145,6 +147,8 @@ class Foresight:
     async def _look(self, now: float) -> None:
         outlooks: list[Outlook] = []
         for series in list(self._forecasts.series.values()):
+            if now - series.seen_at > GONE_S:
+                continue
             outlooks.append(series.look(now))
             # a line through 120 points takes a millisecond or two, and calls are answered meanwhile
             await asyncio.sleep(0)

@@ -181,7 +181,7 @@ def with_memory(readings: Sequence[Reading], limit_bytes: float) -> list[Reading
     if not processes or limit_bytes <= 0:
         return others
     owner = " ".join(sorted(reading.owner for reading in processes))
-    whole = Reading("memory", "all processes" if len(processes) > 1 else "process", used, limit_bytes, owner)
+    whole = Reading("memory", "sidecar", used, limit_bytes, owner)
     if len(processes) == 1:
         return [whole, *others]
     return [whole, *(one._replace(limit=limit_bytes - used + one.used) for one in processes), *others]

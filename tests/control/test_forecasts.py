@@ -244,7 +244,7 @@ def test_what_several_workers_have_adds_up_and_descriptors_are_each_ones_own():
     readings = with_memory(together({"worker 0": worker(1), "worker 1": worker(2)}), 1000)
     found = {reading.key: (reading.used, reading.limit) for reading in readings}
     assert found == {
-        ("memory", "all processes"): (300, 1000),
+        ("memory", "sidecar"): (300, 1000),
         ("process_memory", "worker 0"): (100, 800),
         ("process_memory", "worker 1"): (200, 900),
         ("fds", "worker 0"): (10, 1024),
@@ -254,7 +254,7 @@ def test_what_several_workers_have_adds_up_and_descriptors_are_each_ones_own():
         ("quota", "chat/model requests"): (10, 100),
     }
     alone = with_memory([Reading("process_memory", "sidecar", 100, 0, "p")], 1000)
-    assert alone == [Reading("memory", "process", 100, 1000, "p")]
+    assert alone == [Reading("memory", "sidecar", 100, 1000, "p")]
     assert with_memory([Reading("process_memory", "sidecar", 100, 0, "p")], 0) == []
 
 
