@@ -51,6 +51,8 @@ class PriceRules(Protocol):
 
 def cost_of(usage: Usage, price: PriceRules) -> float:
     """What an answer cost, in the currency of the price; cached input costs as much as any, unless the price says."""
+    if not usage.cached and not usage.cache_written:
+        return (usage.input * price.input + usage.output * price.output) / PER_TOKENS
     cached = price.input if price.cached_input is None else price.cached_input
     written = price.input if price.cache_write is None else price.cache_write
     plain = max(0, usage.input - usage.cached - usage.cache_written)
@@ -103,9 +105,10 @@ class Bill:
         self.answers += 1
         self.input += usage.input
         self.output += usage.output
-        self.cached += usage.cached
-        self.cache_written += usage.cache_written
-        self.reasoning += usage.reasoning
+        if usage.cached or usage.cache_written or usage.reasoning:
+            self.cached += usage.cached
+            self.cache_written += usage.cache_written
+            self.reasoning += usage.reasoning
         if price is None:
             self.unpriced += 1
             return 0.0
@@ -125,10 +128,10 @@ class Accounts:
 
     def add(self, tier: str, usage: Usage, price: PriceRules | None) -> float:
         """Put one answer of `tier` on its bill; what it cost."""
-        key = (tier, self._label(usage.model), usage.is_estimated)
-        bill = self.bills.get(key)
-        if bill is None:
-            bill = self.bills[key] = Bill()
+        bill = self.bills.get((tier, usage.model, usage.is_estimated))
+        if bill is None or not usage.model:
+            key = (tier, self._label(usage.model), usage.is_estimated)
+            bill = self.bills.get(key) or self.bills.setdefault(key, Bill())
         return bill.add(usage, price)
 
     def _label(self, model: str) -> str:

@@ -60,14 +60,19 @@ class Desk:
         if stream is not None:
             self._await_end(call, answer, stream)
             return
-        body, whole_bytes, encoding = answer.body, len(answer.body), b""
+        body, encoding = answer.body, b""
+        whole_bytes = len(body)
+        accountant = self.accountant
         if answer.packed:
             encoding = encoding_of(answer)
         elif whole_bytes > LONG_BYTES:
             end = body[-END_BYTES:]
             if self.way.key in end:
                 body = body[:HEAD_BYTES] + end
-        self.accountant.take((self, call.payer, call.request.body, body, whole_bytes, encoding))
+        notes = accountant.notes
+        notes.append((self, call.payer, call.request.body, body, whole_bytes, encoding))
+        if len(notes) >= NOTES_MAX or whole_bytes > LONG_BYTES or len(call.request.body) > LONG_BYTES:
+            accountant.weigh(call.request.body, body)
 
     def _await_end(self, call: Call, answer: Answer, stream: Stream) -> None:
         asked, payer = call.request.body, call.payer
@@ -87,12 +92,14 @@ class Desk:
     def read(self, asked: bytes, body: bytes, whole_bytes: int, encoding: bytes) -> Usage:
         """What a whole answer took."""
         plain = unpacked(body, encoding) if encoding else body
-        told = told_in_body(self.way, plain) if plain is not None else None
-        if told is None:
-            output = 0 if self.embeds or plain is None else estimated_output(plain, max(whole_bytes, len(plain)))
-            told = Usage("", estimated_input(asked), output, is_estimated=True)
-        model = model_in((plain or b"")[:HEAD_BYTES]) or (model_in(plain) if plain and self.embeds else "")
-        return told._replace(model=model or model_in(asked))
+        if plain is None:
+            return Usage(model_in(asked), estimated_input(asked), is_estimated=True)
+        model = model_in(plain if self.embeds or len(plain) <= LONG_BYTES else plain[:HEAD_BYTES]) or model_in(asked)
+        told = told_in_body(self.way, plain, model)
+        if told is not None:
+            return told
+        output = 0 if self.embeds else estimated_output(plain, max(whole_bytes, len(plain)))
+        return Usage(model, estimated_input(asked), output, is_estimated=True)
 
     def settle(self, payer: bytes, usage: Usage) -> None:
         """Put it on the bill, and have it paid."""
@@ -112,7 +119,7 @@ class Accountant:
         self.prices = PriceList({})
         self.currency = ""
         self.accounts: dict[str, Accounts] = {}
-        self._notes: list[Note] = []
+        self.notes: list[Note] = []
         self._bytes = 0
 
     def obey(self, settings: Settings) -> None:
@@ -132,17 +139,15 @@ class Accountant:
         desk.charge = charge
         return counting(service, desk.note)
 
-    def take(self, note: Note) -> None:
-        """Keep a note until it is read."""
-        notes = self._notes
-        notes.append(note)
-        self._bytes += len(note[2]) + len(note[3])
-        if len(notes) >= NOTES_MAX or self._bytes > NOTES_BYTES_MAX:
+    def weigh(self, asked: bytes, body: bytes) -> None:
+        """There are many notes, or a long one has come: read them all where they are too many, or too long."""
+        self._bytes += len(asked) + len(body)
+        if len(self.notes) >= NOTES_MAX or self._bytes > NOTES_BYTES_MAX:
             self.drain()
 
     def drain(self) -> None:
         """Read all notes."""
-        notes, self._notes, self._bytes = self._notes, [], 0
+        notes, self.notes, self._bytes = self.notes, [], 0
         for desk, payer, asked, body, whole_bytes, encoding in notes:
             desk.settle(payer, desk.read(asked, body, whole_bytes, encoding))
 

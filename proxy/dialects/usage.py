@@ -24,6 +24,9 @@ MODEL_CHARS_MAX = 64
 TRIES_MAX = 8
 """Places that are looked at, from the end, for the one that counts."""
 HEAD_BYTES = 4096
+NAME_BYTES_MAX = 256
+NAMES_MAX = 1024
+"""Names of models that are remembered as the labels that they make."""
 PACKED_RUN_BYTES = 512
 """A run of base64 as long as this is a picture or a file, and not text."""
 
@@ -104,30 +107,34 @@ WAYS: Mapping[str, Way] = MappingProxyType(
 )
 """The dialects whose answers cost tokens. TEI's tell of none, and are estimated."""
 
+_TERSELY = b'"model":"'
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\\x00-\x20]{1,256})"')
+_names: dict[bytes, str] = {}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _TEXTS = re.compile(rb'"(?:content|text|delta|response|thinking|arguments|partial_json)"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _PACKED_RUN = re.compile(rb"[A-Za-z0-9+/=]{%d,}" % PACKED_RUN_BYTES)
 _ANYTHING = msgspec.json.Decoder()
 
 
-def told_in_body(way: Way, body: bytes) -> Usage | None:
-    """What a whole answer (or its last bytes) tells; None where it tells nothing. The model is not looked for."""
-    return _told_from(way.key, way, body) or (_told_from(way.otherwise, way, body) if way.otherwise else None)
+def told_in_body(way: Way, body: bytes, model: str = "") -> Usage | None:
+    """What a whole answer (or its last bytes) by `model` tells; None where it tells nothing."""
+    told = _told_from(way.key, way.decoder, body)
+    if told is None and way.otherwise:
+        told = _told_from(way.otherwise, way.decoder, body)
+    return None if told is None else _counted(told, model)
 
 
-def _told_from(key: bytes, way: Way, body: bytes) -> Usage | None:
+def _told_from(key: bytes, decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     at = len(body)
     for _ in range(TRIES_MAX):
         at = body.rfind(key, 0, at)
         if at < 0:
             return None
         try:
-            told = way.decoder.decode(b"{" + body[at:])
+            return decoder.decode(b"{" + body[at:])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # a deeper one, or the word itself: the one that counts stands before it
             continue
-        return _counted(told)
     return None
 
 
@@ -177,19 +184,31 @@ def _objects(event: Any) -> Iterator[dict[str, Any]]:
             yield cast("dict[str, Any]", inner)
 
 
-def _counted(told: Any) -> Usage | None:
-    if isinstance(told, _Evaluated):
-        if told.prompt_eval_count is None and told.eval_count is None:
+def _counted(told: Any, model: str = "") -> Usage | None:
+    if isinstance(told, _Usage):
+        counts = told.usage
+        if counts is None:
             return None
-        return Usage("", _int(told.prompt_eval_count), _int(told.eval_count))
-    counts = told.usage if isinstance(told, _Usage) else told.meta if isinstance(told, _Meta) else None
-    if counts is None:
+        given, made = counts.prompt_tokens, counts.completion_tokens
+        if type(given) is int and type(made) is int and given >= 0 and made >= 0:
+            # nearly every answer of an OpenAI-compatible model: 0.5 µs less than the rest takes
+            of_input, of_output = counts.prompt_tokens_details, counts.completion_tokens_details
+            cached = 0 if of_input is None else _int(of_input.cached_tokens)
+            return Usage(model, given, made, cached, 0, 0 if of_output is None else _int(of_output.reasoning_tokens))
+        return _summed(counts, model)
+    if isinstance(told, _Meta):
+        return None if told.meta is None else _summed(told.meta, model)
+    if told.prompt_eval_count is None and told.eval_count is None:
         return None
+    return Usage(model, _int(told.prompt_eval_count), _int(told.eval_count))
+
+
+def _summed(counts: _Counts, model: str) -> Usage | None:
     units = counts.billed_units or counts.tokens
     if units is not None:
         # Cohere: what is billed is less than what was read
         taken = _int(units.input_tokens) + _int(units.image_tokens)
-        return Usage("", taken, _int(units.output_tokens), _int(counts.cached_tokens))
+        return Usage(model, taken, _int(units.output_tokens), _int(counts.cached_tokens))
     given = counts.prompt_tokens if counts.prompt_tokens is not None else counts.input_tokens
     made = counts.completion_tokens if counts.completion_tokens is not None else counts.output_tokens
     if given is None and made is None:
@@ -199,7 +218,7 @@ def _counted(told: Any) -> Usage | None:
     of_output = counts.completion_tokens_details or counts.output_tokens_details or _NO_DETAILS
     # Anthropic counts what its cache took or kept beside the input, all others within it
     return Usage(
-        "",
+        model,
         _int(given) + read + written,
         _int(made),
         read or _int(of_input.cached_tokens),
@@ -217,11 +236,25 @@ def _int(number: Number) -> int:
 
 def model_in(body: bytes) -> str:
     """The model that a body names, as a label may: '' for none, or for a name that is no plain one."""
-    found = _MODEL.search(body)
-    if found is None:
-        return ""
-    name = found[1].decode("utf-8", "replace")
-    return name if len(name) <= MODEL_CHARS_MAX and _PLAIN_NAME.fullmatch(name) else ""
+    at = body.find(_TERSELY)
+    if at >= 0:
+        at += len(_TERSELY)
+        name = body[at : body.find(b'"', at, at + NAME_BYTES_MAX)]
+    else:
+        found = _MODEL.search(body)
+        if found is None:
+            return ""
+        name = found[1]
+    known = _names.get(name)
+    return _named(name) if known is None else known
+
+
+def _named(name: bytes) -> str:
+    text = name.decode("utf-8", "replace")
+    label = text if len(text) <= MODEL_CHARS_MAX and _PLAIN_NAME.fullmatch(text) else ""
+    if len(_names) < NAMES_MAX:
+        _names[name] = label
+    return label
 
 
 def estimated_input(body: bytes) -> int:

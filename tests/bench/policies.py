@@ -17,19 +17,22 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from understudy.policies.service import Answer, Call, Request, Service
+from understudy.proxy.accounting import Accountant
 from understudy.proxy.bench.exchanges import chat, search
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.provenance import Provenance
 from understudy.proxy.reading import read_folder
-from understudy.proxy.settings import Route, Tier
+from understudy.proxy.settings import Route, Tier, UpstreamTier
 from understudy.proxy.spaces import Plan
+from understudy.proxy.spending import Spending
 from understudy.proxy.stack import World, assemble
 
 CALLS = 400
@@ -53,6 +56,8 @@ class Row:
     dialect: str = "openai-chat"
     guards: str = ""
     """`idle` while no handle is about, `armed` while calls are looked through for them."""
+    prices: bool = False
+    """Whether there is a price table: then tokens are counted."""
     at_door: bool = False
     """Asked as the door asks before it makes a call; what is kept is found there."""
 
@@ -70,6 +75,13 @@ ROWS = (
     ),
     Row("cache, a hit at the door", BARE + ONE + "cache: {enabled: true, answers: always}\n", at_door=True),
     Row("the default stack, chat", ONE),
+    Row("tokens counted and priced", ONE, "the default stack, c", prices=True),
+    Row(
+        "counted, and budgets of a route and of callers",
+        ONE + "spend: {budgets: [{name: a, cost: 9e9}, {name: b, each: caller, window: month, cost: 9e9}]}\n",
+        "the default stack, c",
+        prices=True,
+    ),
     Row("the default stack, retrieval", ONE, dialect="qdrant"),
     Row("spaces, no handle about", ONE, "the default stack, r", "qdrant", guards="idle"),
     Row("spaces, handles about", ONE, "the default stack, r", "qdrant", guards="armed"),
@@ -91,6 +103,8 @@ def _service(row: Row, folder: Path) -> tuple[Service, Callable[[], Call]]:
     text = (
         f"server: {{faults: true}}\nroutes:\n  - name: r\n    match: {{prefix: /}}\n    dialect: {row.dialect}\n{lines}"
     )
+    if row.prices:
+        text = "prices: {models: {'*': {input: 1, output: 2}}}\n" + text
     (folder / "r.yaml").write_text(text, encoding="utf-8")
     reading = read_folder(folder, {}, KINDS)
     if reading.settings is None:
@@ -109,11 +123,20 @@ def _service(row: Row, folder: Path) -> tuple[Service, Callable[[], Call]]:
         call.upstream_s += 0.02
         return Answer(200, None, exchange.body, block=b"content-type: application/json\r\n")
 
-    def make_tier(_route: Route, _tier: Tier, _endpoint: str) -> Service:
-        return at_once
+    accountant, spending = Accountant(), Spending(folder / "book", wall=time.time, drain=lambda: None)
+    accountant.obey(reading.settings)
+    spending.obey(reading.settings)
 
+    def make_tier(route: Route, tier: Tier, _endpoint: str) -> Service:
+        if not row.prices or not isinstance(tier, UpstreamTier):
+            return at_once
+        return accountant.counted(at_once, route, tier, row.dialect, partial(spending.charge, route.name))
+
+    budgets = spending.budgets.get("r")
     dialect = DIALECTS[row.dialect]
-    parts = assemble(reading.settings.routes[0], dialect, world, make_tier, faults=True, caches=caches, plan=plan)
+    parts = assemble(
+        reading.settings.routes[0], dialect, world, make_tier, faults=True, caches=caches, plan=plan, budgets=budgets
+    )
     headers = [(b"host", b"here"), (b"authorization", b"Bearer k"), (b"content-type", b"application/json")]
     remembered: dict[object, object] = {}
 
