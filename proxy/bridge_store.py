@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from understudy.models.bridge import Bridge, Pair, Standing
-from understudy.proxy.control.durable import replace_file
+from understudy.proxy.durable import replace_file
 
 log = logging.getLogger("understudy.bridges")
 

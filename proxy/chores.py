@@ -36,6 +36,7 @@ class Chores:
         self.bridges: Bridges | None = None
         """The maps into copies without texts, where there may be any."""
         self._bridge: asyncio.Task[None] | None = None
+        self._drain: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
         """See to it that goldens are asked where a route is watched."""
@@ -72,12 +73,24 @@ class Chores:
             provenance.pairing = bridges.offer if gathers else None
             self._bridge = asyncio.get_running_loop().create_task(bridges.run())
 
+    def carry_out(self) -> None:
+        """See to it that writes which wait for their vectors are carried out."""
+        if self._drain is None and any(parts.held is not None for parts in self._routes()):
+            from understudy.proxy.held_writes import drain_all
+
+            self._drain = asyncio.get_running_loop().create_task(
+                drain_all(lambda: [parts.held for parts in self._routes() if parts.held is not None])
+            )
+
     async def stop(self) -> None:
         """Let go of all of it."""
-        tasks = [task for task in (self._watch, self._fill, self._bridge) if task is not None]
+        tasks = [task for task in (self._watch, self._fill, self._bridge, self._drain) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for parts in self._routes():
+            if parts.held is not None:
+                parts.held.close()
         if self.bridges is not None:
             await self.bridges.close()
 

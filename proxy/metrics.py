@@ -18,6 +18,7 @@ from understudy.proxy.collection_reports import COLLECTION_METRICS, Stats, colle
 from understudy.proxy.copies import Copies
 from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.forecast_reports import FORECAST_METRICS
+from understudy.proxy.held_reports import HELD_METRICS, held_metrics
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.last_word_reports import LAST_WORDS_METRICS, last_words_metrics
@@ -116,6 +117,7 @@ METRICS = {
     "understudy_shadow_index_embedded_total": "Texts of a local collection embedded with the local model, too",
     "understudy_shadow_index_waiting": "Points of a local collection that have no vector of the local model's yet",
     **BRIDGE_METRICS,
+    **HELD_METRICS,
     "understudy_local_ready": "1 while the local model and indexes can answer",
     "understudy_local_info": "The local model: where it runs and the vector space it embeds into",
     **COLLECTION_METRICS,
@@ -189,6 +191,7 @@ class SidecarCollector(Collector):
         yield from _cache_metrics(routes, self._seen.caches)
         yield from likeness_metrics(routes)
         yield from spaces_metrics(self._seen.provenance, self._seen.fingerprints)
+        yield from held_metrics(routes)
         yield from watch_metrics(routes)
         yield from last_words_metrics(routes, self._seen.prompter.sentences)
         yield from mirror_metrics(self._seen.copies.mirrors)

@@ -37,6 +37,7 @@ from understudy.proxy.tiers.continuing import Continuations
 
 if TYPE_CHECKING:
     from understudy.policies.likeness import Likeness
+    from understudy.proxy.held_writes import HeldWrites
     from understudy.proxy.last_words import LastWords
     from understudy.proxy.likeness import Embed
     from understudy.proxy.provenance import Provenance
@@ -97,6 +98,7 @@ class RouteParts:
     watch: Watching | None = None
     continuations: Continuations | None = None
     budgets: Budgets | None = None
+    held: HeldWrites | None = None
     body_bytes_max: int = field(init=False)
     keep_alive_s: float = field(init=False)
     hit: Callable[[Request], Answer | None] | None = None

@@ -48,6 +48,7 @@ from understudy.proxy.settings_types import (
     SplitKey,
 )
 from understudy.proxy.spaces_settings import DeclaredSpace as DeclaredSpace
+from understudy.proxy.spaces_settings import Holding as Holding
 from understudy.proxy.spaces_settings import Ledger as Ledger
 from understudy.proxy.spaces_settings import Probing as Probing
 from understudy.proxy.spaces_settings import Spaces

@@ -281,6 +281,7 @@ class Sidecar:
             parts.close()
         if self.place == 0:
             self.chores.watch()
+        self.chores.carry_out()
         for pool in set(before.pools.values()) - set(stack.pools.values()):
             pool.close()
         self.prompter.embed(self.routes)
@@ -345,6 +346,7 @@ class Sidecar:
         self.place = place
         if place == 0:
             self.chores.watch()
+        self.chores.carry_out()
         if self.caches is not None:
             self.caches.spawn(self._load_caches(self.caches))
         self.copies.adopt(self.stack.routes)

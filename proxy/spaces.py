@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from understudy.models.space import same_space
 from understudy.policies.chain import Link, signed
-from understudy.policies.marks import handles_in, numbers_at, unpacked
+from understudy.policies.marks import Marked, handles_in, numbers_at, unpacked
 from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
 from understudy.policies.spaces import guarded, noted
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
+from understudy.proxy.held_writes import CannotWait, HeldWrites
 from understudy.proxy.provenance import Provenance, tenant_by
 from understudy.proxy.reembedding import Asker, with_vectors
 from understudy.proxy.settings import LocalTier, Route, Settings
@@ -84,14 +85,19 @@ def spaced(
     provenance: Provenance,
     links: Sequence[Link],
     clock: Callable[[], float],
+    held: HeldWrites | None = None,
 ) -> Service:
     """`service`, with the vectors it hands out remembered, and without calls that bring handles. `links` are the
-    route's own tiers."""
+    route's own tiers, `held` keeps writes until their vectors can be had."""
     _offer_embedder(route, dialect, space, provenance, links, clock)
     if plan.remembers:
         service = noted(service, Noting(route, dialect, space, provenance).note)
+    if held is not None:
+        service = held.around(service)
     if plan.guards:
-        service = guarded(service, provenance, Guard(route, dialect, space, provenance, links, service).otherwise)
+        guard = Guard(route, dialect, space, provenance, links, service)
+        guard.held = held
+        service = guarded(service, provenance, guard.otherwise)
     return service
 
 
@@ -149,6 +155,7 @@ class Guard:
         self.local = next((link for link in links if link.name in is_local and link.service is not None), None)
         self.upstreams = [link for link in links if link.name not in is_local]
         self.inner = inner
+        self.held: HeldWrites | None = None
 
     async def otherwise(self, call: Call) -> Answer:
         """Answer a call with a handle without asking a primary with it."""
@@ -188,12 +195,10 @@ class Guard:
         """The call as it would be with vectors of the database's own space, where their texts are known and the
         embedder is back; None where that can't be."""
         request = call.request
-        body = unpacked(request.body, (request.header(b"content-encoding") or b"").strip().lower())
-        places = list(handles_in(body)) if body is not None else []
-        texts = [self._text_of(request, numbers_at(body, place).tobytes()) for place in places] if body else []
-        if body is None or not texts or not all(texts):
+        body, places, texts = self._told(request)
+        if not texts:
             return None
-        vectors = await self.provenance.reembedding.vectors(self.space, [text or "" for text in texts], call.until)
+        vectors = await self.provenance.reembedding.vectors(self.space, texts, call.until)
         if vectors is None:
             return None
         headers = [header for header in request.headers if header[0].lower() != b"content-encoding"]
@@ -207,26 +212,49 @@ class Guard:
         finally:
             call.request = request
 
+    def _told(self, request: Request) -> tuple[bytes, list[Marked], list[str]]:
+        """A request's body, unpacked, where handles stand in it, and their texts; no texts where one is unknown."""
+        body = unpacked(request.body, (request.header(b"content-encoding") or b"").strip().lower())
+        places = list(handles_in(body)) if body is not None else []
+        texts = [self._text_of(request, numbers_at(body, place).tobytes()) for place in places] if body else []
+        known = [text for text in texts if text]
+        return body or b"", places, known if len(known) == len(places) else []
+
     def _text_of(self, request: Request, vector: bytes) -> str | None:
         """The whole text of a handle, where it is remembered."""
         entry = self.provenance.ledger.find(vector, tenant_by(request, self.route.spaces.tenant_headers))
         return None if entry is None or entry.is_cut else entry.text
 
     async def _write(self, call: Call) -> Answer:
-        if self.route.spaces.handles_in_writes == "embed":
+        why = "stored, it would poison the collection: embed the texts again, and repeat"
+        if self.route.spaces.handles_in_writes != "refuse":
             written = await self._embedded_anew(call)
             if written is not None:
                 self._count("write_embedded")
                 return written
+        if self.held is not None and self.held.accepts:
+            try:
+                answer = await self._kept(call, self.held)
+            except CannotWait as fault:
+                why = f"it can't wait for its vectors: {fault}"
+            else:
+                self._count("write_held")
+                return answer
         self._count("write_refused")
         answer = self.dialect.error(
             503,
             "handle_in_write",
-            _FOREIGN + "stored, it would poison the collection: embed the texts again, and repeat",
+            _FOREIGN + why,
             headers=[(b"retry-after", b"%d" % RETRY_AFTER_S)],
         )
         answer.tier, answer.reason = "none", f"{call.route}: handle_in_write"
         return answer
+
+    async def _kept(self, call: Call, held: HeldWrites) -> Answer:
+        _, places, texts = self._told(call.request)
+        if not texts:
+            raise CannotWait("the text of a fallback vector is not remembered")
+        return await held.hold(call, places, texts)
 
     def _count(self, how: str) -> None:
         key = (self.route.name, how)

@@ -26,6 +26,15 @@ class Probing(Frozen, frozen=True):
     """The model named in the measurement; without it, the one that callers named last."""
 
 
+class Holding(Frozen, frozen=True):
+    """Writes that wait for their vectors, on disk, with `handles_in_writes: queue`; beyond it they are refused."""
+
+    writes_max: Count = 10_000
+    """Writes that may wait."""
+    bytes_max: Bytes = 256 * 1024 * 1024
+    """Bytes of them, on disk."""
+
+
 class Spaces(Frozen, frozen=True):
     """Vectors never meet another space's index: what is given in place of a vector, and what becomes of it."""
 
@@ -39,9 +48,11 @@ class Spaces(Frozen, frozen=True):
     """What many texts at once, or documents, get in place of vectors: an index poisoned is worse than a call failed."""
     bulk_texts_max: Count = 8
     """More texts than this in one call are documents."""
-    handles_in_writes: Literal["refuse", "embed"] = "refuse"
+    handles_in_writes: Literal["refuse", "embed", "queue"] = "refuse"
     """A write with handles in it: refused with a 503, to be repeated; or, where they are remembered, its texts are
-    embedded anew once the embedder is back, and it goes on with their own vectors."""
+    embedded anew once the embedder is back, and it goes on with their own vectors. With queue it is acknowledged
+    meanwhile, kept on disk, and carried out then: Qdrant, Chroma and Pinecone, where the tier brings the key."""
+    holding: Holding = Holding()
     tiktoken_file: FilePath | None = None
     """The vocabulary of OpenAI's tokeniser (cl100k_base.tiktoken), by which token ids are read as text."""
     tenant_headers: list[str] = []

@@ -36,6 +36,7 @@ from understudy.proxy.caching.caches import Caches
 from understudy.proxy.caching.route_cache import behind_what_is_kept
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
+from understudy.proxy.held_writes import held_writes_of
 from understudy.proxy.last_words import last_words_of
 from understudy.proxy.parts import EndpointParts as EndpointParts
 from understudy.proxy.parts import RouteParts as RouteParts
@@ -180,8 +181,7 @@ def assemble(
     service = build.elsewhere(service, clocks, alike)
     if caches is not None:
         service = caches.watching(service, dialect)
-    if world.provenance is not None:
-        service = spaced(service, route, dialect, space, plan, world.provenance, parts.links, world.clock)
+    service = build.spaced(service, space, plan)
     service = build.metered(service)
     service = deadline(service, clocks, _longer_s(route))
     if faults and has_faults(route):
@@ -314,6 +314,17 @@ class _Build:
         by = tuple(name.lower().encode() for name in route.spend.by)
         refuse = _refusing(self.parts.dialect, "budget_exceeded")
         return spend(service, budgets, cheaper, wall=self.world.wall, refuse=refuse, by=by)
+
+    def spaced(self, service: Service, space: str, plan: Plan) -> Service:
+        """`service`, with vectors kept to their own space, and writes kept until their vectors can be had."""
+        parts, world = self.parts, self.world
+        if world.provenance is None:
+            return service
+        known, provenance = self.before.held if self.before else None, world.provenance
+        parts.held = held_writes_of(parts.route, parts.dialect, service, space, provenance, known, world.state)
+        return spaced(
+            service, parts.route, parts.dialect, space, plan, provenance, parts.links, world.clock, parts.held
+        )
 
     def metered(self, service: Service) -> Service:
         """`service` behind the route's own rate limits, where it has any."""

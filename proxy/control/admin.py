@@ -21,6 +21,7 @@ from understudy.proxy.control.objectives import Lookout, tallied
 from understudy.proxy.control.resources import Loads, readings_of
 from understudy.proxy.control.summing import Live
 from understudy.proxy.events import Events
+from understudy.proxy.held_reports import held_status
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.mirror_reports import mirror_status
 from understudy.proxy.recovery_reports import recovery_status
@@ -266,6 +267,7 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         "in_flight": parts.tally.in_flight,
         "answers": {f"{tier or 'none'} {hundreds}xx": n for (tier, hundreds), n in parts.tally.answers.items()},
         **_cache_status(parts),
+        **held_status(parts),
         **mirror_status(sidecar.copies.mirrors, name),
         **spend_status(sidecar.accountant, name),
         **budget_status(parts, sidecar.world.wall()),

@@ -44,6 +44,8 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_fault_active": max,
     "understudy_handles_about": max,
     "understudy_likeness_false_share_bound": max,
+    "understudy_held_bytes": max,
+    "understudy_held_writes": max,
     "understudy_last_words_questions": max,
     "understudy_likeness_permitted": min,
     "understudy_local_info": max,

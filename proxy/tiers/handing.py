@@ -19,6 +19,7 @@ from understudy.policies.marks import DIMENSIONS_MIN, handle_of
 from understudy.policies.service import Answer, Call, Refused
 from understudy.proxy.asks import EmbedAsk
 from understudy.proxy.provenance import Decodes, Provenance, tenant_by
+from understudy.proxy.reembedding import Way
 from understudy.proxy.settings import DeclaredSpace, Spaces
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ class Handing:
         """`vectors` [n, own] as handles [n, dimensions]; what they are of is remembered before anybody has them."""
         import numpy as np
 
+        if self.provenance.reembedding.way_of(self.space) is None:
+            # nobody has been answered by the embedder yet, and a write may have to wait for it
+            way = Way(call.request.target, call.request.path, ask.model)
+            self.provenance.reembedding.knows(self.space, way)
         tenant = tenant_by(call.request, self.rules.tenant_headers)
         handles = [handle_of(vector, dimensions, own.name) for vector in vectors.tolist()]
         self.provenance.arm()

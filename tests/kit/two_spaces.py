@@ -147,12 +147,15 @@ class TwoSpaces:
         provenance: Provenance | None = None,
         far: Callable[[str], Floats] = far,
         worded: bool = True,
+        state: Path | None = None,
     ) -> None:
         self.documents = list(documents)
         self.far, self.worded = far, worded
         self.embedder_up = self.database_up = True
         self.wrong_space = self.handles_at_primary = self.asked_database = 0
         self.written: list[bytes] = []
+        self.says: int | None = None
+        """What writes are answered with, instead of a yes."""
         self.known_near = {near(text).tobytes() for text in documents}
         self.known_far = {self.far(text).tobytes() for text in documents}
         self._matrix = np.stack([self.far(text) for text in documents])
@@ -167,7 +170,8 @@ class TwoSpaces:
         self.plans = plans_of(settings)
         self.skipped_s = 0.0
         clock = self._clock
-        self.world = World(clock, asyncio.sleep, dice=random.Random(1).random, provenance=self.provenance)
+        dice = random.Random(1).random
+        self.world = World(clock, asyncio.sleep, dice=dice, provenance=self.provenance, state=state)
         self.embed_parts = self._assembled(self.embeddings)
         self.retrieve_parts = self._assembled(self.retrieval)
 
@@ -245,6 +249,8 @@ class TwoSpaces:
             self.handles_at_primary += 1
         if call.kind == "pass":
             self.written.append(call.request.body)
+            if self.says is not None:
+                return _json(self.says, {"status": {"error": "as planned"}})
             return _json(200, {"result": {"status": "acknowledged"}, "status": "ok", "time": 0.0})
         asked = json.loads(call.request.body)
         searches = asked.get("searches", [asked])
