@@ -88,7 +88,9 @@ class Breaker:
         "_permits_left",
         "_slow",
         "_until",
+        "calls",
         "epoch",
+        "failures",
         "generation",
         "in_a_row",
         "mode",
@@ -105,6 +107,9 @@ class Breaker:
         self.state: State = "closed"
         self.mode: Mode = "auto"
         self.would_refuse = 0
+        self.calls = 0
+        """Calls counted while it was closed, ever; `failures` are those of them that failed."""
+        self.failures = 0
         self.generation = 0
         self.epoch = 0
         self.in_a_row = 0
@@ -261,6 +266,7 @@ class Breaker:
         if self.state != "closed":
             return
         self._failures[self._turned_to(now) if counted else self._count(now)] += 1
+        self.failures += 1
         if not soft:
             self.in_a_row += 1
             if self.in_a_row >= self.rules.consecutive:
@@ -278,6 +284,15 @@ class Breaker:
     def retry_after_s(self, now: float) -> float:
         """Seconds until the tier may be asked again; 0 when it may be now."""
         return max(0.0, self._until - now) if self.state == "open" else 0.0
+
+    def lately(self, now: float) -> tuple[int, int]:
+        """Calls in the window, and failures among them, while it is closed."""
+        self._turned_to(now)
+        return sum(self._calls), sum(self._failures)
+
+    def unasked_s(self, now: float) -> float:
+        """How long it might have let a probe pass, and nobody came."""
+        return max(0.0, now - self._until) if self.state == "open" else 0.0
 
     def said(self) -> Said:
         """What the others may go by. While probing it is still what was said when it opened."""
@@ -305,6 +320,7 @@ class Breaker:
         """Count a call; the bucket it went into."""
         at = self._turned_to(now)
         self._calls[at] += 1
+        self.calls += 1
         return at
 
     def _turned_to(self, now: float) -> int:

@@ -48,14 +48,15 @@ class Link:
         self.outcomes[key] = self.outcomes.get(key, 0) + 1
 
     def keeps_back(self, call: Call, now: float, kept_back: list[Link]) -> bool:
-        """Whether the next tier should have this call, since this one is on its way back from an outage.
+        """Whether the next tier should have this call: this one is unhealthy, or on its way back from an outage.
 
         It is then among those that were kept back, and are asked after all when nobody else has answered.
         """
         if self.ramp is None or not self.ramp.keeps_back(now):
             return False
-        call.note(self.name, "refused", "ramp")
-        self.count("refused", "ramp")
+        why = self.ramp.held or "ramp"
+        call.note(self.name, "refused", why)
+        self.count("refused", why)
         kept_back.append(self)
         return True
 

@@ -1,8 +1,9 @@
 """Come back from an outage by degrees: at first a tenth of the calls, all of them after a while.
 
     WELL --every breaker open--> OUT --one has closed--> RAMP(share grows) --share is 1--> WELL
-      ^                           ^                          |
+      |                           ^                          |
       |                           +----- all open again -----+
+      +--held: it is unhealthy, or a later tier is pinned--> HELD(share 0) --let go--> OUT
 
 A service that has just come back has cold caches and few connections, and three probes say little of what it can bear.
 The calls that are kept back are the next tier's, as they were during the outage; one that no later tier answers comes
@@ -40,7 +41,7 @@ class Guard(Protocol):
 class Ramp:
     """The pure heart: told the time, it says which calls are kept back. `dice` give [0, 1)."""
 
-    __slots__ = ("_began", "_dice", "_is_out", "guards", "rules")
+    __slots__ = ("_began", "_dice", "_is_out", "guards", "held", "rules")
 
     def __init__(self, guards: Sequence[Guard], rules: RampRules, dice: Callable[[], float]) -> None:
         self.guards = tuple(guards)
@@ -48,15 +49,22 @@ class Ramp:
         self._dice = dice
         self._is_out = False
         self._began: float | None = None
+        self.held = ""
+        """Why every call is kept back, in a word: it is unhealthy, or an operator has pinned a later tier. Given back,
+        it comes back by degrees, too."""
 
     def goes_on_from(self, before: Ramp) -> None:
         """Take over what another knew of the same tier."""
         self._is_out = before._is_out
         self._began = before._began
+        self.held = before.held
 
     def share(self, now: float) -> float:
         """The share of the calls that goes to the tier. In an outage it is 1: whoever is let through is the breakers'
-        affair."""
+        affair. While it is held it is 0."""
+        if self.held:
+            self._is_out, self._began = True, None
+            return 0.0
         # written out: on every call's way, and the first breaker says it as a rule
         for guard in self.guards:
             if guard.state not in NOT_CLOSED or guard.mode != "auto":

@@ -23,6 +23,7 @@ import uvloop
 
 from understudy.proxy.assembling import CannotStart
 from understudy.proxy.cli import Complaint
+from understudy.proxy.control.health import keep_healthy
 from understudy.proxy.control.probing import keep_measuring
 from understudy.proxy.control.reload import watch_policies
 from understudy.proxy.dialects import KINDS
@@ -96,8 +97,7 @@ async def _serve(start: Start, reading: Reading) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
     _on_signals(stop)
     loop.add_signal_handler(signal.SIGHUP, hurry.set)
-    watching: asyncio.Task[None] | None = None
-    measuring: asyncio.Task[None] | None = None
+    beside: list[asyncio.Task[None]] = []
     front: Front | None = None
     if start.post:
         from understudy.proxy.control.worker import Post, Worker
@@ -118,8 +118,8 @@ async def _serve(start: Start, reading: Reading) -> None:
         await front.start()
         if not start.post:
             log.info("metrics, probes and status on http://%s", sidecar.settings.server.admin)
-        watching = loop.create_task(watch_policies(sidecar, hurry))
-        measuring = loop.create_task(keep_measuring(sidecar))
+        loops = [watch_policies(sidecar, hurry), keep_measuring(sidecar), keep_healthy(sidecar)]
+        beside += [loop.create_task(each) for each in loops]
         _settle_down()
         await stop.wait()
         log.info("draining, for up to %g s", sidecar.settings.server.drain_s)
@@ -128,9 +128,8 @@ async def _serve(start: Start, reading: Reading) -> None:
         await sidecar.stop()
         raise
     finally:
-        for task in (watching, measuring):
-            if task is not None:
-                task.cancel()
+        for task in beside:
+            task.cancel()
         if front is not None:
             await front.stop()
 

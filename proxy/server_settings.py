@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from understudy.proxy.alert_settings import Alerts
 from understudy.proxy.cache_settings import SharedCache
+from understudy.proxy.health_settings import Health
 from understudy.proxy.overload_settings import Shedding
 from understudy.proxy.recovery_settings import Hook as Hook
 from understudy.proxy.recovery_settings import Recovery
@@ -83,6 +84,7 @@ class Server(Frozen, frozen=True):
     """What the vector spaces are that routes and tiers name; one that is only named is known by its name."""
     alerts: Alerts = Alerts()
     recovery: Recovery = Recovery()
+    health: Health = Health()
     access_log: bool = True
     """One line for every call."""
     drain_s: Seconds = 25.0

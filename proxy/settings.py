@@ -24,6 +24,8 @@ from understudy.proxy.attempt_settings import Breaker, Budget, Deadline, Hedge, 
 from understudy.proxy.balance_settings import Balance, Ramp
 from understudy.proxy.balance_settings import Ejection as Ejection
 from understudy.proxy.cache_settings import Cache, Coalesce
+from understudy.proxy.health_settings import ServiceTier
+from understudy.proxy.health_settings import TierClause as TierClause
 from understudy.proxy.last_word_settings import LastWords
 from understudy.proxy.likeness_settings import Likeness
 from understudy.proxy.local_settings import Local as Local
@@ -392,6 +394,8 @@ class Route(Frozen, frozen=True):
     mirror: Mirror | None = None
     faults: list[PlannedFault] = []
     """What is broken on purpose for this route's callers, whoever answers."""
+    service_tier: ServiceTier | UnsetType = UNSET
+    """What service tier this route is on; without it, by the server's rule."""
     objectives: Objectives = Objectives()
     shed: Shed = Shed()
     deadline: Deadline = Deadline()

@@ -29,6 +29,8 @@ from understudy.proxy.copies import Copies
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.events import Events
 from understudy.proxy.fingerprints import Fingerprints
+from understudy.proxy.health import Healths
+from understudy.proxy.health_checks import Checkup
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.http.pool import Pool
@@ -90,15 +92,7 @@ class Sidecar:
         self.fingerprints = Fingerprints(
             self.provenance.reembedding, dice=random.random, path=state / "fingerprints.json"
         )
-        self.world = World(
-            clock=clock,
-            sleep=asyncio.sleep,
-            shedder=self.shedder,
-            embed=self.knowing.embed,
-            provenance=self.provenance,
-            shelf=self.knowing.shelf,
-            state=state,
-        )
+        self.world = self._world(clock)
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
         self.reloads = {"ok": 0, "bad": 0}
@@ -126,8 +120,11 @@ class Sidecar:
         )
         self.place = 0
         self.events = Events()
+        self.health = Healths(self.events, clock=clock, wall=self.world.wall)
+        self.checkup = Checkup(self.health, lambda: self.stack, clock=clock, dice=self.world.dice)
         self._assembler = self._new_assembler()
         self.stack = self._first_stack(reading or read_folder(policies, environ, KINDS))
+        self.health.adopt(self.stack.settings, self.stack.routes)
 
     # --- what others read ------------------------------------------------------------------------------------------
 
@@ -192,6 +189,17 @@ class Sidecar:
 
     def _has_upstream(self, parts: RouteParts) -> bool:
         return any(isinstance(tier, UpstreamTier) for tier in self.settings.active(parts.route))
+
+    def _world(self, clock: Callable[[], float]) -> World:
+        return World(
+            clock=clock,
+            sleep=asyncio.sleep,
+            shedder=self.shedder,
+            embed=self.knowing.embed,
+            provenance=self.provenance,
+            shelf=self.knowing.shelf,
+            state=self.state,
+        )
 
     # --- policies --------------------------------------------------------------------------------------------------
 
@@ -264,6 +272,7 @@ class Sidecar:
     def _swap(self, stack: Stack) -> None:
         before, self.stack = self.stack, stack
         self.copies.adopt(stack.routes)
+        self.health.adopt(stack.settings, stack.routes)
         for (route, tier, endpoint), mode in list(self._forced.items()):
             # a breaker may be another one: its endpoint has moved, or was gone for a while
             self.force(Forced(route, tier, endpoint, mode))
@@ -344,6 +353,7 @@ class Sidecar:
             self.listeners.append(listener)
         await self.cover([place])
         self.place = place
+        self.health.is_leader = place == 0
         if place == 0:
             self.chores.watch()
         self.chores.carry_out()

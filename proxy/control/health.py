@@ -1,0 +1,44 @@
+"""Look at health four times a second, and ask services whose turn it is.
+
+Of several workers the one at place 0 does so; the others hear of it (`control/worker.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from understudy.proxy.sidecar import Sidecar
+
+TICK_S = 0.25
+TICK_SHARE = 0.01
+"""Of the process's time, looking takes no more than this: with a thousand routes it looks less often."""
+AT_ONCE_MAX = 16
+"""Services asked at once; the others wait for the next look."""
+
+log = logging.getLogger("understudy.health")
+
+
+async def keep_healthy(sidecar: Sidecar) -> None:
+    """Until it is cancelled. What is an error of our own ends nothing else."""
+    if not sidecar.health.is_leader:
+        return
+    asking: dict[str, asyncio.Task[None]] = {}
+    loop = asyncio.get_running_loop()
+    try:
+        while True:
+            began = time.process_time()
+            try:
+                sidecar.health.look()
+                for name in sidecar.checkup.due(sidecar.world.clock()):
+                    if name not in asking and len(asking) < AT_ONCE_MAX:
+                        task = asking[name] = loop.create_task(sidecar.checkup.ask(name))
+                        task.add_done_callback(lambda _, name=name: asking.pop(name, None))
+            except Exception:
+                log.exception("health could not be looked at")
+            await asyncio.sleep(max(TICK_S, (time.process_time() - began) / TICK_SHARE))
+    finally:
+        for task in list(asking.values()):
+            task.cancel()
+        await asyncio.gather(*asking.values(), return_exceptions=True)

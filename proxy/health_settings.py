@@ -1,0 +1,57 @@
+"""What the policy files say of health: how often services are asked, and what service tier their failures make."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from understudy.proxy.settings_types import Frozen, PositiveSeconds
+
+Critical = Literal[
+    "vector_database", "embedding_service", "llm_service", "network", "cache", "local_model", "local_index"
+]
+Rank = Literal["primary", "secondary", "tertiary"]
+
+
+class TierClause(Frozen, frozen=True):
+    """When all of these are unhealthy, it is this tier."""
+
+    unhealthy: Annotated[list[str], Meta(min_length=1)]
+    """Roles (vector_database, embedding_service, llm_service, network, cache, local_model, local_index), or single
+    components by the whole name that /status shows."""
+    tier: Rank
+
+
+class ServiceTier(Frozen, frozen=True):
+    """What service tier is in use, by what is unhealthy: the first of `rules` that fits, else how many there are."""
+
+    critical: list[Critical] = field(
+        default_factory=lambda: ["vector_database", "embedding_service", "llm_service", "network"]
+    )
+    """The roles that are counted. What is ours is not among them: while services answer, nobody misses it."""
+    secondary_min: Annotated[int, Meta(ge=1, description="a count of components")] = 1
+    """So many critical components unhealthy are the secondary tier."""
+    tertiary_min: Annotated[int, Meta(ge=1, description="a count of components")] = 3
+    """So many are the tertiary tier."""
+    rules: list[TierClause] = []
+
+
+class Health(Frozen, frozen=True):
+    """Ask services how they are, a little, while callers do not show it."""
+
+    enabled: bool = True
+    """Whether services are asked at all. What live calls show is heeded either way."""
+    every_s: PositiveSeconds = 2.0
+    """How often a service is asked whose callers do not show that it is well: 2 wrong of 3 make it unhealthy."""
+    wait_s: PositiveSeconds = 0.75
+    """Seconds that a service may take to say so."""
+    idle_after_s: PositiveSeconds = 600.0
+    """When nobody has called for so long, services are asked less often."""
+    idle_every_s: PositiveSeconds = 30.0
+    """How often they are asked then."""
+    checks_per_s_max: Annotated[float, Meta(gt=0, le=1000, description="checks a second")] = 20.0
+    """All checks together; with more services than that allows, each is asked less often."""
+    llm_every_s: PositiveSeconds | None = None
+    """How often an LLM service is asked for one token, which costs money; without it, never."""
+    tier: ServiceTier = ServiceTier()

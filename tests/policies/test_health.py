@@ -1,0 +1,214 @@
+"""One word of all that is known: quick for the worse, slow for the better, and never a flutter."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from understudy.policies.breaker import Breaker
+from understudy.policies.health import BREAKER, UNASKED_S, Guarding, Health, of_breakers, strain
+from understudy.policies.verdict import DWELL_S, FLIPS_MAX, FLIPS_S
+from understudy.proxy.settings import Breaker as BreakerRules
+
+NAME = "vector_database:qdrant:6333"
+WRONG = "transport: connect_refused"
+
+
+def checked(health: Health, now: float, *results: bool, every_s: float = 2.0) -> float:
+    """So many checks, one after another; when the last one was."""
+    for result in results:
+        now += every_s
+        health.checked(now, "transport", "" if result else WRONG)
+    return now
+
+
+def test_nothing_is_known_before_the_first_evidence_and_one_check_that_passes_suffices():
+    health = Health(NAME, 0.0)
+    assert health.diagnosis.word == "unknown"
+    checked(health, 0.0, True)
+    assert health.diagnosis[:3] == (NAME, "healthy", "")
+
+
+def test_two_failures_of_three_make_it_unhealthy_at_once_and_callers_are_sent_elsewhere():
+    health = Health(NAME, 0.0)
+    now = checked(health, 0.0, True, False)
+    assert (health.word, health.reason, health.passes_over) == ("degraded", WRONG, False)
+    now = checked(health, now, True, False)
+    assert (health.word, health.since, health.passes_over) == ("unhealthy", now, True)
+    assert health.diagnosis.level == "transport"
+
+
+def test_three_successes_make_it_healthy_though_not_before_it_has_dwelt_for_ten_seconds():
+    health = Health(NAME, 0.0)
+    down_at = checked(health, 0.0, False, False)
+    now = checked(health, down_at, True, True, True, every_s=1.0)
+    assert (health.word, health.passes_over) == ("unhealthy", True)
+    now = checked(health, now, True, every_s=down_at + DWELL_S - now)
+    assert (health.word, health.reason, health.passes_over) == ("healthy", "", False)
+
+
+def test_what_has_been_wrong_is_looked_at_again_as_time_goes_by_without_another_check():
+    health = Health(NAME, 0.0)
+    down_at = checked(health, 0.0, False, False)
+    checked(health, down_at, True, True, True, every_s=0.1)
+    assert health.settle(down_at + DWELL_S - 0.01) == "unhealthy"
+    assert health.settle(down_at + DWELL_S) == "healthy"
+
+
+@pytest.mark.parametrize("every_s", [0.25, 1.0, 2.0, 5.0, 9.0, 20.0, 45.0])
+def test_alternating_checks_never_change_it_more_than_once_a_minute(every_s: float):
+    health, now, changed = Health(NAME, 0.0), 0.0, list[float]()
+    for turn in range(2000):
+        before = health.word == "unhealthy"
+        now = checked(health, now, turn % 2 == 0, every_s=every_s)
+        if (health.word == "unhealthy") != before:
+            changed.append(now)
+    assert all(after - before >= 60.0 for before, after in pairwise(changed))
+
+
+def test_more_than_four_changes_in_five_minutes_are_flapping_which_is_held_degraded_until_it_is_quiet_for_as_long():
+    health, now, seen = Health(NAME, 0.0), 0.0, list[str]()
+    while not health.flapping:
+        now = checked(health, now, False, False, True, True, True, True, True, True, every_s=2.0)
+        seen.append(health.word)
+        assert len(seen) <= FLIPS_MAX
+    for _ in range(40):
+        now = checked(health, now, False, False, True, True, True, True, True, True, every_s=2.0)
+        assert health.word == "degraded"
+        assert not health.passes_over
+    last = now
+    while health.flapping:
+        now = checked(health, now, True)
+        assert now <= last + FLIPS_S + 2.0
+    now = checked(health, now, True)
+    assert health.word == "healthy"
+
+
+def test_what_stays_down_while_it_flaps_is_unhealthy_once_it_has_been_so_for_five_minutes():
+    health, now = Health(NAME, 0.0), 0.0
+    while not health.flapping:
+        now = checked(health, now, False, False, True, True, True, True, True, True)
+    began = now
+    while health.word == "degraded":
+        now = checked(health, now, False)
+        assert now < began + FLIPS_S + 10.0
+    assert health.word == "unhealthy"
+
+
+@given(
+    some.lists(
+        some.tuples(
+            some.floats(0.05, 40.0),
+            some.sampled_from(["check", "live", "golden", "breaker", "time"]),
+            some.booleans(),
+        ),
+        max_size=200,
+    )
+)
+def test_in_any_weather_its_word_rests_on_evidence_and_changes_to_or_from_unhealthy_are_few(
+    story: list[tuple[float, str, bool]],
+):
+    health, now = Health(NAME, 0.0), 0.0
+    crossed: list[float] = []
+    for wait_s, what, well in story:
+        now += wait_s
+        before, since = health.word, health.since
+        if what == "check":
+            health.checked(now, "protocol", "" if well else "protocol: status_503")
+        elif what == "live":
+            health.lived(now, 4, 0 if well else 3)
+        elif what == "golden":
+            health.hears(now, "watch", "healthy" if well else "unhealthy", "" if well else "embedding_drift")
+        elif what == "breaker":
+            health.hears(now, BREAKER, *of_breakers([Guarding(not well, 0.0, 0, "5 failures in a row")]))
+        else:
+            health.settle(now)
+        if before == "unhealthy" and health.word != "unhealthy":
+            assert now - since >= DWELL_S, "it had not dwelt"
+        if (before == "unhealthy") != (health.word == "unhealthy"):
+            crossed.append(now)
+        if health.passes_over:
+            assert health.word == "unhealthy"
+        if health.word == "healthy":
+            assert (health.reason, health.passes_over, health.flapping) == ("", False, False)
+            assert all(one.word in ("healthy", "unknown") for one in health.told.values())
+        elif health.word != "unknown":
+            assert health.reason
+    for at in crossed:
+        within = [other for other in crossed if at <= other <= at + FLIPS_S]
+        assert len(within) <= FLIPS_MAX + 2, "it fluttered"
+
+
+def test_a_breaker_that_live_calls_have_opened_makes_it_unhealthy_and_no_check_that_passes_makes_it_well():
+    health = Health(NAME, 0.0)
+    now = checked(health, 0.0, True, True, True)
+    health.hears(now, BREAKER, *of_breakers([Guarding(True, 0.0, 0, "5 failures in a row")]))
+    assert (health.word, health.reason) == ("unhealthy", "5 failures in a row")
+    assert not health.passes_over, "the breaker must be asked, or nobody would ever close it"
+    now = checked(health, now, *[True] * 50)
+    assert health.word == "unhealthy"
+    health.hears(now, BREAKER, *of_breakers([Guarding(True, UNASKED_S, 0, "5 failures in a row")]))
+    assert health.word == "degraded", "it might be asked, and nobody has come"
+    health.hears(now, BREAKER, *of_breakers([Guarding(False)]))
+    checked(health, now + DWELL_S, True)
+    assert health.word == "healthy"
+
+
+def test_of_several_routes_breakers_one_that_lets_calls_pass_says_that_not_all_of_it_is_away():
+    shut, passing, unused = Guarding(True, 0.0, 0, "why"), Guarding(False, 0.0, 7), Guarding(False)
+    assert of_breakers([]).word == "unknown"
+    assert of_breakers([passing, unused]).word == "healthy"
+    assert of_breakers([shut, unused]).word == "unhealthy"
+    assert of_breakers([shut, passing]) == ("degraded", "why", "live")
+
+
+def test_live_calls_count_as_checks_do_and_prove_more():
+    health = Health(NAME, 0.0)
+    now = checked(health, 0.0, False, False)
+    assert health.passes_over
+    # nobody else could answer, so callers came after all, and were answered
+    health.lived(now + 1.0, 3, 0)
+    assert not health.passes_over
+    for second in range(2, 13):
+        health.lived(now + second, 3, 1)
+    assert health.word == "healthy"
+    assert health.lived(now + 14.0, 2, 1) == "degraded"
+    assert health.lived(now + 15.0, 0, 0) == "degraded", "no calls are no evidence"
+    assert health.lived(now + 16.0, 2, 2) == "unhealthy"
+    assert not health.passes_over, "only callers say so, and only they can say otherwise"
+
+
+def test_what_answers_mean_is_a_word_of_its_own_however_well_it_can_be_reached():
+    health = Health(NAME, 0.0)
+    now = checked(health, 0.0, True, True, True)
+    health.hears(now, "watch", "degraded", "embedding_drift")
+    assert (health.word, health.level) == ("degraded", "semantic")
+    health.hears(now, "watch", "unhealthy", "embedding_drift")
+    now = checked(health, now, *[True] * 20)
+    assert (health.word, health.passes_over, health.reason) == ("unhealthy", True, "embedding_drift")
+    health.hears(now, "watch", "unknown")
+    assert health.word == "healthy", "who said so is gone"
+
+
+def test_a_tenth_of_calls_that_fail_is_a_strain_and_a_few_are_an_accident():
+    assert strain(1000, 4) == ""
+    assert strain(1000, 99) == ""
+    assert strain(50, 5) == "5 of 50 calls failed lately"
+
+
+def test_a_breaker_tells_what_it_has_counted_and_how_long_nobody_has_asked():
+    breaker = Breaker(BreakerRules())
+    dice = random.Random(1)
+    ticket = breaker.admit(100.0)
+    assert ticket is not None
+    breaker.succeeded(100.0, ticket)
+    for _ in range(5):
+        breaker.failed(100.0, ticket, dice.random())
+    assert (breaker.state, breaker.calls, breaker.failures) == ("open", 6, 5)
+    assert breaker.unasked_s(100.0) == 0.0
+    assert breaker.unasked_s(140.0) > 30.0
+    assert breaker.lately(200.0) == (0, 0)
