@@ -53,6 +53,13 @@ def _is_meant(by: str, component: str) -> bool:
     return by == component or by == component.partition(":")[0]
 
 
+class Pin(NamedTuple):
+    """What an operator has said of the tier of a route, or of the whole where that is ''; None lets go."""
+
+    route: str
+    rank: Rank | None
+
+
 class Change(NamedTuple):
     """A tier has become another."""
 

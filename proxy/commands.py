@@ -1,4 +1,4 @@
-"""Commands on the sidecar and its policies: run, check, explain, schema, status, env, exec."""
+"""Commands on the sidecar and its policies: run, check, explain, schema, status, tier, env, exec."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from understudy.proxy.cli import (
     NOT_WELL,
@@ -77,6 +78,13 @@ def add_to(groups: Groups) -> None:
     status.add_argument("--json", action="store_true", help="as JSON")
     _add_policies(status)
     status.set_defaults(run=print_status)
+
+    tier = groups.add_parser("tier", help="show the service tier of a running sidecar, or pin it")
+    tier.add_argument("rank", nargs="?", choices=("primary", "secondary", "tertiary", "auto"), metavar="TIER")
+    tier.add_argument("--route", default="", metavar="NAME", help="of this route alone")
+    tier.add_argument("--admin", metavar="HOST:PORT")
+    _add_policies(tier)
+    tier.set_defaults(run=pin_tier)
 
     env = groups.add_parser("env", help="print the exports an application needs")
     env.add_argument("--listen", metavar="HOST:PORT")
@@ -190,13 +198,7 @@ def print_rules(arguments: argparse.Namespace) -> int:
 
 def print_status(arguments: argparse.Namespace) -> int:
     """Ask the admin port; 1 when the sidecar is not ready, 2 when it does not answer."""
-    admin = arguments.admin or sound_settings(arguments).server.admin
-    try:
-        with urllib.request.urlopen(f"http://{admin}/status", timeout=5) as answer:
-            status: dict[str, Any] = json.load(answer)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise Complaint(f"no sidecar answers on {admin}: {reason}") from None
+    status = _status(arguments)
     if arguments.json:
         sys.stdout.write(json.dumps(status, indent=2) + "\n")
     else:
@@ -204,6 +206,37 @@ def print_status(arguments: argparse.Namespace) -> int:
 
         sys.stdout.write(status_text(status))
     return WELL if status.get("ready") else NOT_WELL
+
+
+def _status(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a running sidecar says of itself. Raises Complaint."""
+    admin = arguments.admin or sound_settings(arguments).server.admin
+    try:
+        with urllib.request.urlopen(f"http://{admin}/status", timeout=5) as answer:
+            return json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise Complaint(f"no sidecar answers on {admin}: {reason}") from None
+
+
+def pin_tier(arguments: argparse.Namespace) -> int:
+    """Pin the service tier, or say what it is; 1 where it is not the first."""
+    if arguments.rank:
+        admin = arguments.admin or sound_settings(arguments).server.admin
+        path = f"/tier/{quote(arguments.route, safe='')}" if arguments.route else "/tier"
+        asked = urllib.request.Request(f"http://{admin}{path}", arguments.rank.encode(), method="POST")
+        try:
+            urllib.request.urlopen(asked, timeout=5).close()  # noqa: S310
+        except urllib.error.HTTPError as error:
+            raise Complaint(error.read().decode("utf-8", "replace").strip()) from None
+        except OSError as error:
+            raise Complaint(f"no sidecar answers on {admin}: {error}") from None
+        return WELL
+    from understudy.proxy.health_reports import tiers_text
+
+    status = _status(arguments)
+    sys.stdout.write(tiers_text(status, arguments.route))
+    return WELL if status["health"]["service_tier"]["tier"] == "primary" else NOT_WELL
 
 
 def exports(settings: Settings) -> dict[str, str]:

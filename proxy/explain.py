@@ -15,6 +15,7 @@ from msgspec import UNSET, Struct
 from understudy.models.space import same_space
 from understudy.policies.outcomes import FOLLOWS
 from understudy.proxy.addresses import speaks_tls, tls_of
+from understudy.proxy.components import components_of
 from understudy.proxy.outcomes import providers_of
 from understudy.proxy.reading import SHIPPED_DIALECTS, Reading
 from understudy.proxy.routes import Table
@@ -28,6 +29,7 @@ Order = Sequence[tuple[str, str]]
 BUILT_IN = "built in"
 OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow", "watch": "watch", "mirror": "mirror"}
 """Layers that are only there where the settings have this key."""
+_TIER = "server.health.tier"
 GOES_BY = {"observe": "objectives"}
 """Layers whose values stand under another key."""
 _STACKED = ("balance", "ramp", "retry", "budget", "hedge", "breaker", "quota", "limit", "deadline", "faults", "stream")
@@ -80,6 +82,7 @@ def explain_data(
             for name, why in route_order
             if _is_there(route, name, route)
         ],
+        "health": _health(settings, route, at, described),
         "outcomes": _rows(route.outcomes, f"{at}.outcomes", described),
         "tiers": [
             _tier_data(settings, route, tier, f"{at}.tiers[{m}]", tier_order, described)
@@ -184,6 +187,19 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in cast("Sequence[object]", value)]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _health(settings: Settings, route: Route, at: str, described: _Described) -> dict[str, Any]:
+    """What a route depends on, and what its service tier goes by."""
+    own = route.service_tier
+    rules, path = (own, f"{at}.service_tier") if isinstance(own, Struct) else (settings.server.health.tier, _TIER)
+    used = [one.id for one in components_of(settings).values() if route.name in one.routes]
+    values = {"depends_on": described.value(f"{at}.tiers", used), **described.fields(rules, path)}
+    return {
+        "name": "health",
+        "why": "what is unhealthy of this is passed over, and makes the service tier",
+        "values": values,
+    }
 
 
 def _tls_data(settings: Settings, port: int, described: _Described) -> dict[str, Any]:
@@ -327,7 +343,7 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield from _table({key: route[key] for key in ("dialect", "space", "body_bytes_max")}, 2)
     yield ""
-    yield from _layers(route["layers"], 2)
+    yield from _layers([*route["layers"], route["health"]], 2)
     yield from _outcome_lines(route["outcomes"], "what its upstreams' errors mean, before the table's own rows", 2)
     for n, tier in enumerate(route["tiers"], 1):
         yield ""

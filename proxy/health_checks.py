@@ -27,8 +27,6 @@ from understudy.proxy.tiers.upstream import Target, upstream_tier
 AGAIN_S = 0.25
 """What was found wrong is asked again so soon: two of three decide."""
 JITTER = 0.1
-QUIET_SHARE = 2.0
-"""How many periods ago a live call may have shown that a service is well, for it not to be asked."""
 USER_AGENT = (b"user-agent", b"understudy-health")
 UNCONNECTED = frozenset(("connect_refused", "connect_timeout", "connect", "dns", "tls"))
 NAMES = {"deadline": "no_answer", "first_byte_timeout": "no_answer"}
@@ -95,23 +93,26 @@ class Checkup:
             if at > now:
                 self._due[name] = at
                 continue
-            if self._is_shown_well(name, now, rules):
-                self._due[name] = now + self._pause_s(len(services), rules, now)
+            pause_s = self._pause_s(len(services), rules, now)
+            shown_at = self._shown_well_at(name)
+            if now < shown_at + pause_s:
+                # a live call that is answered is as good as a check
+                self._due[name] = shown_at + pause_s
                 continue
             found.append(name)
             self._asked_at[name] = now
-            self._due[name] = now + self._pause_s(len(services), rules, now)
+            self._due[name] = now + pause_s
         return found
 
     @property
     def _rules(self) -> Rules:
         return self._stack().settings.server.health
 
-    def _is_shown_well(self, component: str, now: float, rules: Rules) -> bool:
-        live_at = self._healths.live_at.get(component)
-        if live_at is None or now - live_at > QUIET_SHARE * rules.every_s:
-            return False
-        return self._healths.hearts[component].reach.word in ("healthy", "unknown")
+    def _shown_well_at(self, component: str) -> float:
+        """When callers have last shown that a service is well; never, where a check is needed to believe it."""
+        if self._healths.hearts[component].reach.word not in ("healthy", "unknown"):
+            return float("-inf")
+        return self._healths.live_at.get(component, float("-inf"))
 
     def _pause_s(self, services: int, rules: Rules, now: float) -> float:
         idle = now - self._healths.called_at > rules.idle_after_s

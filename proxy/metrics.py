@@ -19,6 +19,8 @@ from understudy.proxy.copies import Copies
 from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.forecast_reports import FORECAST_METRICS
 from understudy.proxy.held_reports import HELD_METRICS, held_metrics
+from understudy.proxy.health import Healths
+from understudy.proxy.health_reports import HEALTH_METRICS, health_metrics
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.last_word_reports import LAST_WORDS_METRICS, last_words_metrics
@@ -75,6 +77,7 @@ METRICS = {
     **LIKENESS_METRICS,
     **SPACES_METRICS,
     **WATCH_METRICS,
+    **HEALTH_METRICS,
     **LAST_WORDS_METRICS,
     **MIRROR_METRICS,
     **SPEND_METRICS,
@@ -172,6 +175,8 @@ class Seen(Protocol):
     def accountant(self) -> Accountant | None: ...
     @property
     def spending(self) -> Spending | None: ...
+    @property
+    def health(self) -> Healths: ...
 
 
 class SidecarCollector(Collector):
@@ -193,6 +198,7 @@ class SidecarCollector(Collector):
         yield from spaces_metrics(self._seen.provenance, self._seen.fingerprints)
         yield from held_metrics(routes)
         yield from watch_metrics(routes)
+        yield from health_metrics(self._seen.health)
         yield from last_words_metrics(routes, self._seen.prompter.sentences)
         yield from mirror_metrics(self._seen.copies.mirrors)
         yield from recovery_metrics(self._seen.recovery)

@@ -106,7 +106,8 @@ ROUTE_ORDER = (
 TIER_ORDER = (
     (
         "ramp",
-        "asked by the chain itself: a call kept back costs the tier nothing, and comes back if nobody else answers",
+        "asked by the chain itself: a call kept back, also from what is unhealthy, costs the tier nothing, and comes "
+        "back if nobody else answers",
     ),
     ("retry", "outside the breaker, so that every attempt is counted and an open breaker ends the attempts"),
     ("budget", "shared by retry and hedge: what either spends the other has not"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from understudy.proxy.arm_reports import arms_text
 from understudy.proxy.forecast_reports import forecast_text
+from understudy.proxy.health_reports import health_text, route_tier_text
 from understudy.proxy.mirror_reports import mirror_text
 from understudy.proxy.recovery_reports import recovery_text
 from understudy.proxy.watch_reports import watch_text
@@ -24,11 +25,13 @@ def status_text(status: dict[str, Any]) -> str:
         f"local     {_local(local)}",
         *forecast_text(status.get("forecasts", {})),
         *recovery_text(status),
+        *health_text(status),
     ]
     for route in status["routes"]:
         answers = ", ".join(f"{count} {what}" for what, count in route["answers"].items()) or "no calls yet"
         lines.append(f"\n{route['name']}  ({route['dialect']})  {answers}")
         lines += [
+            *route_tier_text(route),
             *arms_text(route),
             *watch_text(route),
             *mirror_text(route),

@@ -14,7 +14,9 @@ from prometheus_client.exposition import generate_latest
 
 from understudy.policies.breaker import MODES, Forced, Mode
 from understudy.policies.forecast import Reading
+from understudy.policies.chain import Rank
 from understudy.policies.objectives import Counts
+from understudy.policies.tiering import RANKS, Pin
 from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.assembling import CannotStart
 from understudy.proxy.control.objectives import Lookout, tallied
@@ -22,6 +24,7 @@ from understudy.proxy.control.resources import Loads, readings_of
 from understudy.proxy.control.summing import Live
 from understudy.proxy.events import Events
 from understudy.proxy.held_reports import held_status
+from understudy.proxy.health_reports import health_status, tier_status
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.mirror_reports import mirror_status
 from understudy.proxy.recovery_reports import recovery_status
@@ -48,6 +51,7 @@ class Told(Protocol):
     async def status(self) -> dict[str, Any]: ...
     async def force(self, forced: Forced) -> int: ...
     def told(self, page: str) -> dict[str, Any] | None: ...
+    async def pin(self, pin: Pin) -> bool: ...
     def dead_because(self) -> str: ...
     def unready_because(self) -> str: ...
     def starting_because(self) -> str: ...
@@ -101,6 +105,9 @@ class OfSidecar:
     async def force(self, forced: Forced) -> int:
         return self._sidecar.force(forced)
 
+    async def pin(self, pin: Pin) -> bool:
+        return self._sidecar.health.pin(pin.rank, pin.route)
+
     def dead_because(self) -> str:
         lag_s = self._sidecar.loop_lag_s
         return "" if lag_s < LAG_S_MAX else f"the event loop is {lag_s:.1f} s late"
@@ -131,6 +138,8 @@ class Admin:
         app.router.add_get("/startupz", self._startupz)
         app.router.add_get("/status", self._status)
         app.router.add_get("/forecasts", self._page)
+        app.router.add_post("/tier", self._pin)
+        app.router.add_post("/tier/{route}", self._pin)
         app.router.add_post("/breakers/{route}/{tier}", self._force)
         app.router.add_post("/breakers/{route}/{tier}/{endpoint}", self._force)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
@@ -189,6 +198,20 @@ class Admin:
         log.warning("breakers of %s: %s by hand", "/".join(filter(None, forced[:3])), mode)
         return web.Response(text=f"{mode}: {found}\n")
 
+    async def _pin(self, request: web.Request) -> web.Response:
+        """`curl -d secondary .../tier[/ROUTE]`; `auto` lets go."""
+        if not _from_this_host(request):
+            return web.Response(status=403, text="a tier is pinned from this host alone, and by no web page\n")
+        said = (await request.content.read(MODE_BYTES_MAX)).strip().decode("latin-1")
+        ranks: dict[str, Rank | None] = {**dict(zip(RANKS, RANKS, strict=True)), "auto": None}
+        if said not in ranks:
+            return web.Response(status=400, text=f"the body must be one of: {', '.join(ranks)}\n")
+        route = request.match_info.get("route", "")
+        if not await self._told.pin(Pin(route, ranks[said])):
+            return web.Response(status=404, text="no route has this name; /status shows which there are\n")
+        log.warning("service tier of %s: %s by hand", f"route {route}" if route else "the whole", said)
+        return web.Response(text=f"{said}\n")
+
 
 def _from_this_host(request: web.Request) -> bool:
     """A scraper may be let in from elsewhere, but not a hand; and a browser names the page that speaks through it."""
@@ -220,6 +243,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
             "faults": [str(fault) for fault in sidecar.faults],
         },
         **_tls_status(sidecar),
+        **health_status(sidecar.health, sidecar.world.clock()),
         "local": {
             "ready": sidecar.local_ready,
             "reason": sidecar.knowing.reason,
@@ -260,6 +284,7 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         tiers.append(about)
     return {
         "name": name,
+        "service_tier": tier_status(sidecar.health.routes[name], now),
         **arms_status(parts),
         **watch_status(parts, now),
         "dialect": parts.dialect.name,

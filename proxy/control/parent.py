@@ -28,13 +28,28 @@ from prometheus_client.registry import CollectorRegistry
 from understudy.policies.agreement import Said, newer
 from understudy.policies.breaker import Forced
 from understudy.policies.forecast import Reading
+from understudy.policies.health import Diagnosis
 from understudy.policies.objectives import Counts
 from understudy.policies.respawn import Respawn
+from understudy.policies.tiering import Pin
 from understudy.proxy.control.listening import Places, worker_count
 from understudy.proxy.control.objectives import Lookout, counted
 from understudy.proxy.control.resources import Loads, loads_of, process_readings, together
 from understudy.proxy.control.summing import Summed, kept, merged_status, summed
-from understudy.proxy.control.wire import Ask, Channel, Cover, Family, Force, Happened, Report, Sayings, Step, Written
+from understudy.proxy.control.wire import (
+    Ask,
+    Channel,
+    Cover,
+    Diagnosed,
+    Family,
+    Force,
+    Happened,
+    Pinned,
+    Report,
+    Sayings,
+    Step,
+    Written,
+)
 from understudy.proxy.control.worker import Post
 from understudy.proxy.events import Events
 from understudy.proxy.http.forwarding import new_pseudonym
@@ -101,6 +116,8 @@ class Parent:
         self._reread = reread
         self._said: dict[tuple[str, str, str], Said] = {}
         self._forced: dict[tuple[str, str, str], Forced] = {}
+        self._pinned: dict[str, Pin] = {}
+        self._diagnosed: dict[str, Diagnosis] = {}
         self._asked = 0
         self._heard_at = self._loop.time()
         self._started_at = time.time()
@@ -183,6 +200,10 @@ class Parent:
     async def _listen(self, place: Place, channel: Channel) -> None:
         if self._forced:
             channel.send(Force(list(self._forced.values())))
+        if self._pinned:
+            channel.send(Pinned(list(self._pinned.values())))
+        if self._diagnosed:
+            channel.send(Diagnosed(list(self._diagnosed.values())))
         if self._said:
             channel.send(Sayings([(*key, said) for key, said in self._said.items()]))
         while (message := await channel.receive()) is not None:
@@ -198,7 +219,9 @@ class Parent:
                 case Happened():
                     for event in message.events:
                         self.events.publish(event)
-                case Ask() | Cover() | Force():
+                case Diagnosed():
+                    self._pass_on(message, place)
+                case Ask() | Cover() | Force() | Pinned():
                     pass
 
     def _take(self, place: Place, report: Report) -> None:
@@ -270,6 +293,29 @@ class Parent:
             if place.channel is not None and found:
                 place.channel.send(Force([forced]))
         return len(found)
+
+    async def pin(self, pin: Pin) -> bool:
+        """Tell every worker, and those that begin later; whether there is such a route."""
+        reports = [place.report for place in self.places if place.report is not None]
+        names = [route["name"] for route in (reports[0].status["routes"] if reports else ())]
+        if pin.route and pin.route not in names:
+            return False
+        self._pinned[pin.route] = pin
+        for place in self.places:
+            if place.channel is not None:
+                place.channel.send(Pinned([pin]))
+        return True
+
+    def _pass_on(self, message: Diagnosed, speaker: Place) -> None:
+        """What one worker thinks of components is what all think."""
+        for one in message.told:
+            self._diagnosed.pop(one.component, None)
+            self._diagnosed[one.component] = one
+        while len(self._diagnosed) > SAID_MAX:
+            del self._diagnosed[next(iter(self._diagnosed))]
+        for other in self.places:
+            if other is not speaker and other.channel is not None:
+                other.channel.send(message)
 
     def said(self) -> list[tuple[str, str, str, Said]]:
         """What holds now."""

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from understudy.proxy.arm_reports import merged_arms
 from understudy.proxy.control.wire import Family, Sample
+from understudy.proxy.health_reports import merged_health
 from understudy.proxy.mirror_reports import merged_mirrors
 from understudy.proxy.recovery_reports import merged_recovery
 from understudy.proxy.spend_reports import merged_spend
@@ -46,6 +47,8 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_likeness_false_share_bound": max,
     "understudy_held_bytes": max,
     "understudy_held_writes": max,
+    "understudy_health_flapping": max,
+    "understudy_health_state": max,
     "understudy_last_words_questions": max,
     "understudy_likeness_permitted": min,
     "understudy_local_info": max,
@@ -57,6 +60,8 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
     "understudy_mirror_state": max,
     "understudy_ramp_share": min,
     "understudy_reload_ok": min,
+    "understudy_service_tier": max,
+    "understudy_service_tier_pinned": max,
     "understudy_shed_pressure": max,
     "understudy_space_cosine": min,
     "understudy_space_quarantined": max,
@@ -168,6 +173,7 @@ def merged_status(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "policies": {**bad, "reloads": _added([one["reloads"] for one in each])},
         "local": waiting,
+        **merged_health(statuses),
         **({"tls": first["tls"]} if "tls" in first else {}),
         **merged_recovery(statuses),
         "routes": [_merged_route(routes) for routes in by_name.values()],

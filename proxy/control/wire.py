@@ -15,6 +15,8 @@ from understudy.policies.agreement import Said
 from understudy.policies.breaker import Forced
 from understudy.policies.events import Event
 from understudy.policies.forecast import Reading
+from understudy.policies.health import Diagnosis
+from understudy.policies.tiering import Pin
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 UNSENT_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
@@ -82,7 +84,19 @@ class Happened(msgspec.Struct, tag=True, frozen=True):
     events: list[Event]
 
 
-Message = Step | Happened | Written | Report | Sayings | Ask | Cover | Force
+class Diagnosed(msgspec.Struct, tag=True, frozen=True):
+    """What is thought of components: from the worker at place 0, and on to all the others."""
+
+    told: list[Diagnosis]
+
+
+class Pinned(msgspec.Struct, tag=True, frozen=True):
+    """To a worker: what an operator has said of service tiers."""
+
+    said: list[Pin]
+
+
+Message = Diagnosed | Pinned | Step | Happened | Written | Report | Sayings | Ask | Cover | Force
 
 
 class Channel:

@@ -26,7 +26,19 @@ from understudy.proxy.control.admin import status_of
 from understudy.proxy.control.listening import Places
 from understudy.proxy.control.resources import readings_of
 from understudy.proxy.control.summing import families_of
-from understudy.proxy.control.wire import Ask, Channel, Cover, Force, Happened, Report, Sayings, Step, Written
+from understudy.proxy.control.wire import (
+    Ask,
+    Channel,
+    Cover,
+    Diagnosed,
+    Force,
+    Happened,
+    Pinned,
+    Report,
+    Sayings,
+    Step,
+    Written,
+)
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.sidecar import Sidecar
 
@@ -84,6 +96,10 @@ class Worker:
         events = self._sidecar.events
         channel.send(Happened(list(events.recent)))
         events.subscribe(lambda event: channel.send(Happened([event])))
+        health = self._sidecar.health
+        if health.is_leader:
+            channel.send(Diagnosed(health.diagnoses))
+            health.subscribe(lambda one, _before: channel.send(Diagnosed([one])))
         loop = asyncio.get_running_loop()
         listening = loop.create_task(self._listen(channel))
         self._tasks = [listening, loop.create_task(self._say(channel)), loop.create_task(self._keep_reporting(channel))]
@@ -114,6 +130,11 @@ class Worker:
                         self._sidecar.caches.heard(message.names)
                 case Step():
                     self._climb(message)
+                case Diagnosed():
+                    self._sidecar.health.hear(message.told)
+                case Pinned():
+                    for pin in message.said:
+                        self._sidecar.health.pin(pin.rank, pin.route)
                 case Force():
                     for one in message.said:
                         self._sidecar.force(one)

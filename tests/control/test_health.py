@@ -7,11 +7,15 @@ import random
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession
 
 from tests.kit.acts import answer
-from tests.kit.fake_upstream import FakeUpstream, Heard
+from tests.kit.fake_upstream import FakeUpstream, is_check
 from tests.kit.unwell import Ward
 from understudy.policies.health import Diagnosis
+from understudy.proxy.control.admin import Admin, OfSidecar
+from understudy.proxy.health_reports import tiers_text
+from understudy.proxy.status_text import status_text
 
 pytestmark = pytest.mark.virtual_clock(io_grace_s=0.001)
 
@@ -34,10 +38,6 @@ def database() -> FakeUpstream:
     up = FakeUpstream(answer(body=POINTS))
     up.respond = lambda heard: answer(body=b"all shards are ready") if is_check(heard) else answer(body=POINTS)
     return up
-
-
-def is_check(heard: Heard) -> bool:
-    return heard.target == b"/readyz"
 
 
 async def served(ward: Ward, seconds: float, per_s: float = 10.0) -> list[str]:
@@ -79,11 +79,11 @@ async def test_a_service_that_nobody_calls_is_found_away_within_five_seconds(tmp
         level = {"refused": "transport", "black hole": "protocol", "503": "protocol"}[how]
         assert found.level == level
         # the very first caller after that is not made to find out by itself
-        asked = len([heard for heard in first.heard if not is_check(heard)])
+        asked = len(first.heard)
         got = await ward.call()
         assert (got.status, got.header(b"x-understudy-tier")) == (200, b"secondary")
         assert got.header(b"x-understudy-reason") == b"first: unhealthy"
-        assert len([heard for heard in first.heard if not is_check(heard)]) == asked
+        assert len(first.heard) == asked
         await first.come_back()
 
 
@@ -125,16 +125,16 @@ async def test_checks_are_quiet_while_callers_show_that_a_service_is_well_and_fe
         Ward(tmp_path, POLICIES.format(first=first.url, second=second.url)) as ward,
     ):
         await served(ward, 10.0)
-        before = sum(map(is_check, first.heard)), sum(map(is_check, second.heard))
+        before = len(first.checks), len(second.checks)
         await served(ward, 60.0, per_s=2.0)
-        asked = sum(map(is_check, first.heard)) - before[0]
-        beside = sum(map(is_check, second.heard)) - before[1]
+        asked = len(first.checks) - before[0]
+        beside = len(second.checks) - before[1]
         assert asked == 0, "callers say how it is"
         assert 25 <= beside <= 35, "nobody calls the second, so it is asked every two seconds"
         await asyncio.sleep(700.0)
-        before = sum(map(is_check, first.heard)), 0
+        before = len(first.checks), 0
         await asyncio.sleep(300.0)
-        assert 8 <= sum(map(is_check, first.heard)) - before[0] <= 12, "after ten idle minutes, every thirty seconds"
+        assert 8 <= len(first.checks) - before[0] <= 12, "after ten idle minutes, every thirty seconds"
 
 
 async def test_checks_that_pass_never_close_a_breaker_that_live_calls_have_opened(tmp_path: Path):
@@ -195,3 +195,72 @@ async def test_who_has_mended_something_can_have_it_checked_now_and_is_told_of_e
         assert len(told) == 4
         await first.come_back()
         assert (await health.check("nobody:at all")).word == "unknown"
+
+
+async def test_an_operator_pins_a_tier_of_one_route_or_of_all_and_lets_go_again(tmp_path: Path):
+    async with (
+        database() as first,
+        database() as second,
+        Ward(tmp_path, POLICIES.format(first=first.url, second=second.url)) as ward,
+    ):
+        health = ward.sidecar.health
+        assert set(await served(ward, 1.0)) == {"primary"}
+        assert not health.pin("secondary", "nowhere")
+        assert health.pin("secondary", "docs")
+        got = await ward.call()
+        assert (got.header(b"x-understudy-tier"), got.header(b"x-understudy-reason")) == (
+            b"secondary",
+            b"first: pinned",
+        )
+        assert (ward.tier("docs"), ward.tier()) == ("secondary", "primary")
+        ward.write(POLICIES.format(first=first.url, second=second.url) + "    budget: {ratio: 0.5}\n")
+        assert ward.sidecar.reload()
+        assert set(await served(ward, 1.0)) == {"secondary"}, "a reload lets nobody go"
+        health.pin(None, "docs")
+        assert set((await served(ward, 60.0))[-100:]) == {"primary"}
+        health.pin("primary")
+        await first.refuse()
+        await ward.until(lambda: ward.word("vector_database:127.0.0.1:" + str(first.port)) == "unhealthy", HARD_S)
+        assert ward.tier("docs") == "primary", "an operator knows better"
+        assert (await ward.call()).status == 200, "and loses nobody all the same"
+
+
+async def test_a_tier_is_pinned_through_the_admin_port_and_seen_in_status_metrics_and_explain(tmp_path: Path):
+    async with (
+        database() as first,
+        database() as second,
+        Ward(tmp_path, POLICIES.format(first=first.url, second=second.url)) as ward,
+    ):
+        admin = Admin(OfSidecar(ward.sidecar), "127.0.0.1:0")
+        await admin.start()
+        at = f"http://127.0.0.1:{admin.port}"
+        async with ClientSession() as client:
+            async with client.post(f"{at}/tier/docs", data="secondary") as answered:
+                assert (answered.status, await answered.text()) == (200, "secondary\n")
+            for path, body, status in (("/tier", "best", 400), ("/tier/nowhere", "primary", 404)):
+                async with client.post(at + path, data=body) as answered:
+                    assert answered.status == status
+            async with client.post(f"{at}/tier", data="auto", headers={"origin": "http://evil.example"}) as answered:
+                assert answered.status == 403
+            await ward.until(lambda: ward.word(f"vector_database:{first.host_port}") == "healthy", 10.0)
+            await second.refuse()
+            await ward.until(lambda: ward.tier() == "secondary", HARD_S)
+            async with client.get(f"{at}/status") as answered:
+                status = await answered.json()
+            async with client.get(f"{at}/metrics") as answered:
+                metrics = await answered.text()
+        await admin.stop()
+    assert status["routes"][0]["service_tier"]["pinned"] == "secondary"
+    assert status["health"]["service_tier"]["tier"] == "secondary"
+    by_name = {one["component"]: one for one in status["health"]["components"]}
+    away = by_name[f"vector_database:{second.host_port}"]
+    assert (away["state"], away["reason"], away["routes"]) == ("unhealthy", "transport: connect_refused", ["docs"])
+    text = status_text(status)
+    assert f"vector_database:{second.host_port} unhealthy" in text
+    assert "  tier      secondary (pinned by hand)" in text
+    assert tiers_text(status, "docs") == f"{'docs':<24}secondary (pinned by hand)\n"
+    labels = f'component="vector_database:{second.host_port}"'
+    assert f'understudy_health_state{{{labels},state="unhealthy"}} 1.0' in metrics
+    assert f'understudy_health_checks_total{{{labels},level="transport",result="wrong"}}' in metrics
+    assert 'understudy_service_tier{route="docs",tier="secondary"} 1.0' in metrics
+    assert 'understudy_service_tier_pinned{route="docs"} 1.0' in metrics

@@ -177,7 +177,7 @@ class Wire(asyncio.Protocol):
             if _named(heard, b"expect") == b"100-continue" and self._upstream.says_continue:
                 await self.head(100)
             await self._hear_body(heard)
-        self._upstream.heard.append(heard)
+        (self._upstream.checks if is_check(heard) else self._upstream.heard).append(heard)
         self._acting = heard
         await act(self, heard)
         self._acting = None
@@ -261,6 +261,11 @@ def _named(heard: Heard, name: bytes) -> bytes:
     return (heard.header(name) or b"").lower()
 
 
+def is_check(heard: Heard) -> bool:
+    """Whether a sidecar asks of its own accord."""
+    return heard.header(b"user-agent") == b"understudy-health"
+
+
 class FakeUpstream:
     """A server on a free loopback port that plays the acts it is told; an async context manager.
 
@@ -278,6 +283,8 @@ class FakeUpstream:
     ) -> None:
         self.heard: list[Heard] = []
         """Every request whose act began, in that order."""
+        self.checks: list[Heard] = []
+        """Those by which a sidecar asks how we are; nothing that is queued for callers is for them."""
         self.garbled: list[bytes] = []
         """Bytes that made no whole request: its sender closed in the middle, or its framing was wrong."""
         self.abandoned: list[Heard] = []
@@ -323,7 +330,7 @@ class FakeUpstream:
         """The act for this request; the module's docstring has the order."""
         if heard.nth > 1 and self.on_reuse is not None:
             return self.on_reuse
-        if self._queue:
+        if self._queue and not is_check(heard):
             return self._queue.popleft()
         until, act = self._period
         if heard.at < until:
