@@ -73,6 +73,22 @@ def add_to(groups: Groups) -> None:
     _add_policies(rules)
     rules.set_defaults(run=print_rules)
 
+    _add_questions(groups)
+
+    env = groups.add_parser("env", help="print the exports an application needs")
+    env.add_argument("--listen", metavar="HOST:PORT")
+    _add_policies(env)
+    env.set_defaults(run=print_env)
+
+    execute = groups.add_parser("exec", help="run a command with those exports set")
+    execute.add_argument("--listen", metavar="HOST:PORT")
+    _add_policies(execute)
+    execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- CMD ...")
+    execute.set_defaults(run=execute_with_env)
+
+
+def _add_questions(groups: Groups) -> None:
+    """What is asked of, or told to, a sidecar that runs."""
     status = groups.add_parser("status", help="ask a running sidecar how it is")
     status.add_argument("--admin", metavar="HOST:PORT")
     status.add_argument("--json", action="store_true", help="as JSON")
@@ -85,17 +101,6 @@ def add_to(groups: Groups) -> None:
     tier.add_argument("--admin", metavar="HOST:PORT")
     _add_policies(tier)
     tier.set_defaults(run=pin_tier)
-
-    env = groups.add_parser("env", help="print the exports an application needs")
-    env.add_argument("--listen", metavar="HOST:PORT")
-    _add_policies(env)
-    env.set_defaults(run=print_env)
-
-    execute = groups.add_parser("exec", help="run a command with those exports set")
-    execute.add_argument("--listen", metavar="HOST:PORT")
-    _add_policies(execute)
-    execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- CMD ...")
-    execute.set_defaults(run=execute_with_env)
 
 
 def _add_policies(parser: argparse.ArgumentParser) -> None:

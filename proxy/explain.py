@@ -67,6 +67,11 @@ def explain_data(
     at = f"routes[{n}]"
     route = settings.routes[n]
     described = _Described(reading)
+
+    def tiers_data(tiers: Sequence[Tier], at: str) -> list[dict[str, Any]]:
+        each = enumerate(tiers)
+        return [_tier_data(settings, route, tier, f"{at}.tiers[{m}]", tier_order, described) for m, tier in each]
+
     data["tls"] = _tls_data(settings, port, described)
     data["route"] = {
         "name": route.name,
@@ -84,17 +89,8 @@ def explain_data(
         ],
         "health": _health(settings, route, at, described),
         "outcomes": _rows(route.outcomes, f"{at}.outcomes", described),
-        "tiers": [
-            _tier_data(settings, route, tier, f"{at}.tiers[{m}]", tier_order, described)
-            for m, tier in enumerate(route.tiers)
-        ],
-        "arms": {
-            name: [
-                _tier_data(settings, route, tier, f"{at}.arms.{named(name)}.tiers[{m}]", tier_order, described)
-                for m, tier in enumerate(arm.tiers)
-            ]
-            for name, arm in route.arms.items()
-        },
+        "tiers": tiers_data(route.tiers, at),
+        "arms": {name: tiers_data(arm.tiers, f"{at}.arms.{named(name)}") for name, arm in route.arms.items()},
     }
     return data
 
