@@ -13,8 +13,8 @@ from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
 from understudy.policies.breaker import MODES, Forced, Mode
-from understudy.policies.forecast import Reading
 from understudy.policies.chain import Rank
+from understudy.policies.forecast import Reading
 from understudy.policies.objectives import Counts
 from understudy.policies.tiering import RANKS, Pin
 from understudy.proxy.arm_reports import arms_status
