@@ -18,9 +18,9 @@ from understudy.proxy.collection_reports import COLLECTION_METRICS, Stats, colle
 from understudy.proxy.copies import Copies
 from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.forecast_reports import FORECAST_METRICS
-from understudy.proxy.held_reports import HELD_METRICS, held_metrics
 from understudy.proxy.health import Healths
 from understudy.proxy.health_reports import HEALTH_METRICS, health_metrics
+from understudy.proxy.held_reports import HELD_METRICS, held_metrics
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.last_word_reports import LAST_WORDS_METRICS, last_words_metrics

@@ -23,8 +23,8 @@ from understudy.proxy.control.objectives import Lookout, tallied
 from understudy.proxy.control.resources import Loads, readings_of
 from understudy.proxy.control.summing import Live
 from understudy.proxy.events import Events
-from understudy.proxy.held_reports import held_status
 from understudy.proxy.health_reports import health_status, tier_status
+from understudy.proxy.held_reports import held_status
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.mirror_reports import mirror_status
 from understudy.proxy.recovery_reports import recovery_status
