@@ -44,6 +44,8 @@ UNCOUNTED = -1
 """A ticket by which nothing is counted."""
 HINT_S = (1.0, 300.0)
 """The bounds, in seconds, within which an upstream's own word on when to come back is believed."""
+HINT_CALLS_MIN = 3
+"""So many calls of our own within the window outweigh another replica's hint, where few enough of them failed."""
 BUCKETS = 10
 JITTER = 0.25
 """Open times vary by this share either way, so that sidecars do not probe a struggling upstream in step."""
@@ -93,6 +95,7 @@ class Breaker:
         "failures",
         "generation",
         "in_a_row",
+        "is_hinted",
         "mode",
         "opened_in_a_row",
         "reason",
@@ -113,6 +116,7 @@ class Breaker:
         self.generation = 0
         self.epoch = 0
         self.in_a_row = 0
+        self.is_hinted = False
         self.opened_in_a_row = 0
         self.reason = ""
         self.transitions: dict[State, int] = {"closed": 0, "open": 0, "half-open": 0}
@@ -316,6 +320,22 @@ class Breaker:
             self._become("closed", now)
         return True
 
+    def hint(self, now: float, open_s: float, reason: str) -> bool:
+        """Another replica's breaker has opened, for so many seconds: do the same, unless our own calls speak against
+        it; whether we did. It is no saying of ours: nobody hears of it from us, and our own probes end it."""
+        if not self.rules.enabled or self.mode != "auto" or self.state != "closed":
+            return False
+        self._turned_to(now)
+        calls, failures = sum(self._calls), sum(self._failures)
+        if calls >= HINT_CALLS_MIN and not self.in_a_row and failures < self.rules.ratio / 2 * calls:
+            return False
+        self.reason = reason
+        self._until = self._opened_until = now + open_s
+        self._forget()
+        self._become("open", now)
+        self.is_hinted = True
+        return True
+
     def _count(self, now: float) -> int:
         """Count a call; the bucket it went into."""
         at = self._turned_to(now)
@@ -360,6 +380,7 @@ class Breaker:
     def _become(self, state: State, now: float) -> None:
         self.generation += 1
         self.state = state
+        self.is_hinted = False
         self._bucket = int(now * BUCKETS / self.rules.window_s)
         self.transitions[state] += 1
 

@@ -29,6 +29,7 @@ from understudy.proxy.mirror_reports import MIRROR_METRICS, mirror_metrics
 from understudy.proxy.prompter import Prompter
 from understudy.proxy.provenance import Provenance
 from understudy.proxy.recovery_reports import RECOVERY_METRICS, recovery_metrics
+from understudy.proxy.replica_reports import REPLICA_METRICS
 from understudy.proxy.spaces_reports import SPACES_METRICS, spaces_metrics
 from understudy.proxy.spend_reports import SPEND_METRICS, budget_metrics, spend_metrics
 from understudy.proxy.stack import EndpointParts, RouteParts, World
@@ -109,6 +110,7 @@ METRICS = {
     "understudy_alerts_firing": "1 for each alert that fires; only while it does",
     "understudy_alerts_sent_total": "Alerts told to a receiver, by what came of it",
     **FORECAST_METRICS,
+    **REPLICA_METRICS,
     "understudy_unrouted_total": "Requests that no route claimed",
     "understudy_bad_requests_total": "Requests refused before they were read: malformed, too large or too slow",
     "understudy_slow_readers_cut_total": "Connections cut because their callers took too little of what they were sent",

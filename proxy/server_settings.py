@@ -12,6 +12,7 @@ from understudy.proxy.health_settings import Health
 from understudy.proxy.overload_settings import Shedding
 from understudy.proxy.recovery_settings import Hook as Hook
 from understudy.proxy.recovery_settings import Recovery
+from understudy.proxy.replica_settings import Replicas
 from understudy.proxy.settings_types import Bytes, Count, FilePath, Frozen, PositiveSeconds, Seconds
 from understudy.proxy.spaces_settings import DeclaredSpace, Ledger
 
@@ -85,6 +86,7 @@ class Server(Frozen, frozen=True):
     alerts: Alerts = Alerts()
     recovery: Recovery = Recovery()
     health: Health = Health()
+    replicas: Replicas = Replicas()
     access_log: bool = True
     """One line for every call."""
     drain_s: Seconds = 25.0

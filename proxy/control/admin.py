@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import socket
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from understudy.policies.objectives import Counts
 from understudy.policies.tiering import RANKS, Pin
 from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.assembling import CannotStart
+from understudy.proxy.control.hinting import Opening, heed, opened_by_calls
 from understudy.proxy.control.objectives import Lookout, tallied
 from understudy.proxy.control.resources import Loads, readings_of
 from understudy.proxy.control.summing import Live
@@ -40,6 +42,8 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = logging.getLogger("understudy.admin")
 
 MODE_BYTES_MAX = 64
+PAGES = ("forecasts", "replicas")
+"""What is watched beside the objectives has a page each."""
 LAG_S_MAX = 1.0
 """An event loop later than this is not alive in any sense that helps a caller."""
 
@@ -102,6 +106,14 @@ class OfSidecar:
     async def settings_now(self) -> Settings:
         return self._sidecar.settings
 
+    def opened(self) -> list[Opening]:
+        """Breakers that live calls have opened: seconds left, and why."""
+        return list(opened_by_calls(self._sidecar.routes, self._sidecar.world.clock()))
+
+    def hinted(self, hints: Sequence[Opening]) -> None:
+        """Other replicas have opened these."""
+        heed(self._sidecar.routes, hints, self._sidecar.world.clock())
+
     async def force(self, forced: Forced) -> int:
         return self._sidecar.force(forced)
 
@@ -137,7 +149,8 @@ class Admin:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/startupz", self._startupz)
         app.router.add_get("/status", self._status)
-        app.router.add_get("/forecasts", self._page)
+        for page in PAGES:
+            app.router.add_get(f"/{page}", self._page)
         app.router.add_post("/tier", self._pin)
         app.router.add_post("/tier/{route}", self._pin)
         app.router.add_post("/breakers/{route}/{tier}", self._force)

@@ -133,7 +133,8 @@ class Foresight:
         own_bytes = sum(reading.used for reading in readings if reading.what == "process_memory")
         memory_bytes, disk = await loop.run_in_executor(None, beneath, self._state, own_bytes)
         self._forecasts.add(now, [*with_memory(readings, memory_bytes), *disk])
-        if not 0 <= now - self._looked_at < LOOK_S:
+        is_new = self._forecasts.series.keys() - {(one.what, one.name) for one in self.outlooks}
+        if not 0 <= now - self._looked_at < (READ_S if is_new else LOOK_S):
             self._looked_at = now
             await self._look(now)
         stretch = int(now // STRETCH_S)

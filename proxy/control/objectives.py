@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +38,7 @@ from understudy.policies.observe import RouteTally
 from understudy.proxy.alert_settings import Objectives
 from understudy.proxy.control.alerting import Senders
 from understudy.proxy.control.durable import replace_file
+from understudy.proxy.control.hinting import Opening
 from understudy.proxy.control.resources import Loads
 from understudy.proxy.control.wire import Family
 from understudy.proxy.dialects import KINDS
@@ -208,7 +211,7 @@ class Lookout:
 
     def status_beside(self) -> dict[str, Any]:
         """What is watched beside the objectives, for `/status`."""
-        return {beside.page: beside.summary() for beside in self.beside}
+        return {beside.page: summary for beside in self.beside if (summary := beside.summary())}
 
     def told(self, page: str) -> dict[str, Any] | None:
         """All that one of those knows; None where there is none of this name."""
@@ -259,6 +262,8 @@ class Overseen(Seen, Protocol):
     def events(self) -> Events: ...
     def readings(self, wall: float) -> list[Reading]: ...
     def loads(self) -> Mapping[str, Loads]: ...
+    def opened(self) -> Sequence[Opening]: ...
+    def hinted(self, hints: Sequence[Opening]) -> None: ...
     def heeds(self, lookout: Lookout) -> None: ...
 
 
@@ -283,8 +288,10 @@ class Overlooked:
     def _beside(self) -> list[Beside]:
         # not for workers, who import what is above
         from understudy.proxy.control.forecasts import Foresight
+        from understudy.proxy.control.replicas import Replicas
 
-        return [Foresight(self._seen, self._state)]
+        own = f"{socket.gethostname()[:64]}-{secrets.token_hex(4)}"
+        return [Foresight(self._seen, self._state), Replicas(self._seen, own)]
 
     async def stop(self) -> None:
         for running in self._running:

@@ -32,6 +32,7 @@ from understudy.policies.health import Diagnosis
 from understudy.policies.objectives import Counts
 from understudy.policies.respawn import Respawn
 from understudy.policies.tiering import Pin
+from understudy.proxy.control.hinting import Opening
 from understudy.proxy.control.listening import Places, worker_count
 from understudy.proxy.control.objectives import Lookout, counted
 from understudy.proxy.control.resources import Loads, loads_of, process_readings, together
@@ -44,6 +45,7 @@ from understudy.proxy.control.wire import (
     Family,
     Force,
     Happened,
+    Hinted,
     Pinned,
     Report,
     Sayings,
@@ -221,7 +223,7 @@ class Parent:
                         self.events.publish(event)
                 case Diagnosed():
                     self._pass_on(message, place)
-                case Ask() | Cover() | Force() | Pinned():
+                case Ask() | Cover() | Force() | Pinned() | Hinted():
                     pass
 
     def _take(self, place: Place, report: Report) -> None:
@@ -392,6 +394,17 @@ class Parent:
         each = {f"worker {place.number}": place.report.readings for place in self.places if place.report is not None}
         own = process_readings("parent", f"{os.getpid()}:{self._started_at:.0f}")
         return together({**each, "parent": own})
+
+    def opened(self) -> list[Opening]:
+        """Breakers that live calls have opened: seconds left, and why."""
+        now = time.monotonic()
+        return [(key, said.until - now, said.reason) for key, said in self._said.items() if said.until > now]
+
+    def hinted(self, hints: Sequence[Opening]) -> None:
+        """Other replicas have opened these: each worker heeds it by its own calls."""
+        for place in self.places:
+            if place.channel is not None:
+                place.channel.send(Hinted(list(hints)))
 
     def told(self, page: str) -> dict[str, Any] | None:
         """A page that the lookout has; None where there is none of this name."""

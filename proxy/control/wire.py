@@ -17,6 +17,7 @@ from understudy.policies.events import Event
 from understudy.policies.forecast import Reading
 from understudy.policies.health import Diagnosis
 from understudy.policies.tiering import Pin
+from understudy.proxy.control.hinting import Opening
 
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 UNSENT_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
@@ -96,7 +97,13 @@ class Pinned(msgspec.Struct, tag=True, frozen=True):
     said: list[Pin]
 
 
-Message = Diagnosed | Pinned | Step | Happened | Written | Report | Sayings | Ask | Cover | Force
+class Hinted(msgspec.Struct, tag=True, frozen=True):
+    """To a worker: breakers that other replicas have opened: route, tier, endpoint, for how many seconds, why."""
+
+    hints: list[Opening]
+
+
+Message = Diagnosed | Pinned | Hinted | Step | Happened | Written | Report | Sayings | Ask | Cover | Force
 
 
 class Channel:

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from understudy.policies.breaker import Breaker
 from understudy.policies.forecast import Reading
 from understudy.proxy.control.admin import status_of
+from understudy.proxy.control.hinting import breakers_of, heed
 from understudy.proxy.control.listening import Places
 from understudy.proxy.control.resources import readings_of
 from understudy.proxy.control.summing import families_of
@@ -33,6 +32,7 @@ from understudy.proxy.control.wire import (
     Diagnosed,
     Force,
     Happened,
+    Hinted,
     Pinned,
     Report,
     Sayings,
@@ -135,6 +135,8 @@ class Worker:
                 case Pinned():
                     for pin in message.said:
                         self._sidecar.health.pin(pin.rank, pin.route)
+                case Hinted():
+                    heed(self._sidecar.routes, message.hints, self._sidecar.world.clock())
                 case Force():
                     for one in message.said:
                         self._sidecar.force(one)
@@ -185,24 +187,21 @@ class Worker:
 
     # --- breakers --------------------------------------------------------------------------------------------------
 
-    def _breakers(self) -> Iterator[tuple[tuple[str, str, str], Breaker]]:
-        for parts in self._sidecar.routes:
-            for name, tier in parts.tiers.items():
-                for endpoint in tier.endpoints.values():
-                    if endpoint.breaker is not None:
-                        yield (parts.name, name, endpoint.name), endpoint.breaker
-
     async def _say(self, channel: Channel) -> None:
         while True:
             await asyncio.sleep(SAY_S)
-            news = [(*key, heart.said()) for key, heart in self._breakers() if heart.epoch > self._told.get(key, 0)]
+            news = [
+                (*key, heart.said())
+                for key, heart in breakers_of(self._sidecar.routes)
+                if heart.epoch > self._told.get(key, 0)
+            ]
             if news:
                 self._told.update({(route, tier, endpoint): said.epoch for route, tier, endpoint, said in news})
                 channel.send(Sayings(news))
 
     def _hear(self, sayings: Sayings) -> None:
         now = self._sidecar.world.clock()
-        hearts = dict(self._breakers())
+        hearts = dict(breakers_of(self._sidecar.routes))
         for route, tier, endpoint, said in sayings.said:
             key = (route, tier, endpoint)
             heart = hearts.get(key)
