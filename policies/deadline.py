@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
+from understudy.policies.questions import Questions
 from understudy.policies.service import Answer, Call, Headers, Request, Service
 
 HEADROOM = 0.9
@@ -102,21 +103,44 @@ def _patience_s(request: Request) -> float | None:
     return cast("float | None", remembered[caller_patience_s])
 
 
-def deadline(service: Service, heart: Deadline, longer_s: Callable[[bytes], float] | None = None) -> Service:
+class Story(Protocol):
+    """What calls of one question have to do with each other (`understudy.proxy.questions.Story`)."""
+
+    @property
+    def questions(self) -> Questions: ...
+    def join(self, call: Call) -> None: ...
+    def told(self, call: Call, answer: Answer) -> Answer: ...
+
+
+def deadline(
+    service: Service,
+    heart: Deadline,
+    longer_s: Callable[[bytes], float] | None = None,
+    story: Story | None = None,
+) -> Service:
     """Write the deadline on each call. `longer_s` says how long what a body asks may take to begin, in seconds, where
-    that depends on what is asked."""
-
-    if longer_s is not None:
-
-        async def patient(call: Call) -> Answer:
-            patience_s, longest_s = _patience_s(call.request), longer_s(call.request.body)
-            call.deadline = call.until = heart.for_call(call.born, patience_s, longest_s)
-            return await service(call)
-
-        return patient
+    that depends on what is asked; `story` has calls of one question share it, and say what they are built on."""
+    if story is not None:
+        return _in_a_story(service, heart, longer_s, story)
 
     async def punctual(call: Call) -> Answer:
-        call.deadline = call.until = heart.for_call(call.born, _patience_s(call.request))
+        longest_s = 0.0 if longer_s is None else longer_s(call.request.body)
+        call.deadline = call.until = heart.for_call(call.born, _patience_s(call.request), longest_s)
         return await service(call)
+
+    return punctual
+
+
+def _in_a_story(service: Service, heart: Deadline, longer_s: Callable[[bytes], float] | None, story: Story) -> Service:
+    questions = story.questions
+
+    async def punctual(call: Call) -> Answer:
+        longest_s = 0.0 if longer_s is None else longer_s(call.request.body)
+        call.deadline = call.until = heart.for_call(call.born, _patience_s(call.request), longest_s)
+        if questions.armed:
+            story.join(call)
+        answer = await service(call)
+        # who was answered by a primary while all is well has no story: 40 ns
+        return story.told(call, answer) if answer.reason or questions.armed else answer
 
     return punctual

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from hashlib import blake2b
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
+
+if TYPE_CHECKING:
+    from understudy.policies.questions import Question
 
 Kind = Literal["embed", "retrieve", "generate", "pass"]
 Header = tuple[bytes, bytes]
@@ -141,7 +144,8 @@ class Call:
     endpoints that have been asked, so that the next attempt goes to another. `key` is the same for calls that ask the
     same and may share an answer, and b"" for one that may not; `kept` says that a stale answer is there, which goes
     before a local one. `begun` is what another has said of the answer already, which is to be gone on with. `payer` is
-    whose budget it is counted against, where callers have budgets.
+    whose budget it is counted against, where callers have budgets. `question` is what it is a leg of, as far as that
+    is known: only where a fallback has answered another.
     """
 
     __slots__ = (
@@ -157,6 +161,7 @@ class Call:
         "key",
         "kind",
         "payer",
+        "question",
         "request",
         "route",
         "trace",
@@ -190,6 +195,7 @@ class Call:
         self.begun: Begun | None = None
         self.faults: tuple[str, ...] = ()
         self.payer = b""
+        self.question: Question | None = None
 
     @property
     def tenant(self) -> bytes:

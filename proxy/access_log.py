@@ -121,6 +121,9 @@ class Line(msgspec.Struct, gc=False, omit_defaults=True):
     tier: str | None = None
     source: str | None = None
     reason: str = ""
+    question: str = ""
+    legs: str = ""
+    """Of the question: those that a fallback has answered so far, this one among them."""
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -130,11 +133,13 @@ def line_of(exchange: Exchange, end: str) -> Line:
     """What is written down of a finished exchange."""
     call, answer, request = exchange.call, exchange.answer, exchange.request
     method, path, route, trace = _head_of(exchange)
-    kind, upstream_ms, attempts = "", None, None
+    kind, upstream_ms, attempts, named, legs = "", None, None, "", ""
     if call is not None:
         # whole microseconds: what comes of a clock has digits that nobody reads
         kind, upstream_ms, attempts = call.kind, int(call.upstream_s * 1e6) / 1000, call.attempts
         trace = trace or call.trace[3:35]
+        if call.question is not None and call.question.legs:
+            named, legs = call.question.id, call.question.built_on
     bytes_in = len(request.body)
     status, tier, source, reason = 0, None, None, ""
     if answer is not None:
@@ -161,6 +166,8 @@ def line_of(exchange: Exchange, end: str) -> Line:
         tier,
         source,
         reason,
+        named,
+        legs,
     )
 
 

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from understudy.policies.breaker import MODES
+from understudy.policies.questions import Questions
 from understudy.policies.shed import Shedder
 from understudy.proxy.arm_reports import ARM_METRICS, add_histogram, arm_metrics
 from understudy.proxy.bridge_reports import BRIDGE_METRICS, bridge_metrics
@@ -28,6 +29,7 @@ from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
 from understudy.proxy.mirror_reports import MIRROR_METRICS, mirror_metrics
 from understudy.proxy.prompter import Prompter
 from understudy.proxy.provenance import Provenance
+from understudy.proxy.question_reports import QUESTION_METRICS, question_metrics
 from understudy.proxy.recovery_reports import RECOVERY_METRICS, recovery_metrics
 from understudy.proxy.replica_reports import REPLICA_METRICS
 from understudy.proxy.spaces_reports import SPACES_METRICS, spaces_metrics
@@ -82,6 +84,7 @@ METRICS = {
     **LAST_WORDS_METRICS,
     **MIRROR_METRICS,
     **SPEND_METRICS,
+    **QUESTION_METRICS,
     "understudy_quota_waited_total": "Calls that waited for an endpoint's own quota to fill up",
     "understudy_quota_refused_total": "Calls not sent to an endpoint that has said its quota is spent",
     "understudy_tokens_refused_total": "Calls answered 429 by a rate limit of ours, by whose it is",
@@ -179,6 +182,8 @@ class Seen(Protocol):
     def spending(self) -> Spending | None: ...
     @property
     def health(self) -> Healths: ...
+    @property
+    def questions(self) -> Questions: ...
 
 
 class SidecarCollector(Collector):
@@ -205,6 +210,7 @@ class SidecarCollector(Collector):
         yield from mirror_metrics(self._seen.copies.mirrors)
         yield from recovery_metrics(self._seen.recovery)
         yield from spend_metrics(self._seen.accountant)
+        yield from question_metrics(routes, self._seen.questions)
         yield from budget_metrics(routes, self._seen.spending, self._seen.world.wall())
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)

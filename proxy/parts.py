@@ -21,6 +21,7 @@ from understudy.policies.chain import Link
 from understudy.policies.hedge import Hedge
 from understudy.policies.limit import Bulkhead
 from understudy.policies.observe import RouteTally
+from understudy.policies.questions import Publish, Questions
 from understudy.policies.quota import Quota
 from understudy.policies.service import Answer, Request, Service
 from understudy.policies.shed import Priority, Shedder
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from understudy.proxy.last_words import LastWords
     from understudy.proxy.likeness import Embed
     from understudy.proxy.provenance import Provenance
+    from understudy.proxy.questions import Story
     from understudy.proxy.watching import Watching
 
 
@@ -99,6 +101,7 @@ class RouteParts:
     continuations: Continuations | None = None
     budgets: Budgets | None = None
     held: HeldWrites | None = None
+    story: Story | None = None
     body_bytes_max: int = field(init=False)
     keep_alive_s: float = field(init=False)
     hit: Callable[[Request], Answer | None] | None = None
@@ -141,5 +144,9 @@ class World:
     """What is known of the vectors handed out."""
     shelf: Callable[[], Any] | None = None
     """The local collections, for policies that compare answers; raises Refused where there are none."""
+    questions: Questions | None = None
+    """The questions that a fallback had a part in."""
+    publish: Publish | None = None
+    """Tells the other workers of one."""
     state: Path | None = None
     """The folder where what policies have learnt outlives us."""

@@ -254,6 +254,11 @@ class Provenance:
             return Origin("", "", None, True)
         return None if entry is None else Origin(entry.space, entry.text, given, False, entry)
 
+    def text_of(self, vector: Sequence[float], tenant: bytes) -> str:
+        """The whole text that a vector is of, as far as it is remembered; '' where it is not."""
+        entry = self.ledger.find(array("f", vector).tobytes(), tenant)
+        return "" if entry is None or entry.is_cut else entry.text
+
     # --- kept over a restart ---------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from understudy.proxy.alert_settings import Alerts
 from understudy.proxy.cache_settings import SharedCache
 from understudy.proxy.health_settings import Health
 from understudy.proxy.overload_settings import Shedding
+from understudy.proxy.questions_settings import Questions
 from understudy.proxy.recovery_settings import Hook as Hook
 from understudy.proxy.recovery_settings import Recovery
 from understudy.proxy.replica_settings import Replicas
@@ -83,6 +84,7 @@ class Server(Frozen, frozen=True):
     ledger: Ledger = Ledger()
     spaces: dict[str, DeclaredSpace] = {}
     """What the vector spaces are that routes and tiers name; one that is only named is known by its name."""
+    questions: Questions = Questions()
     alerts: Alerts = Alerts()
     recovery: Recovery = Recovery()
     health: Health = Health()

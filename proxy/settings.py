@@ -33,6 +33,7 @@ from understudy.proxy.mirror_settings import Mirror
 from understudy.proxy.overload_settings import Limit, Quota, Shed, Tokens
 from understudy.proxy.overload_settings import Rate as Rate
 from understudy.proxy.overload_settings import Shedding as Shedding
+from understudy.proxy.questions_settings import Questions as Questions
 from understudy.proxy.server_settings import Limits as Limits
 from understudy.proxy.server_settings import Server
 from understudy.proxy.server_settings import ServerTls as ServerTls

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.policies.breaker import Forced, Mode
+from understudy.policies.questions import Publish, Questions, Told
 from understudy.policies.shed import Shedder
 from understudy.proxy.accepting import BACKLOG, Accepting
 from understudy.proxy.access_log import AccessLog
@@ -41,6 +42,7 @@ from understudy.proxy.provenance import DRAIN_S, Provenance
 from understudy.proxy.reading import BadPolicies, Fault, Reading, digest_folder, read_folder
 from understudy.proxy.rules import addresses, parse_address, unix_path
 from understudy.proxy.settings import LocalTier, Settings, Shedding, UpstreamTier
+from understudy.proxy.settings import Questions as QuestionSettings
 from understudy.proxy.spaces import plans_of
 from understudy.proxy.stack import RouteParts, World
 from understudy.proxy.tiers.local import Knowing
@@ -92,6 +94,9 @@ class Sidecar:
         self.fingerprints = Fingerprints(
             self.provenance.reembedding, dice=random.random, path=state / "fingerprints.json"
         )
+        self.questions = Questions(QuestionSettings())
+        # a worker tells the others by it what is built on a fallback
+        self.fell: Publish | None = None
         self.world = self._world(clock)
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
@@ -197,6 +202,8 @@ class Sidecar:
             shedder=self.shedder,
             embed=self.knowing.embed,
             provenance=self.provenance,
+            questions=self.questions,
+            publish=self._publish_question,
             shelf=self.knowing.shelf,
             state=self.state,
         )
@@ -224,7 +231,12 @@ class Sidecar:
         self.files_seen = reading.settings.digest, print_of(self._named)
         self.access_log.enabled = reading.settings.server.access_log
         self.shedder.rules = reading.settings.server.shed
+        self.questions.obey(reading.settings.server.questions)
         return self._assembler.assembled(reading.settings, None)
+
+    def _publish_question(self, told: Told) -> None:
+        if self.fell is not None:
+            self.fell(told)
 
     def look(self) -> tuple[str, str]:
         """Digests of the files that are watched, as they are now. May run in a thread."""
@@ -283,6 +295,7 @@ class Sidecar:
             log.warning("`local` has changed: it takes effect at the next start")
         self.access_log.enabled = stack.settings.server.access_log
         self.shedder.rules = stack.settings.server.shed
+        self.questions.obey(stack.settings.server.questions)
         for listener, address in zip(self.listeners, self._addresses, strict=True):
             listener.serve(stack.table.find, stack.settings.server.limits)
             listener.tls = context_for(address, stack.settings, stack.tls)
@@ -427,6 +440,8 @@ class Sidecar:
             listener.sweep(now)
         for pool in self.pools.values():
             pool.sweep(now)
+        if len(self.questions):
+            self.questions.sweep(now)
         if self.provenance.tick():
             self.loop.run_in_executor(None, self.provenance.save)
         if self.caches is not None:

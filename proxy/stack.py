@@ -42,6 +42,7 @@ from understudy.proxy.parts import EndpointParts as EndpointParts
 from understudy.proxy.parts import RouteParts as RouteParts
 from understudy.proxy.parts import TierParts as TierParts
 from understudy.proxy.parts import World as World
+from understudy.proxy.questions import Story, story_of
 from understudy.proxy.settings import (
     Endpoint,
     Limit,
@@ -67,6 +68,11 @@ ROUTE_ORDER = (
     ("shed", "before anything is done for a call that will not be answered; it is there only while the process lags"),
     ("fault", "inside observe, so that what was broken for callers on purpose is counted like any other trouble"),
     ("deadline", "before anything can wait, so that everything that waits knows until when"),
+    (
+        "question",
+        "in the deadline's own shell, since calls of one question share it; outside every cache, since what an answer "
+        "is built on is not to be kept",
+    ),
     ("tokens", "outside every cache, since a caller's rate is what it asks for; there only where rates are set"),
     (
         "spaces",
@@ -184,7 +190,7 @@ def assemble(
         service = caches.watching(service, dialect)
     service = build.spaced(service, space, plan)
     service = build.metered(service)
-    service = deadline(service, clocks, _longer_s(route))
+    service = deadline(service, clocks, _longer_s(route), build.story())
     if faults and has_faults(route):
         service = faulty_route(service, route, parts.arms, before.arms if before else None, dialect, build.tools)
     elif parts.cache is not None and route.split is None and parts.buckets is None:
@@ -326,6 +332,12 @@ class _Build:
         return spaced(
             service, parts.route, parts.dialect, space, plan, provenance, parts.links, world.clock, parts.held
         )
+
+    def story(self) -> Story | None:
+        """The route's part in questions, where it has any."""
+        parts = self.parts
+        parts.story = story_of(parts.route, parts.dialect, self.world, self.before.story if self.before else None)
+        return parts.story
 
     def metered(self, service: Service) -> Service:
         """`service` behind the route's own rate limits, where it has any."""

@@ -29,6 +29,7 @@ from understudy.proxy.health_reports import health_status, tier_status
 from understudy.proxy.held_reports import held_status
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.mirror_reports import mirror_status
+from understudy.proxy.question_reports import question_status
 from understudy.proxy.recovery_reports import recovery_status
 from understudy.proxy.rules import parse_address
 from understudy.proxy.settings import Settings
@@ -265,6 +266,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
             **({} if sidecar.chores.bridges is None else {"bridges": sidecar.chores.bridges.told}),
         },
         **recovery_status(sidecar.recovery),
+        **question_status(sidecar.questions, sidecar.world.clock()),
         "spaces": spaces_status(sidecar.provenance, sidecar.fingerprints),
         "routes": [_route_status(sidecar, name) for name in sidecar.stack.routes],
     }

@@ -43,6 +43,7 @@ from understudy.proxy.control.wire import (
     Cover,
     Diagnosed,
     Family,
+    Fell,
     Force,
     Happened,
     Hinted,
@@ -214,7 +215,7 @@ class Parent:
                     self._take(place, message)
                 case Sayings():
                     self.hear(message.said, place)
-                case Written() | Step():
+                case Written() | Step() | Fell():
                     for other in self.places:
                         if other is not place and other.channel is not None:
                             other.channel.send(message)

@@ -17,6 +17,7 @@ from understudy.proxy.arm_reports import merged_arms
 from understudy.proxy.control.wire import Family, Sample
 from understudy.proxy.health_reports import merged_health
 from understudy.proxy.mirror_reports import merged_mirrors
+from understudy.proxy.question_reports import merged_questions
 from understudy.proxy.recovery_reports import merged_recovery
 from understudy.proxy.spend_reports import merged_spend
 from understudy.proxy.watch_reports import merged_watch
@@ -175,6 +176,7 @@ def merged_status(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "local": waiting,
         **merged_health(statuses),
         **({"tls": first["tls"]} if "tls" in first else {}),
+        **merged_questions(statuses),
         **merged_recovery(statuses),
         "routes": [_merged_route(routes) for routes in by_name.values()],
     }

@@ -16,6 +16,7 @@ from understudy.policies.breaker import Forced
 from understudy.policies.events import Event
 from understudy.policies.forecast import Reading
 from understudy.policies.health import Diagnosis
+from understudy.policies.questions import Told as QuestionTold
 from understudy.policies.tiering import Pin
 from understudy.proxy.control.hinting import Opening
 
@@ -73,6 +74,12 @@ class Step(msgspec.Struct, tag=True, frozen=True):
     rung: str
 
 
+class Fell(msgspec.Struct, tag=True, frozen=True):
+    """A fallback has answered a leg of a question: from the worker whose it was, and on to all the others."""
+
+    told: list[QuestionTold]
+
+
 class Force(msgspec.Struct, tag=True, frozen=True):
     """To a worker: what an operator has said of breakers."""
 
@@ -103,7 +110,7 @@ class Hinted(msgspec.Struct, tag=True, frozen=True):
     hints: list[Opening]
 
 
-Message = Diagnosed | Pinned | Hinted | Step | Happened | Written | Report | Sayings | Ask | Cover | Force
+Message = Diagnosed | Pinned | Hinted | Step | Happened | Written | Report | Sayings | Ask | Cover | Force | Fell
 
 
 class Channel:

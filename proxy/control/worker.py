@@ -30,6 +30,7 @@ from understudy.proxy.control.wire import (
     Channel,
     Cover,
     Diagnosed,
+    Fell,
     Force,
     Happened,
     Hinted,
@@ -92,6 +93,7 @@ class Worker:
         channel = self._channel = await Channel.on(socket.socket(fileno=self._post.control))
         channel.send(self._report(0))
         self._sidecar.written = lambda names: channel.send(Written(names))
+        self._sidecar.fell = lambda told: channel.send(Fell([told]))
         self._sidecar.climb_elsewhere = lambda component, rung: channel.send(Step(component, rung))
         events = self._sidecar.events
         channel.send(Happened(list(events.recent)))
@@ -137,6 +139,9 @@ class Worker:
                         self._sidecar.health.pin(pin.rank, pin.route)
                 case Hinted():
                     heed(self._sidecar.routes, message.hints, self._sidecar.world.clock())
+                case Fell():
+                    for one in message.told:
+                        self._sidecar.questions.hear(one, self._sidecar.world.clock())
                 case Force():
                     for one in message.said:
                         self._sidecar.force(one)

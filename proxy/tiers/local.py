@@ -21,7 +21,7 @@ from understudy.indexes.points import is_derived
 from understudy.models.errors import DeadlinePassed, ModelError, Overloaded
 from understudy.models.space import Space, same_space
 from understudy.policies.last_words import message_text
-from understudy.policies.service import Answer, Call, Failed, Refused, Service
+from understudy.policies.service import Answer, Call, Failed, Header, Refused, Service
 from understudy.proxy.asks import (
     CollectionInfo,
     EmbedAsk,
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["EXTRACTIVE_MODEL", "Knowing", "Model", "local_tier"]
 
 TextKind = Literal["query", "document"]
+BY_WORDS: Header = (b"x-understudy-search", b"keywords")
+"""Of a search by a vector that was answered by its words alone."""
 EXTRACTIVE_MODEL = "understudy-extractive"
 SLICE_TEXTS_MAX = 128
 """How many texts of one call wait before the model at once, so that a large call doesn't fill the queue by itself."""
@@ -205,6 +207,8 @@ class _Local:
 
         def found() -> Answer:
             answer = self.dialect.retrieved(ask, self._result(watched or shelf, asked), now() - began)
+            if has_vectors(ask) and not has_vectors(asked):
+                answer.add(*BY_WORDS)
             if mapped:
                 answer.add(SPACE_HEADER, mapped.encode("ascii", "replace"))
             if watched is not None:

@@ -29,6 +29,7 @@ from understudy.indexes.snapshot import write_snapshot
 from understudy.models.batcher import Batcher
 from understudy.models.space import Space
 from understudy.policies.marks import first_handle
+from understudy.policies.questions import Questions
 from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.dialects.base import BadRequest
@@ -148,6 +149,7 @@ class TwoSpaces:
         far: Callable[[str], Floats] = far,
         worded: bool = True,
         state: Path | None = None,
+        questions: Questions | None = None,
     ) -> None:
         self.documents = list(documents)
         self.far, self.worded = far, worded
@@ -170,8 +172,14 @@ class TwoSpaces:
         self.plans = plans_of(settings)
         self.skipped_s = 0.0
         clock = self._clock
-        dice = random.Random(1).random
-        self.world = World(clock, asyncio.sleep, dice=dice, provenance=self.provenance, state=state)
+        self.world = World(
+            clock,
+            asyncio.sleep,
+            dice=random.Random(1).random,
+            provenance=self.provenance,
+            questions=questions,
+            state=state,
+        )
         self.embed_parts = self._assembled(self.embeddings)
         self.retrieve_parts = self._assembled(self.retrieval)
 

@@ -45,6 +45,8 @@ PLAIN = DIALECTS["plain"]
 NO_NEIGHBOURS = {
     ("watch", "stream"): "who goes on with a stream is asked by itself: in neither order is anything of it looked at",
     ("stream", "mirror"): "one is for generated answers, the other for writes to collections: no route has both",
+    ("deadline", "question"): "no layer: it stands in the deadline's own shell",
+    ("question", "tokens"): "no layer: it stands in the deadline's own shell",
     ("mirror", "spend"): "one is for writes to collections, the other for what costs tokens: no route has both",
     ("spend", "chain"): "the chain stands round nothing: it asks the tiers",
     ("fault", "stream"): "no layer: what the tier itself holds its streams to",
