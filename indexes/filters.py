@@ -47,6 +47,7 @@ _BOUNDS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "gt": operator.gt,
     "gte": operator.ge,
 }
+_FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
 _WORD: Final = re.compile(r"[^\W_]+")
 _MOMENT: Final = re.compile(
     r"\s*(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?(?: ?(Z|z|[+-]\d\d(?::?\d\d)?)| UTC)?)?)?",
@@ -190,7 +191,7 @@ def _match(json: object) -> _Test:
         return _one_of(wanted, word)
     if not isinstance(wanted, str):
         raise UnknownFilter(f"match.{word} must be a string, got {wanted!r}")
-    return _TEXT_TESTS[word](wanted)
+    return TEXT_TESTS[word](wanted)
 
 
 def _equal_to(wanted: bool | int | str) -> _Test:
@@ -248,7 +249,7 @@ def _phrase(wanted: str) -> _Test:
     return holds
 
 
-_TEXT_TESTS: Final[Mapping[str, Callable[[str], _Test]]] = {
+TEXT_TESTS: Final[Mapping[str, Callable[[str], _Test]]] = {
     "text": _all_words,
     "text_any": _any_word,
     "phrase": _phrase,
@@ -310,6 +311,12 @@ def moment_of(text: str) -> datetime | None:
         )
     except ValueError:
         return None
+
+
+def microseconds_of(text: str) -> int | None:
+    """The moment a payload string stands for in microseconds since the year 1; None if it is no date."""
+    moment = moment_of(text)
+    return None if moment is None else (moment - _FIRST) // timedelta(microseconds=1)
 
 
 def _zone(offset: str | None) -> timezone:

@@ -6,22 +6,25 @@ once. Damage to what is derived is logged, kept in `.damage` and mended in memor
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 import numpy as np
 
 from understudy.indexes.conditions import Condition
-from understudy.indexes.faults import CorruptIndex
+from understudy.indexes.faults import BadId, CorruptIndex
+from understudy.indexes.fields import Fields
 from understudy.indexes.filters import compile_filter
 from understudy.indexes.keywords import Keywords, open_keywords, write_keywords
 from understudy.indexes.masks import Gatherings, Masks, filter_key
 from understudy.indexes.points import Payload, Point, PointId, searchable
 from understudy.indexes.records import KeptShape
 from understudy.indexes.snapshot import (
+    FIELDS,
     KEYWORDS,
     POINTS,
     Generation,
@@ -81,6 +84,7 @@ class Frozen:
             called: self._vector_index(generation, called, kept, files[called], exact_below)
             for called, kept in self.shapes.items()
         }
+        self._fields = self._part(FIELDS, lambda: self._opened_fields(generation), lambda: None)
         self.keywords = self._part(KEYWORDS, lambda: self._opened_keywords(generation), self._keywords_again)
 
     @property
@@ -119,10 +123,16 @@ class Frozen:
             words = zip(ids, self.store.words(), strict=True)
             marks = (filter.passes(point_id, payload, text) for point_id, (text, payload) in words)
             return np.fromiter(marks, np.bool_, self.count)
-        payloads = self._held_payloads() if self.count <= PAYLOADS_HELD_MAX else self.store.payloads()
         if isinstance(filter, Condition):
-            return np.fromiter(map(filter.passes, ids, payloads, itertools.repeat("")), np.bool_, self.count)
-        return np.fromiter(map(compile_filter(filter, self._has_vector), ids, payloads), np.bool_, self.count)
+            tests = map(filter.passes, ids, self._payloads_to_go_through(), itertools.repeat(""))
+            return np.fromiter(tests, np.bool_, self.count)
+        passes = compile_filter(filter, self._has_vector)
+        if self._fields is not None and (mask := self._fields.mask(filter)) is not None:
+            return mask
+        return np.fromiter(map(passes, ids, self._payloads_to_go_through()), np.bool_, self.count)
+
+    def _payloads_to_go_through(self) -> Iterable[Payload]:
+        return self._held_payloads() if self.count <= PAYLOADS_HELD_MAX else self.store.payloads()
 
     def _has_vector(self, point_id: PointId, name: str) -> bool:
         index, row = self.vectors.get(name), self.store.row_of(point_id)
@@ -173,7 +183,7 @@ class Frozen:
             due = prepared(checked_vector(stored, kept.dimensions, "stored"), distance)
             if not np.allclose(matrix[row], due, rtol=1e-5, atol=1e-7):
                 raise CorruptIndex(f"{files.vectors}: row {row} is not the vector of point {point.id!r}")
-        return VectorIndex(matrix, distance, present=present)
+        return VectorIndex(matrix, distance, present=present, compiled=built())
 
     def _vectors_again(self, called: str, kept: KeptShape) -> VectorIndex:
         matrix = np.zeros((self.count, kept.dimensions), np.float32)
@@ -185,11 +195,31 @@ class Frozen:
         if files.graph not in manifest.files:
             return index
         graph = opened_graph(generation.folder / files.graph, index.matrix, index.distance, index.held, built())
-        index = VectorIndex(index.matrix, index.distance, graph, index.present)
+        index = VectorIndex(index.matrix, index.distance, graph, index.present, built())
         probes = manifest.named_probes.get(called, []) if called else manifest.probes
         if failed := failed_probes(index, probes):
             raise CorruptIndex(f"{files.graph}: {failed} of {len(probes)} self-queries came back wrong")
         return index
+
+    def _opened_fields(self, generation: Generation) -> Fields | None:
+        # generations of earlier versions have none
+        is_there = FIELDS in generation.manifest.files
+        return Fields.open(generation.folder / FIELDS, self.count, self._rows_of, self._rows_with) if is_there else None
+
+    def _rows_of(self, ids: Iterable[PointId]) -> list[int]:
+        found: list[int] = []
+        for point_id in ids:
+            with contextlib.suppress(BadId):  # nothing has an id that none can have
+                row = self.store.row_of(point_id)
+                found += [] if row is None else [row]
+        return found
+
+    def _rows_with(self, name: str) -> Mask:
+        """Which rows have a vector of this name."""
+        index = self.vectors.get(name)
+        if index is None:
+            return np.zeros(self.count, np.bool_)
+        return np.ones(self.count, np.bool_) if index.present is None else index.present.copy()
 
     def _opened_keywords(self, generation: Generation) -> Keywords:
         keywords = open_keywords(generation.folder / KEYWORDS)
@@ -202,8 +232,8 @@ class Frozen:
 
 
 def bytes_of(manifest: Manifest) -> int:
-    """About how much memory an open generation takes: matrices and links of graphs whole, keys, and payloads once
-    filtered."""
+    """About how much memory an open generation takes: matrices and links of graphs whole, columns, keys, and
+    payloads once they had to be gone through."""
     files = vector_files(manifest.named)
     vectors = graphs = 0
     for called in manifest.shapes:
@@ -214,6 +244,7 @@ def bytes_of(manifest: Manifest) -> int:
         vectors += matrix
         # hnswlib keeps vectors of its own; who walks without it needs the links alone
         graphs += graph if built() is None else max(0, graph - matrix)
+    columns = manifest.files[FIELDS].bytes if FIELDS in manifest.files else 0
     words = max(0, (manifest.files[POINTS].bytes if POINTS in manifest.files else 0) - vectors)
     payloads = _DECODED * words if manifest.count <= PAYLOADS_HELD_MAX else 0
-    return vectors + graphs + payloads + _KEY_BYTES * manifest.count
+    return vectors + graphs + columns + payloads + _KEY_BYTES * manifest.count

@@ -9,6 +9,7 @@
         points.sqlite    the truth
         vectors.npy      derived: prepared float32 [n, d], row = rank of the id
         keywords/        derived: the tantivy index, or SQLite's where there is no tantivy
+        fields.msgpack   derived: columns that answer filters; older generations have none
         graph.hnsw       derived, and only in large collections
         present.npy      which rows have a vector, where some do not; vectors-1.npy, ...: those of the first name, ...
       journal/           what was written since (see `journal`); a manifest says `through` which entry it holds it all
@@ -42,6 +43,7 @@ import numpy as np
 
 from understudy.indexes.build_graph import build_graph
 from understudy.indexes.faults import BadPoint, Busy, CorruptIndex, IndexFault
+from understudy.indexes.fields import write_columns
 from understudy.indexes.journal import Journal
 from understudy.indexes.keywords import write_keywords
 from understudy.indexes.points import Point, searchable
@@ -64,6 +66,7 @@ VECTORS: Final = "vectors.npy"
 PRESENT: Final = "present.npy"
 GRAPH: Final = "graph.hnsw"
 KEYWORDS: Final = "keywords"
+FIELDS: Final = "fields.msgpack"
 
 _CURRENT: Final = "CURRENT"
 _LOCK: Final = "LOCK"
@@ -248,6 +251,7 @@ class _Writer:
             self._stage(2, "keywords")
             (temporary / KEYWORDS).mkdir()
             write_keywords((searchable(*words) for words in store.words()), temporary / KEYWORDS)
+            write_columns(temporary / FIELDS, store.payloads(), map(store.id_of, range(store.count)))
             words_sum = store.words_sum()
         finally:
             store.close()
@@ -265,8 +269,7 @@ class _Writer:
         self._stage(5, "name")
         # the one that would be served: a rotten one falls back on nobody, and would push out the one that does
         previous = find_generation(self._folder, [])
-        numbers = [_number(path.name) for path in generations(self._folder)]
-        name = f"g-{max(numbers, default=0) + 1:06}"
+        name = f"g-{max((_number(path.name) for path in generations(self._folder)), default=0) + 1:06}"
         temporary.rename(self._folder / name)
         _sync(self._folder)
         self._step("current")

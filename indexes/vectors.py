@@ -2,7 +2,7 @@
 
     no graph                            -> exact over all rows, or over those allowed, gathered, where they are few
     nothing forbidden                   -> ask the graph for k --RuntimeError--> 4*ef --> exact over all rows
-    allowed <= 4 000, or gathered before -> exact over the gathered rows
+    allowed <= 4 000, or gathered before -> exact over the gathered rows; walk.c compares unit vectors where they lie
     allowed >= 20 %                     -> ask the graph for 4*k / selectivity --too few left--> as below
     allowed <= 20 % or <= 20 000        -> exact over the gathered rows; else over all
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from understudy.indexes.faults import BadQuestion, CorruptIndex
 from understudy.indexes.points import Vector
 from understudy.indexes.store import checked_vector
-from understudy.indexes.walk import Walk
+from understudy.indexes.walk import Walk, products
 
 Matrix: TypeAlias = NDArray[np.float32]
 Rows: TypeAlias = NDArray[np.int64]
@@ -51,6 +51,9 @@ _OVERFETCH_MAX: Final = 400
 # and as many more as a fiftieth of all rows, beyond which scanning them costs no more
 _OVERFETCH_PART: Final = 50
 _BLOCK_ROWS: Final = 1_024
+# fewer are copied together in no time; products of unit vectors that are summed in another order differ by far less
+_SIFTED_ROWS: Final = 500
+_SIFTED_SLACK: Final = 1e-4
 _PROBES_TRIED: Final = 64
 PROBES: Final = 32
 
@@ -212,16 +215,23 @@ class Gathered:
 class VectorIndex:
     """Nearest rows of a prepared matrix [n, d], by scan or by graph. Never changed once made; safe from any thread.
 
-    `present` [n] marks the rows that have a vector; None if all do.
+    `present` [n] marks the rows that have a vector; None if all do. `compiled` is walk.c, where there is one: it
+    compares unit vectors where they lie.
     """
 
     def __init__(
-        self, matrix: Matrix, distance: Distance, graph: Nearest | None = None, present: Mask | None = None
+        self,
+        matrix: Matrix,
+        distance: Distance,
+        graph: Nearest | None = None,
+        present: Mask | None = None,
+        compiled: ctypes.CDLL | None = None,
     ) -> None:
         self.matrix = matrix
         self.distance = distance
         self.graph = graph
         self.present = present
+        self._compiled = compiled if distance is Distance.COSINE and matrix.flags.c_contiguous else None
         self.held = self.count if present is None else int(np.count_nonzero(present))
 
     @property
@@ -255,6 +265,8 @@ class VectorIndex:
         if gathered is not None and allowed is not None and live < self.held:
             return self._among(gathered, wanted, k, allowed)
         rows = self._candidates(wanted, k, allowed, live)
+        if rows is not None and self._compiled is not None and len(rows) > max(_SIFTED_ROWS, k):
+            rows = self._sifted(self._compiled, wanted, rows, k)
         scores = self._scores(wanted, rows)
         if rows is None and allowed is not None:
             rows = np.flatnonzero(allowed)
@@ -266,7 +278,7 @@ class VectorIndex:
         too much for. None where they are too few for that, or too many."""
         marks = mask if self.present is None else mask & self.present
         live = int(np.count_nonzero(marks))
-        if self.graph is None or not _GATHER_ROWS < live <= _GATHER_SHARE_MAX * self.held:
+        if self._compiled is not None or self.graph is None or not _GATHER_ROWS < live <= _GATHER_SHARE_MAX * self.held:
             return None
         rows = np.flatnonzero(marks)
         return Gathered(rows, self.matrix[rows])
@@ -293,6 +305,11 @@ class VectorIndex:
                 return rows
         is_gathered = live <= max(_GATHER_ROWS_MAX, _GATHER_SHARE_MAX * self.held)
         return np.flatnonzero(allowed) if is_gathered else None
+
+    def _sifted(self, compiled: ctypes.CDLL, query: Vector, rows: Rows, k: int) -> Rows:
+        """Those of `rows` that may be among the k best; numpy's products then decide."""
+        near = products(compiled, self.matrix, rows, query)
+        return rows[near >= np.partition(near, len(near) - k)[len(near) - k] - _SIFTED_SLACK]
 
     def _among(self, gathered: Gathered, query: Vector, k: int, allowed: Mask) -> tuple[Rows, Matrix]:
         scores = self._scores_of(gathered.matrix, query)

@@ -14,7 +14,7 @@
 #include <string.h>
 
 #ifndef VERSION
-#define VERSION 1
+#define VERSION 2
 #endif
 
 #define INLINED static inline __attribute__((always_inline))
@@ -137,9 +137,8 @@ INLINED float summed(const Lanes *several) {
     return sum;
 }
 
-INLINED float far_from(const Graph *graph, const float *query, uint32_t node, int squared) {
-    const float *row = graph->matrix + (size_t)graph->rows[node] * graph->dimensions;
-    size_t dimensions = graph->dimensions, i = 0;
+INLINED float apart(const float *row, const float *query, size_t dimensions, int squared) {
+    size_t i = 0;
     Lanes one, other, sums[4] = {{0}, {0}, {0}, {0}};
     for (; i + 4 * LANES <= dimensions; i += 4 * LANES)
         for (size_t part = 0; part < 4; part++) {
@@ -158,6 +157,26 @@ INLINED float far_from(const Graph *graph, const float *query, uint32_t node, in
     for (; i < dimensions; i++)
         sum += squared ? (query[i] - row[i]) * (query[i] - row[i]) : query[i] * row[i];
     return squared ? sum : -sum;
+}
+
+INLINED float far_from(const Graph *graph, const float *query, uint32_t node, int squared) {
+    return apart(graph->matrix + (size_t)graph->rows[node] * graph->dimensions, query, graph->dimensions, squared);
+}
+
+/* Have the beginning of a vector on its way into the cache; the processor guesses the rest. */
+INLINED void fetched(const float *row, size_t dimensions) {
+    for (size_t i = 0; i < dimensions && i < FETCHED_FLOATS; i += 16)
+        __builtin_prefetch(row + i);
+}
+
+/* The products of a query with `count` rows of a matrix, where they lie. */
+INLINED void products(const float *matrix, uint64_t dimensions, const int64_t *rows, uint64_t count,
+                      const float *query, float *to) {
+    for (uint64_t i = 0; i < count; i++) {
+        if (i + AHEAD < count)
+            fetched(matrix + (size_t)rows[i + AHEAD] * dimensions, dimensions);
+        to[i] = -apart(matrix + (size_t)rows[i] * dimensions, query, dimensions, 0);
+    }
 }
 
 /* -- heaps: the nearest on top, or with `worst` the farthest ------------------------------------------------------- */
@@ -219,14 +238,6 @@ INLINED Near entered(const Graph *graph, const float *query, int squared) {
     return best;
 }
 
-/* Have the beginning of a vector on its way into the cache; the processor guesses the rest. */
-INLINED void fetched(const Graph *graph, uint32_t node) {
-    const float *row = graph->matrix + (size_t)graph->rows[node] * graph->dimensions;
-    size_t floats = graph->dimensions < FETCHED_FLOATS ? graph->dimensions : FETCHED_FLOATS;
-    for (size_t i = 0; i < floats; i += 16)
-        __builtin_prefetch(row + i);
-}
-
 INLINED int gone_round(const Graph *graph, const float *query, size_t ef, int squared, Heap *ahead, Heap *found,
                        uint64_t *seen) {
     uint32_t fresh_ones[WIDTH_MAX];
@@ -248,10 +259,10 @@ INLINED int gone_round(const Graph *graph, const float *query, size_t ef, int sq
             }
         }
         for (uint32_t i = 0; i < fresh && i < AHEAD; i++)
-            fetched(graph, fresh_ones[i]);
+            fetched(graph->matrix + (size_t)graph->rows[fresh_ones[i]] * graph->dimensions, graph->dimensions);
         for (uint32_t i = 0; i < fresh; i++) {
             if (i + AHEAD < fresh)
-                fetched(graph, fresh_ones[i + AHEAD]);
+                fetched(graph->matrix + (size_t)graph->rows[fresh_ones[i + AHEAD]] * graph->dimensions, graph->dimensions);
             Near next = {far_from(graph, query, fresh_ones[i], squared), fresh_ones[i]};
             if (found->held == ef && next.far >= found->at[0].far)
                 continue;
@@ -287,18 +298,32 @@ INLINED int64_t nearest(const Graph *graph, const float *query, uint64_t ef, uin
 
 #if defined(__x86_64__)
 /* chosen when it is called: an image runs on other processors than it was built on */
-__attribute__((target("avx2,fma"))) static int64_t nearest_wide(const Graph *graph, const float *query, uint64_t ef,
-                                                                uint64_t k, int64_t *rows) {
+#define IS_WIDE (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define WIDE __attribute__((target("avx2,fma")))
+WIDE static int64_t nearest_wide(const Graph *graph, const float *query, uint64_t ef, uint64_t k, int64_t *rows) {
     return nearest(graph, query, ef, k, rows);
 }
+WIDE static void products_wide(const float *matrix, uint64_t dimensions, const int64_t *rows, uint64_t count,
+                               const float *query, float *to) {
+    products(matrix, dimensions, rows, count, query, to);
+}
+#else
+#define IS_WIDE 0
+#define nearest_wide nearest
+#define products_wide products
 #endif
 
 /* Write the rows of the `k` nearest found by looking at `ef` at a time, in no order; how many there are, or -1 where
  * memory has run out. */
 int64_t walk_nearest(const Graph *graph, const float *query, uint64_t ef, uint64_t k, int64_t *rows) {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return nearest_wide(graph, query, ef, k, rows);
-#endif
-    return nearest(graph, query, ef, k, rows);
+    return IS_WIDE ? nearest_wide(graph, query, ef, k, rows) : nearest(graph, query, ef, k, rows);
+}
+
+/* See `products`. */
+void walk_products(const float *matrix, uint64_t dimensions, const int64_t *rows, uint64_t count, const float *query,
+                   float *to) {
+    if (IS_WIDE)
+        products_wide(matrix, dimensions, rows, count, query, to);
+    else
+        products(matrix, dimensions, rows, count, query, to);
 }

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from understudy.indexes.faults import CorruptIndex
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 # HierarchicalNSW::saveIndex, of hnswlib 0.5 to 0.8: offset of level 0, room, nodes, bytes of one, its label and vector
 # within it; levels, entry; links of a node above level 0 and at most on it, M, the level's multiplier, ef_construction
@@ -112,9 +112,22 @@ def load(path: Path) -> ctypes.CDLL | None:
     compiled.walk_read.argtypes = [at, u64, u64, u64, at, u64, u32, u32, u32, u64, at, at, at, at, at]
     compiled.walk_nearest.argtypes = [at, at, u64, u64, at]
     compiled.walk_nearest.restype = ctypes.c_int64
+    compiled.walk_products.argtypes = [at, u64, at, u64, at, at]
+    compiled.walk_products.restype = None
     compiled.walk_touch.argtypes = [at, u64]
     compiled.walk_touch.restype = u64
     return compiled
+
+
+def products(
+    compiled: ctypes.CDLL, matrix: NDArray[np.float32], rows: NDArray[np.int64], query: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The products [m] of a query [d] with some rows of a matrix [n, d], read where they lie: copying them together
+    would cost as much again. Summed in another order than numpy's, so they differ in their last bits."""
+    found = np.empty(len(rows), np.float32)
+    args = _address(matrix), matrix.shape[1], _address(rows), len(rows), _address(query), _address(found)
+    compiled.walk_products(*args)
+    return found
 
 
 def _read(

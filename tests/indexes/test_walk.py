@@ -13,7 +13,7 @@ from tests.indexes.some import clustered
 from tests.kit.processes import REPOSITORY, needs
 from understudy.indexes import walk
 from understudy.indexes.faults import CorruptIndex
-from understudy.indexes.vectors import Distance, Graph, Mask, Matrix, Walked, opened_graph, prepared
+from understudy.indexes.vectors import Distance, Graph, Mask, Matrix, VectorIndex, Walked, opened_graph, prepared
 from understudy.indexes.walk import Walk
 
 SQUARED = {Distance.COSINE: False, Distance.DOT: False, Distance.EUCLID: True}
@@ -136,6 +136,22 @@ def test_whatever_a_graph_holds_no_walk_leads_outside_of_it(seed: int, compiled:
         rows = found.nearest(matrix[turn], 20, 128)
         assert ((rows >= 0) & (rows < 200)).all()
     assert refused
+
+
+@pytest.mark.parametrize("dimensions", [3, 37, 384])
+def test_rows_compared_where_they_lie_are_the_rows_that_a_scan_finds(dimensions: int, compiled: ctypes.CDLL):
+    matrix = prepared(clustered(3_000, dimensions), Distance.COSINE)
+    # as good as each other: the order of rows decides, and both have to go by it
+    matrix[1_000:1_400] = matrix[1_000]
+    sifting, scanning = (VectorIndex(matrix, Distance.COSINE, compiled=each) for each in (compiled, None))
+    dice = np.random.default_rng(4)
+    for share in (0.2, 0.4, 0.9):
+        allowed = dice.random(3_000) < share
+        for query in [*prepared(clustered(10, dimensions, seed=5), Distance.COSINE), matrix[1_000], 0 * matrix[0]]:
+            for k in (1, 10, 700):
+                ours, theirs = (each.search(query, k, allowed) for each in (sifting, scanning))
+                np.testing.assert_array_equal(ours[0], theirs[0])
+                np.testing.assert_array_equal(ours[1], theirs[1])
 
 
 def test_a_walk_c_of_another_time_is_not_called(tmp_path: Path):
