@@ -52,12 +52,13 @@ class Applied:
 @dataclass(frozen=True, slots=True)
 class Stats:
     """What a collection takes. `tail` counts points not compacted yet, dead ones too; `tombstones` the frozen rows that
-    no longer count; `bytes` is about what it takes of memory."""
+    no longer count; `bytes` is about what it takes of memory; `generation` names what was compacted last."""
 
     points: int
     tail: int
     tombstones: int
     bytes: int
+    generation: str = ""
 
 
 class Collection:
@@ -166,7 +167,7 @@ class Collection:
     def stats(self) -> Stats:
         """What it takes."""
         view = self._view
-        return Stats(view.count, view.tail.count, view.tombstones, self._live.bytes_held)
+        return Stats(view.count, view.tail.count, view.tombstones, self._live.bytes_held, self._current or "")
 
     @property
     def load(self) -> Load:

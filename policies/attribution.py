@@ -14,7 +14,7 @@ Poisson being conjugate: the ratio of two Gammas is a Beta's odds (DeGroot, Opti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import exp, lgamma, log, log1p
 from typing import NamedTuple
 
@@ -73,9 +73,13 @@ class Suspect(NamedTuple):
 
 
 def suspects(
-    changes: Iterable[Change], failures: Iterable[float], spells: Sequence[Spell], now: float, component: str = WHOLE
+    changes: Iterable[Change],
+    failures: Iterable[float],
+    spells: Sequence[Spell],
+    now: float,
+    components: Collection[str] = (),
 ) -> list[Suspect]:
-    """The changes of the last day by how likely the failures of `component` are theirs, the likeliest first."""
+    """The changes of the last day by how likely the failures of these components are theirs, the likeliest first."""
     recent = sorted(change for change in changes if now - AFTER_S_MAX <= change.at <= now)[-CHANGES_MAX:]
     if not recent:
         return []
@@ -93,7 +97,7 @@ def suspects(
         probability = probability_worse(before, before_s, after, after_s)
         gain = _log_likelihood(before, before_s) + _log_likelihood(after, after_s) - nothing
         # what became better was not broken: its likelihood is none of an explanation of failures
-        weights.append(match(change.component, component) * exp(min(gain, 500.0)) * probability)
+        weights.append(match(change.component, components) * exp(min(gain, 500.0)) * probability)
         found.append(Suspect(change, probability, 0.0, before, after, before_s, after_s, is_accused=False))
     # that nothing changed is as likely beforehand as that one of them did it
     total = sum(weights) + len(recent)
@@ -121,11 +125,11 @@ def exposure_s(spells: Iterable[Spell], since: float, until: float) -> float:
     return sum(max(0.0, min(until, spell.until) - max(since, spell.since)) for spell in spells)
 
 
-def match(changed: str, failing: str) -> float:
-    """How much sooner a change to `changed` is believed to have broken `failing` than one to the whole."""
-    if changed == WHOLE or failing == WHOLE:
+def match(changed: str, failing: Collection[str]) -> float:
+    """How much sooner a change to `changed` is believed to have broken these than one to the whole."""
+    if changed == WHOLE or not failing:
         return ANY
-    return SAME if changed == failing else OTHER
+    return SAME if changed in failing else OTHER
 
 
 def probability_worse(before: int, before_s: float, after: int, after_s: float, times: float = TIMES_WORSE) -> float:

@@ -24,6 +24,7 @@ from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.outcomes import base_table
+from understudy.proxy.peeks import Peek
 from understudy.proxy.prompter import foreseen_of
 from understudy.proxy.provenance import Provenance
 from understudy.proxy.routes import Table
@@ -76,6 +77,7 @@ class Assembler:
         fingerprints: Fingerprints,
         copies: Copies,
         published: Callable[[list[str]], None],
+        peek_of: Callable[[tuple[str, str, str]], Peek],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._world = world
@@ -86,6 +88,7 @@ class Assembler:
         self._fingerprints = fingerprints
         self._copies = copies
         self._published = published
+        self._peek_of = peek_of
         self._handles: dict[str, Handles] = {}
         self._plans: Mapping[str, Plan] = {}
         self.caches: Caches | None = None
@@ -160,14 +163,14 @@ class Assembler:
         pools[key] = pool
         marks = Marks(self._pseudonym, forwarded=settings.server.forwarded, trace=settings.server.trace)
         judge = tier_judge(route, tier, dialect, base)
-        holds = can_fail_over(settings, route, tier.name)
+        ask = partial(upstream_tier, holds=can_fail_over(settings, route, tier.name), peek=self._peek_of(key))
         if tier.speaks is not None:
             # whatever key it is sent is ours: the caller's stays here
             judge = judge._replace(own_key=True)
-            spoken = upstream_tier(tier, DIALECTS[tier.speaks], pool, self._world.clock, marks, judge, holds=holds)
+            spoken = ask(tier, DIALECTS[tier.speaks], pool, self._world.clock, marks, judge)
             spoken = self._counted(spoken, settings, route, tier, tier.speaks)
             return translating(prefilled_by(route, tier, spoken), tier, dialect)
-        service = upstream_tier(tier, dialect, pool, self._world.clock, marks, judge, holds=holds)
+        service = ask(tier, dialect, pool, self._world.clock, marks, judge)
         service = self._counted(service, settings, route, tier, route.dialect)
         service = prefilled_by(route, tier, service)
         handles = self._handles_of(route)

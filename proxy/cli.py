@@ -71,7 +71,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def parser() -> argparse.ArgumentParser:
     """The command line, with every subcommand's own help."""
-    from understudy.proxy import commands, forecast_commands, local_commands, model_commands
+    from understudy.proxy import commands, forecast_commands, journal_commands, local_commands, model_commands
     from understudy.proxy.bench import command as bench_command
 
     top = argparse.ArgumentParser(
@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"understudy {version('understudy')}")
     groups = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_to(groups)
+    journal_commands.add_to(groups)
     bench_command.add_to(groups)
     forecast_commands.add_to(groups)
     local_commands.add_to(groups)

@@ -38,7 +38,7 @@ Groups = Any  # argparse names the type of add_subparsers() only privately
 def add_to(groups: Groups) -> None:
     """Add this module's commands to the command line."""
     run = groups.add_parser("run", help="run the sidecar", description="Run the sidecar until SIGTERM or SIGINT.")
-    _add_policies(run)
+    add_policies(run)
     run.add_argument("--listen", metavar="HOST:PORT", help="where applications come in (default 127.0.0.1:8787)")
     run.add_argument("--admin", metavar="HOST:PORT", help="metrics, probes, status (default 127.0.0.1:8788)")
     run.add_argument("--state", metavar="DIR", help="index, models and journal (or UNDERSTUDY_STATE)")
@@ -63,26 +63,26 @@ def add_to(groups: Groups) -> None:
         "--outcome", nargs="+", metavar=("STATUS", "CODE"), help="which row judges an error of this status and code"
     )
     explain.add_argument("--json", action="store_true", help="as JSON")
-    _add_policies(explain)
+    add_policies(explain)
     explain.set_defaults(run=explain_request)
 
     schema = groups.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(run=print_schema)
 
     rules = groups.add_parser("rules", help="print the objectives as Prometheus rules")
-    _add_policies(rules)
+    add_policies(rules)
     rules.set_defaults(run=print_rules)
 
     _add_questions(groups)
 
     env = groups.add_parser("env", help="print the exports an application needs")
     env.add_argument("--listen", metavar="HOST:PORT")
-    _add_policies(env)
+    add_policies(env)
     env.set_defaults(run=print_env)
 
     execute = groups.add_parser("exec", help="run a command with those exports set")
     execute.add_argument("--listen", metavar="HOST:PORT")
-    _add_policies(execute)
+    add_policies(execute)
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- CMD ...")
     execute.set_defaults(run=execute_with_env)
 
@@ -92,18 +92,19 @@ def _add_questions(groups: Groups) -> None:
     status = groups.add_parser("status", help="ask a running sidecar how it is")
     status.add_argument("--admin", metavar="HOST:PORT")
     status.add_argument("--json", action="store_true", help="as JSON")
-    _add_policies(status)
+    add_policies(status)
     status.set_defaults(run=print_status)
 
     tier = groups.add_parser("tier", help="show the service tier of a running sidecar, or pin it")
     tier.add_argument("rank", nargs="?", choices=("primary", "secondary", "tertiary", "auto"), metavar="TIER")
     tier.add_argument("--route", default="", metavar="NAME", help="of this route alone")
     tier.add_argument("--admin", metavar="HOST:PORT")
-    _add_policies(tier)
+    add_policies(tier)
     tier.set_defaults(run=pin_tier)
 
 
-def _add_policies(parser: argparse.ArgumentParser) -> None:
+def add_policies(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told whose policies it is about."""
     parser.add_argument("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES; default: as shipped)")
 
 

@@ -24,6 +24,7 @@ from understudy.proxy.health_reports import HEALTH_METRICS, health_metrics
 from understudy.proxy.held_reports import HELD_METRICS, held_metrics
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.pool import Pool
+from understudy.proxy.journal_metrics import JOURNAL_METRICS
 from understudy.proxy.last_word_reports import LAST_WORDS_METRICS, last_words_metrics
 from understudy.proxy.likeness_reports import LIKENESS_METRICS, likeness_metrics
 from understudy.proxy.mirror_reports import MIRROR_METRICS, mirror_metrics
@@ -77,6 +78,7 @@ METRICS = {
     "understudy_limit_refused_total": "Calls that found no place in an endpoint's bulkhead",
     **ARM_METRICS,
     **RECOVERY_METRICS,
+    **JOURNAL_METRICS,
     **LIKENESS_METRICS,
     **SPACES_METRICS,
     **WATCH_METRICS,

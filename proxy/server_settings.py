@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 from understudy.proxy.alert_settings import Alerts
 from understudy.proxy.cache_settings import SharedCache
 from understudy.proxy.health_settings import Health
+from understudy.proxy.journal_settings import Journal
 from understudy.proxy.overload_settings import Shedding
 from understudy.proxy.questions_settings import Questions
 from understudy.proxy.recovery_settings import Hook as Hook
@@ -86,6 +87,7 @@ class Server(Frozen, frozen=True):
     """What the vector spaces are that routes and tiers name; one that is only named is known by its name."""
     questions: Questions = Questions()
     alerts: Alerts = Alerts()
+    journal: Journal = Journal()
     recovery: Recovery = Recovery()
     health: Health = Health()
     replicas: Replicas = Replicas()

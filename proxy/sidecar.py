@@ -25,6 +25,7 @@ from understudy.proxy.assembling import Assembler, CannotStart, Stack
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.certificates import context_for
+from understudy.proxy.changes import Changes, Watched
 from understudy.proxy.chores import Chores
 from understudy.proxy.copies import Copies
 from understudy.proxy.dialects import DIALECTS, KINDS
@@ -127,6 +128,7 @@ class Sidecar:
         self.events = Events()
         self.health = Healths(self.events, clock=clock, wall=self.world.wall)
         self.checkup = Checkup(self.health, lambda: self.stack, clock=clock, dice=self.world.dice)
+        self.changes = Changes(self.events, clock=self.world.clock, wall=self.world.wall)
         self._assembler = self._new_assembler()
         self.stack = self._first_stack(reading or read_folder(policies, environ, KINDS))
         self.health.adopt(self.stack.settings, self.stack.routes)
@@ -220,6 +222,7 @@ class Sidecar:
             fingerprints=self.fingerprints,
             copies=self.copies,
             published=self._publish,
+            peek_of=self.changes.peek_of,
         )
 
     def _first_stack(self, reading: Reading) -> Stack:
@@ -232,6 +235,7 @@ class Sidecar:
         self.access_log.enabled = reading.settings.server.access_log
         self.shedder.rules = reading.settings.server.shed
         self.questions.obey(reading.settings.server.questions)
+        self.changes.adopt(reading.settings)
         return self._assembler.assembled(reading.settings, None)
 
     def _publish_question(self, told: Told) -> None:
@@ -278,6 +282,7 @@ class Sidecar:
                 if endpoint.breaker is not None and forced.endpoint in ("", endpoint.name):
                     endpoint.breaker.force(forced.mode, now)
                     self._forced[forced.route, forced.tier, endpoint.name] = forced.mode
+                    self.changes.forced((forced.route, forced.tier, endpoint.name), forced.mode)
                     found += 1
         return found
 
@@ -285,6 +290,7 @@ class Sidecar:
         before, self.stack = self.stack, stack
         self.copies.adopt(stack.routes)
         self.health.adopt(stack.settings, stack.routes)
+        self.changes.adopt(stack.settings)
         for (route, tier, endpoint), mode in list(self._forced.items()):
             # a breaker may be another one: its endpoint has moved, or was gone for a while
             self.force(Forced(route, tier, endpoint, mode))
@@ -444,10 +450,14 @@ class Sidecar:
             self.questions.sweep(now)
         if self.provenance.tick():
             self.loop.run_in_executor(None, self.provenance.save)
+        self.changes.look(self._watched)
         if self.caches is not None:
             self.caches.tick()
             self.caches.save_soon(self._snapshot, self._route_caches, self.settings.server.cache.snapshot_s)
         self._ticker = self.loop.call_later(TICK_S, self._tick)
+
+    def _watched(self) -> Watched:
+        return Watched(self.stack.routes, self.collection_stats, self.local_info, self.fingerprints)
 
     async def drain_and_stop(self) -> None:
         """Unready at once; calls in hand are answered; what is still open at the drain deadline is told and cut."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
@@ -20,10 +19,13 @@ from understudy.policies.objectives import Counts
 from understudy.policies.tiering import RANKS, Pin
 from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.assembling import CannotStart
+from understudy.proxy.changes import Fact
 from understudy.proxy.control.hinting import Opening, heed, opened_by_calls
 from understudy.proxy.control.objectives import Lookout, tallied
 from understudy.proxy.control.resources import Loads, readings_of
-from understudy.proxy.control.summing import Live
+from understudy.proxy.control.summing import Live, families_of
+from understudy.proxy.control.trusting import from_this_host
+from understudy.proxy.control.wire import Family
 from understudy.proxy.events import Events
 from understudy.proxy.health_reports import health_status, tier_status
 from understudy.proxy.held_reports import held_status
@@ -38,6 +40,9 @@ from understudy.proxy.spaces_reports import spaces_status
 from understudy.proxy.spend_reports import budget_status, spend_status
 from understudy.proxy.stack import EndpointParts, RouteParts
 from understudy.proxy.watch_reports import watch_status
+
+if TYPE_CHECKING:
+    from understudy.proxy.control.learning import Learner
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = logging.getLogger("understudy.admin")
@@ -57,6 +62,8 @@ class Told(Protocol):
     async def force(self, forced: Forced) -> int: ...
     def told(self, page: str) -> dict[str, Any] | None: ...
     async def pin(self, pin: Pin) -> bool: ...
+    @property
+    def learner(self) -> Learner | None: ...
     def dead_because(self) -> str: ...
     def unready_because(self) -> str: ...
     def starting_because(self) -> str: ...
@@ -74,6 +81,17 @@ class OfSidecar:
         """Tell of our objectives and alerts what `lookout` knows."""
         self._lookout = lookout
         self._registry.register(Live(lookout.families))
+
+    @property
+    def learner(self) -> Learner | None:
+        """Who learns from what happens."""
+        return self._lookout.learner if self._lookout is not None else None
+
+    def families_now(self) -> list[Family]:
+        return families_of(self._registry)
+
+    def facts_now(self) -> list[Fact]:
+        return self._sidecar.changes.facts
 
     async def metrics(self) -> bytes:
         return generate_latest(self._registry)
@@ -154,6 +172,9 @@ class Admin:
             app.router.add_get(f"/{page}", self._page)
         app.router.add_post("/tier", self._pin)
         app.router.add_post("/tier/{route}", self._pin)
+        from understudy.proxy.control.learning_admin import LearningAdmin
+
+        LearningAdmin(self._told).add_to(app)
         app.router.add_post("/breakers/{route}/{tier}", self._force)
         app.router.add_post("/breakers/{route}/{tier}/{endpoint}", self._force)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
@@ -197,7 +218,7 @@ class Admin:
 
     async def _force(self, request: web.Request) -> web.Response:
         """`curl -d forced-open .../breakers/ROUTE/TIER[/ENDPOINT]`; the other modes are in `MODES`."""
-        if not _from_this_host(request):
+        if not from_this_host(request):
             return web.Response(status=403, text="breakers are forced from this host alone, and by no web page\n")
         said = (await request.content.read(MODE_BYTES_MAX)).strip().decode("latin-1")
         modes: dict[str, Mode] = {mode: mode for mode in MODES}
@@ -214,7 +235,7 @@ class Admin:
 
     async def _pin(self, request: web.Request) -> web.Response:
         """`curl -d secondary .../tier[/ROUTE]`; `auto` lets go."""
-        if not _from_this_host(request):
+        if not from_this_host(request):
             return web.Response(status=403, text="a tier is pinned from this host alone, and by no web page\n")
         said = (await request.content.read(MODE_BYTES_MAX)).strip().decode("latin-1")
         ranks: dict[str, Rank | None] = {**dict(zip(RANKS, RANKS, strict=True)), "auto": None}
@@ -225,16 +246,6 @@ class Admin:
             return web.Response(status=404, text="no route has this name; /status shows which there are\n")
         log.warning("service tier of %s: %s by hand", f"route {route}" if route else "the whole", said)
         return web.Response(text=f"{said}\n")
-
-
-def _from_this_host(request: web.Request) -> bool:
-    """A scraper may be let in from elsewhere, but not a hand; and a browser names the page that speaks through it."""
-    if "Origin" in request.headers:
-        return False
-    try:
-        return request.remote is None or ipaddress.ip_address(request.remote).is_loopback
-    except ValueError:
-        return False
 
 
 def _probe(wrong: str) -> web.Response:
@@ -267,6 +278,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
         },
         **recovery_status(sidecar.recovery),
         **question_status(sidecar.questions, sidecar.world.clock()),
+        "facts": sidecar.changes.facts,
         "spaces": spaces_status(sidecar.provenance, sidecar.fingerprints),
         "routes": [_route_status(sidecar, name) for name in sidecar.stack.routes],
     }

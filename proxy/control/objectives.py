@@ -17,11 +17,12 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from understudy.policies.alerts import Alert, Desk
+from understudy.policies.alerts import Alert, Desk, Notice
+from understudy.policies.events import WHOLE, Event
 from understudy.policies.forecast import Reading
 from understudy.policies.objectives import (
     DAY_S,
@@ -36,6 +37,7 @@ from understudy.policies.objectives import (
 )
 from understudy.policies.observe import RouteTally
 from understudy.proxy.alert_settings import Objectives
+from understudy.proxy.changes import Fact
 from understudy.proxy.control.alerting import Senders
 from understudy.proxy.control.durable import replace_file
 from understudy.proxy.control.hinting import Opening
@@ -45,6 +47,10 @@ from understudy.proxy.dialects import KINDS
 from understudy.proxy.events import Events
 from understudy.proxy.metrics import METRICS
 from understudy.proxy.settings import Route, Settings
+
+if TYPE_CHECKING:
+    from understudy.proxy.control.learning import Learner
+    from understudy.proxy.risk_reports import Learnt
 
 FILE = "objectives.json"
 SAVE_S = 60.0
@@ -104,6 +110,10 @@ class Seen(Protocol):
     async def settings_now(self) -> Settings: ...
 
 
+Annotate = Callable[[Settings, str, float], Mapping[str, str]]
+"""What else belongs to an alert about a route, by the route's name and the time."""
+
+
 class Beside(Protocol):
     """What is watched beside the objectives, and has alerts, metrics and a page of its own."""
 
@@ -127,6 +137,9 @@ class Lookout:
         self._courses: dict[str, Course] = {}
         self.desk = Desk()
         self.beside: list[Beside] = []
+        self.annotating: list[Annotate] = []
+        self.learner: Learner | None = None
+        self.listeners: list[Callable[[Notice], None]] = []
         self._left: dict[tuple[str, str], float] = {}
         self._saved_at = 0.0
 
@@ -172,13 +185,24 @@ class Lookout:
                 left[route.name, objective.name] = budget_left(course, now, objective)
                 finding = judged(course, now, objective)
                 if finding is not None:
-                    wrong.append(_alert(settings, route, finding, course, now))
+                    wrong.append(self._told(settings, route, finding, course, now))
         self._left = left
         for beside in self.beside:
             wrong += beside.alerts(settings, now)
         for name in self._courses.keys() - {route.name for route in settings.routes}:
             del self._courses[name]
-        self._senders.tell(self.desk.look(now, wrong), settings.server.alerts, now)
+        notices = self.desk.look(now, wrong)
+        for notice in notices:
+            for listener in self.listeners if notice.is_news else ():
+                listener(notice)
+        self._senders.tell(notices, settings.server.alerts, now)
+
+    def _told(self, settings: Settings, route: Route, finding: Finding, course: Course, now: float) -> Alert:
+        alert = _alert(settings, route, finding, course, now)
+        more = [each(settings, route.name, now) for each in self.annotating]
+        return alert._replace(
+            annotations={name: text for each in (alert.annotations, *more) for name, text in each.items()}
+        )
 
     # --- metrics ---------------------------------------------------------------------------------------------------
 
@@ -264,11 +288,13 @@ class Overseen(Seen, Protocol):
     def loads(self) -> Mapping[str, Loads]: ...
     def opened(self) -> Sequence[Opening]: ...
     def hinted(self, hints: Sequence[Opening]) -> None: ...
+    def families_now(self) -> Sequence[Family]: ...
+    def facts_now(self) -> Sequence[Fact]: ...
     def heeds(self, lookout: Lookout) -> None: ...
 
 
 class Overlooked:
-    """An admin port with a lookout beside it."""
+    """An admin port with a lookout beside it, and what learns from what happened."""
 
     def __init__(self, front: Front, seen: Overseen, state: Path) -> None:
         self._front = front
@@ -280,10 +306,20 @@ class Overlooked:
     async def start(self) -> None:
         await self._front.start()
         lookout = Lookout(self._seen, self._state, self._senders)
-        lookout.beside = self._beside()
+        learnt = self._learnt()
+        lookout.beside = [*self._beside(), learnt]
+        lookout.annotating.append(learnt.annotations)
+        lookout.listeners.append(lambda notice: self._seen.events.publish(_happened(notice)))
+        lookout.learner = learnt.learner
         self._seen.heeds(lookout)
         loop = asyncio.get_running_loop()
         self._running = [loop.create_task(one.run()) for one in (lookout, *lookout.beside)]
+
+    def _learnt(self) -> Learnt:
+        from understudy.proxy.control.learning import Learner
+        from understudy.proxy.risk_reports import Learnt
+
+        return Learnt(Learner(self._seen, self._state))
 
     def _beside(self) -> list[Beside]:
         # not for workers, who import what is above
@@ -300,6 +336,14 @@ class Overlooked:
         self._running = []
         await self._senders.close()
         await self._front.stop()
+
+
+def _happened(notice: Notice) -> Event:
+    """An alert that begins or ends, for the journal."""
+    labels = dict(notice.alert.labels)
+    at, word = (notice.starts_at, "firing") if notice.ends_at is None else (notice.ends_at, "resolved")
+    summary = notice.alert.annotations.get("summary", "")
+    return Event(at, "alert", labels.get("component", WHOLE), labels["alertname"], f"{word}: {summary}", labels)
 
 
 def budgets_of(promised: Objectives) -> dict[str, float]:

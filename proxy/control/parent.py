@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from prometheus_client.exposition import generate_latest
@@ -32,6 +32,7 @@ from understudy.policies.health import Diagnosis
 from understudy.policies.objectives import Counts
 from understudy.policies.respawn import Respawn
 from understudy.policies.tiering import Pin
+from understudy.proxy.changes import Fact
 from understudy.proxy.control.hinting import Opening
 from understudy.proxy.control.listening import Places, worker_count
 from understudy.proxy.control.objectives import Lookout, counted
@@ -59,6 +60,9 @@ from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.metrics import METRICS
 from understudy.proxy.reading import BadPolicies
 from understudy.proxy.settings import Settings
+
+if TYPE_CHECKING:
+    from understudy.proxy.control.learning import Learner
 
 ASK_S_MAX = 0.5
 """How long a scrape waits for workers; of one that is later, the last report counts."""
@@ -341,10 +345,8 @@ class Parent:
 
     async def metrics(self) -> bytes:
         await self._ask_all()
-        reports = [place.report.families for place in self.places if place.report is not None]
         registry = CollectorRegistry(auto_describe=False)
-        # the living first: they name the gauges, which the dead have none of
-        registry.register(Summed([*summed([*reports, *(place.retired for place in self.places)]), *self._own()]))
+        registry.register(Summed(self.families_now()))
         return generate_latest(registry)
 
     def _own(self) -> list[Family]:
@@ -378,6 +380,22 @@ class Parent:
     def heeds(self, lookout: Lookout) -> None:
         """Tell of our objectives and alerts what `lookout` knows."""
         self.lookout = lookout
+
+    @property
+    def learner(self) -> Learner | None:
+        """Who learns from what happens."""
+        return self.lookout.learner if self.lookout is not None else None
+
+    def families_now(self) -> list[Family]:
+        """The metrics of all workers as they last reported them, those that are gone included."""
+        # the living first: they name the gauges, which the dead have none of
+        reports = [place.report.families for place in self.places if place.report is not None]
+        return [*summed([*reports, *(place.retired for place in self.places)]), *self._own()]
+
+    def facts_now(self) -> list[Fact]:
+        """What one worker sees; the others see the same, and tell of what they see change."""
+        reports = [place.report for place in self.places if place.report is not None]
+        return [Fact(*fact) for fact in reports[0].status.get("facts", ())] if reports else []
 
     def counts(self) -> dict[str, Counts]:
         """Every route's counts over all workers, those that are gone included."""

@@ -67,6 +67,11 @@ class UpstreamStream(Stream):
         self.watch_on: Watch | None = None
         self._looked_to = b""
 
+    @property
+    def held(self) -> bytes:
+        """What has arrived and nobody has taken."""
+        return b"".join(self._held)
+
     def hold(self, piece: bytes) -> None:
         """Keep what arrived before anybody was there to take it."""
         if self.events:

@@ -22,6 +22,7 @@ from understudy.proxy.http.tunnel import UPGRADE_LINES
 from understudy.proxy.http.unix import UnixPool
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection, Terms
 from understudy.proxy.http.upstream_stream import UpstreamStream
+from understudy.proxy.peeks import Peek
 from understudy.proxy.settings import Tls, UpstreamTier
 from understudy.proxy.stream_settings import Patience, Streaming
 from understudy.proxy.tiers.judging import Judge, tier_judge
@@ -164,12 +165,13 @@ def upstream_tier(
     judge: Judge | None = None,
     *,
     holds: bool = True,
+    peek: Peek | None = None,
 ) -> Service:
     """A Service that asks the upstream. Raises Failed; what is one is for `judge` to say (by the table that ships,
     unless given), and an upstream's own error answer is attached. Without `holds` nobody else could answer: a stream is
-    handed over at its head."""
+    handed over at its head. `peek` looks at an answer now and then."""
     judge = judge or tier_judge(None, settings, dialect)
-    return _Upstream(settings, dialect, pool, clock, marks, judge, holds=holds).answer
+    return _Upstream(settings, dialect, pool, clock, marks, judge, peek or Peek(), holds=holds).answer
 
 
 class _Upstream:
@@ -183,10 +185,12 @@ class _Upstream:
         clock: Callable[[], float],
         marks: Marks,
         judge: Judge,
+        peek: Peek,
         *,
         holds: bool,
     ) -> None:
         self.dialect = dialect
+        self.peek = peek
         self.pool = pool
         self.clock = clock
         self.judge = judge
@@ -234,6 +238,8 @@ class _Upstream:
             raise
         finally:
             call.upstream_s += self.clock() - started
+        if self.peek.armed:
+            self.peek.look(call, answer)
         answer = self.judge.judged(call, answer, self.dialect)
         answer.source = self.name
         return answer

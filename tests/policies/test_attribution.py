@@ -61,7 +61,7 @@ def history(seed: int, *, guilty: bool, named: bool, bursts: bool = False) -> tu
     if bursts:
         failures += [at + n * 20 for at in list(failures) for n in range(1, int(dice.expovariate(1 / 15)) + 1)]
     seen = [at for at in failures if at <= now]
-    return suspects(changes, seen, [Spell(0.0, now)], now, failing), culprit
+    return suspects(changes, seen, [Spell(0.0, now)], now, [failing]), culprit
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -87,7 +87,7 @@ def test_where_no_change_is_guilty_one_in_twenty_histories_accuses_at_most(burst
 
 def test_one_failure_right_after_a_change_accuses_nobody_and_still_names_it_first():
     changes = [Change(9 * HOUR_S, "a", "deploy"), Change(20 * HOUR_S, "a", "policies")]
-    first, second = suspects(changes, [20 * HOUR_S + 60], [Spell(0, 21 * HOUR_S)], 21 * HOUR_S, "a")
+    first, second = suspects(changes, [20 * HOUR_S + 60], [Spell(0, 21 * HOUR_S)], 21 * HOUR_S, ["a"])
     assert (first.change.kind, first.is_accused, second.is_accused) == ("policies", False, False)
     assert first.share > second.share
 
@@ -97,8 +97,8 @@ def test_what_nobody_watched_is_no_quiet_time():
     change = Change(2 * DAY_S, "a", "deploy")
     failures = [change.at + n * 600 for n in range(1, 5)]
     now = change.at + HOUR_S
-    [watched] = suspects([change], failures, [Spell(0, now)], now, "a")
-    [unwatched] = suspects([change], failures, [Spell(change.at - 60, now)], now, "a")
+    [watched] = suspects([change], failures, [Spell(0, now)], now, ["a"])
+    [unwatched] = suspects([change], failures, [Spell(change.at - 60, now)], now, ["a"])
     assert watched.is_accused
     assert not unwatched.is_accused
     assert (watched.failures_before, watched.failures_after) == (0, 4)
@@ -107,7 +107,7 @@ def test_what_nobody_watched_is_no_quiet_time():
 def test_a_change_after_which_failures_became_rarer_explains_none_of_them():
     now = 3 * DAY_S
     failures = [n * HOUR_S for n in range(60)]
-    [suspect] = suspects([Change(60 * HOUR_S, "a", "fix")], failures, [Spell(0, now)], now, "a")
+    [suspect] = suspects([Change(60 * HOUR_S, "a", "fix")], failures, [Spell(0, now)], now, ["a"])
     assert suspect.probability < 0.01
     assert suspect.share < 0.05
     assert not suspect.is_accused
@@ -124,9 +124,9 @@ def test_exposure_is_what_was_watched_of_it():
 
 
 def test_a_change_to_the_component_itself_is_believed_before_one_to_another():
-    assert match("a", "a") > match(WHOLE, "a") > match("b", "a")
+    assert match("a", "a") > match(WHOLE, "a") > match("b", ["a"])
     same = [Change(10 * HOUR_S, name, "deploy") for name in ("b", "a")]
-    ranked = suspects(same, [10 * HOUR_S + n * 400 for n in range(5)], [Spell(0, 12 * HOUR_S)], 12 * HOUR_S, "a")
+    ranked = suspects(same, [10 * HOUR_S + n * 400 for n in range(5)], [Spell(0, 12 * HOUR_S)], 12 * HOUR_S, ["a"])
     assert [one.change.component for one in ranked] == ["a", "b"]
 
 

@@ -1,0 +1,237 @@
+"""Commands on what happened and what is to come: journal, note, risk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from understudy.proxy.cli import NOT_WELL, WELL, Complaint, environ_of, state_folder
+from understudy.proxy.commands import add_policies, sound_settings
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Groups = Any
+WAIT_S = 5
+COUNT = 50
+WIDTH = 120
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+NOTE_EXAMPLES = """\
+examples:
+  understudy note "application 2.14 is out"
+  understudy note --component llm_service:api.openai.com:443 --kind model "gpt-x is the default now"
+  curl -d "application 2.14 is out" http://127.0.0.1:8788/changes
+"""
+
+
+def add_to(groups: Groups) -> None:
+    """Add this module's commands to the command line."""
+    journal = groups.add_parser(
+        "journal",
+        help="print what happened, the last of it last",
+        description="Print the journal: failures, changes, health, tiers, recoveries, forecasts and alerts. Asks the"
+        " running sidecar; where none answers, the file in the state folder is read.",
+    )
+    journal.add_argument("--family", action="append", default=[], help="failure, change, recovery, ... (repeatable)")
+    journal.add_argument("--component", default="", help="of this one alone, such as llm_service:api.openai.com:443")
+    journal.add_argument("--since", default="1d", metavar="TIME", help="90s, 30m, 12h or 7d back (default 1d)")
+    journal.add_argument("--count", type=int, default=COUNT, help=f"at most so many (default {COUNT})")
+    journal.add_argument("--json", action="store_true", help="as JSON, with all that was measured")
+    journal.add_argument("--state", metavar="DIR", help="the state folder (or UNDERSTUDY_STATE)")
+    _add_admin(journal)
+    journal.set_defaults(run=print_journal)
+
+    note = groups.add_parser(
+        "note",
+        help="note that something was changed, such as a deploy",
+        epilog=NOTE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    note.add_argument("text", nargs="+", metavar="TEXT")
+    note.add_argument("--component", default="", help="what was changed (default: the application as a whole)")
+    note.add_argument("--kind", default="deploy", help="a word for it (default deploy)")
+    _add_admin(note)
+    note.set_defaults(run=send_note)
+
+    risk = groups.add_parser("risk", help="print what is likely to fail soon, and how far that may be believed")
+    risk.add_argument("--json", action="store_true", help="as JSON")
+    _add_admin(risk)
+    risk.set_defaults(run=print_risk)
+
+
+def _add_admin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--admin", metavar="HOST:PORT", help="where the sidecar's admin port is")
+    add_policies(parser)
+
+
+class Silent(Exception):
+    """No sidecar answers."""
+
+
+def _asked(arguments: argparse.Namespace, path: str, body: object = None) -> bytes:
+    """What the admin port says. Raises Silent, and Complaint for a refusal."""
+    admin = arguments.admin or sound_settings(arguments).server.admin
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        f"http://{admin}{path}", data=data, headers={"content-type": "application/json"} if data else {}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:  # noqa: S310
+            return answer.read()
+    except urllib.error.HTTPError as refused:
+        raise Complaint(refused.read().decode(errors="replace").strip(), NOT_WELL) from None
+    except (urllib.error.URLError, OSError) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise Silent(f"no sidecar answers on {admin}: {reason}") from None
+
+
+def print_journal(arguments: argparse.Namespace) -> int:
+    """Print the journal's last entries, the newest last."""
+    from understudy.policies.events import Family
+
+    since_s = _seconds(arguments.since)
+    known = get_args(Family)
+    for family in arguments.family:
+        if family not in known:
+            raise Complaint(f"journal: --family is one of {', '.join(known)}")
+    entries = _entries(arguments, since_s)
+    if arguments.json:
+        sys.stdout.write(json.dumps(entries, indent=2) + "\n")
+        return WELL
+    sys.stdout.write("".join(map(_line, reversed(entries))) or "nothing happened\n")
+    return WELL
+
+
+def _entries(arguments: argparse.Namespace, since_s: float) -> list[dict[str, Any]]:
+    asked = [("family", family) for family in arguments.family]
+    asked += [("since_s", str(since_s)), ("count", str(arguments.count))]
+    if arguments.component:
+        asked.append(("component", arguments.component))
+    try:
+        return json.loads(_asked(arguments, "/journal?" + urllib.parse.urlencode(asked)))["entries"]
+    except Silent as silent:
+        return _entries_of_file(arguments, since_s, str(silent))
+
+
+def _entries_of_file(arguments: argparse.Namespace, since_s: float, why: str) -> list[dict[str, Any]]:
+    """After a crash nobody answers, and the journal is what one wants to see."""
+    from understudy.proxy.control.entries import FILE
+    from understudy.proxy.control.journal import Journal
+    from understudy.proxy.risk_reports import entry_told
+
+    path: Path = state_folder(arguments, environ_of(arguments)) / FILE
+    if not path.exists():
+        raise Complaint(f"{why}; and there is no journal in {path.parent}")
+    journal = Journal(path)
+    try:
+        journal.open()
+        entries = journal.entries(
+            arguments.family, arguments.component, since=time.time() - since_s, count=arguments.count
+        )
+    except OSError as fault:
+        raise Complaint(f"{path}: {fault}") from None
+    finally:
+        journal.close()
+    sys.stderr.write(f"{why}; read from {path}\n")
+    return [entry_told(entry) for entry in entries]
+
+
+def _line(entry: dict[str, Any]) -> str:
+    from understudy.proxy.risk_reports import at_told
+
+    head = f"{at_told(entry['at'])}  {entry['family']:<9} {entry['component']}  {entry['kind']}"
+    lines = [f"{head}: {entry['detail']}" if entry["detail"] else head]
+    lines += [f"{'':<22}{changed}" for changed in entry.get("changes", ())]
+    return "\n".join(lines) + "\n"
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text[:-1]) * UNITS_S[text[-1:]]
+    except (ValueError, KeyError):
+        raise Complaint(f"journal: --since {text}: expected a number and s, m, h or d, such as 12h") from None
+
+
+def send_note(arguments: argparse.Namespace) -> int:
+    """Tell the running sidecar that something was changed."""
+    body = {"text": " ".join(arguments.text), "kind": arguments.kind}
+    if arguments.component:
+        body["component"] = arguments.component
+    try:
+        sys.stdout.write(_asked(arguments, "/changes", body).decode())
+    except Silent as silent:
+        raise Complaint(str(silent)) from None
+    return WELL
+
+
+def print_risk(arguments: argparse.Namespace) -> int:
+    """Print every component's risk; 1 when one is to be warned of."""
+    try:
+        told: dict[str, Any] = json.loads(_asked(arguments, "/risk"))
+    except Silent as silent:
+        raise Complaint(str(silent)) from None
+    if arguments.json:
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        _print_table(told)
+    return NOT_WELL if any(one["warns"] for one in told["components"]) else WELL
+
+
+def _print_table(told: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    # a file or a pipe has no width of its own
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
+    low, high = told["lead_s"] / 60, (told["lead_s"] + told["window_s"]) / 60
+    if not told["components"]:
+        console.print("nothing is known yet: risks are looked at once a minute")
+        return
+    console.print(_table(told, f"risk of a failure in {low:.0f} to {high:.0f} minutes"))
+    for one in told["components"]:
+        _print_component(console, one)
+
+
+def _table(told: dict[str, Any], title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("component", overflow="fold")
+    for name in ("risk", "usually", "trust", "failures", "skill", "precision", "recall"):
+        table.add_column(name, justify="left" if name == "trust" else "right", no_wrap=True)
+    for one in told["components"]:
+        score = one["score"]
+        trust = one["trust"] if one["trust"] == "trusted" else f"learning ({score['positives']})"
+        cells = (_share(one["risk"], one["warns"]), _share(one["base"]), trust, str(one["failures"]))
+        skill = "-" if score["skill"] is None else f"{score['skill']:.2f}"
+        table.add_row(one["component"], *cells, skill, _share(score["precision"]), _share(score["recall"]))
+    return table
+
+
+def _print_component(console: Any, one: dict[str, Any]) -> None:
+    """Why, whose fault it may be and what to do, where there is anything to say beside the usual."""
+    is_unusual = one["risk"] is None or one["risk"] > 2 * one["base"]
+    if not is_unusual and not one["recommendations"]:
+        return
+    console.print(f"\n[bold]{one['component']}[/bold]")
+    for words in one["why"] if is_unusual else ():
+        console.print(f"  because   {words}", markup=False)
+    for suspect in one["suspects"]:
+        word = "accused " if suspect["accused"] else "suspect "
+        console.print(f"  {word}  {suspect['detail'] or suspect['kind']} ({suspect['share']:.0%})", markup=False)
+    for advice in one["recommendations"]:
+        here = f"; helped {advice['helped']} of {advice['tried']} times here" if advice["tried"] else ""
+        console.print(f"  advice    {advice['words']} ({advice['evidence']}{here})", markup=False)
+
+
+def _share(value: float | None, loud: bool = False) -> str:
+    if value is None:
+        return "-"
+    text = f"{value:.1%}"
+    return f"[bold red]{text}[/bold red]" if loud else text
