@@ -72,8 +72,9 @@ def prefilled(dialect: str, body: bytes, said: str, spent: int) -> bytes:
 
 def _gone_on(fields: dict[str, Any], said: str, spent: int) -> bytes:
     """A completion is gone on with by its very nature: what was said is more of the prompt."""
-    prompt = fields.get("prompt")
-    begun: Any = cast("list[Any]", prompt)[0] if isinstance(prompt, list) and prompt else prompt
+    begun: Any = fields.get("prompt")
+    if isinstance(begun, list) and begun:
+        begun = cast("list[Any]", begun)[0]
     if not isinstance(begun, str):
         raise Refused("prefill", "there is no text to go on from")
     fields["prompt"] = begun + said
