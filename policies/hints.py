@@ -2,6 +2,7 @@
 
     our breaker opens --> our page: open, for so many seconds, why --> the others' pages, read twice a second
     their page, alive --> of each opening one hint --> our own breaker: open as long, HINT_S_MAX at most
+                      --> a component is ill -------> a check of ours, at once
 
 Replicas stand in different places: an endpoint that one can't reach may be well for another. So a hint opens a breaker
 only where our own calls do not speak against it, closes none, and is passed on to nobody. A page is alive while its
@@ -106,6 +107,10 @@ class Neighbours:
             # the same opening, told again: one hint is enough
             if one.left_s > 0 and (before is None or until > before + 1.0):
                 yield Hint(one.key, min(HINT_S_MAX, one.left_s), f"replica {page.replica}: {one.reason}")
+
+    def ill(self, now: float) -> frozenset[str]:
+        """The components that some replica that is there finds unhealthy."""
+        return frozenset(name for page in self.alive(now) for name, word in page.health.items() if word == "unhealthy")
 
     def alive(self, now: float) -> list[Page]:
         """The pages of replicas that are there now."""

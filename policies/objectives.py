@@ -162,6 +162,17 @@ def _slot(at: float, step_s: float) -> int:
     return int(at // step_s)
 
 
+RETRIEVAL = "retrieval"
+"""The objective of searches that are compared with a copy: its counts are `compared`, in a course of its own."""
+WRONG = 2
+
+
+def compared(pairs: int, agreement: float) -> Counts:
+    """The counts of so many searches that were compared, whose agreements, from 0 to 1 each, add up to this: half an
+    agreement is half a wrong search."""
+    return Counts(pairs, errors=max(0, int(pairs - agreement + 1e-6)))
+
+
 class Objective(NamedTuple):
     """What is promised of a route's calls: at most the share `budget` of them is bad, as the count `which` has it."""
 
@@ -221,5 +232,5 @@ def budget_left(course: Course, now: float, objective: Objective) -> float:
 
 def objectives_of(budgets: Mapping[str, float]) -> list[Objective]:
     """The objectives with these budgets; where all calls may be bad, nothing is promised."""
-    which = {"availability": 1, "errors": 2, "latency": 3, "primary": 4}
+    which = {"availability": 1, "errors": 2, "latency": 3, "primary": 4, RETRIEVAL: WRONG}
     return [Objective(name, which[name], max(BUDGET_MIN, budget)) for name, budget in budgets.items() if budget < 1]

@@ -21,6 +21,9 @@ class Objectives(Frozen, frozen=True):
     late_share_max: AnyShare = 0.05
     """Calls that are not answered, or whose stream has no content, within latency_s: with 0.05 that is their p95."""
     latency_s: PositiveSeconds = 2.0
+    agreement_min: AnyShare = 0.85
+    """Of a route with a `watch`: how many of the points that the local copy finds its searches must find, on average. 0
+    promises nothing."""
     fallback_share_max: AnyShare = 0.05
     """Calls that the first tier does not answer itself: a fallback hides an outage from callers, and this does not."""
 

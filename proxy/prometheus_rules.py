@@ -10,8 +10,16 @@ from typing import Any
 
 import yaml
 
-from understudy.policies.objectives import BAD_MIN, RULES, Objective, Rule, objectives_of
-from understudy.proxy.control.objectives import CAPACITY, CAPACITY_RUNBOOK, NAMES, budgets_of, runbook_of, severity_of
+from understudy.policies.objectives import BAD_MIN, RETRIEVAL, RULES, Objective, Rule, objectives_of
+from understudy.proxy.control.objectives import (
+    CAPACITY,
+    CAPACITY_RUNBOOK,
+    NAMES,
+    budgets_of,
+    is_compared,
+    runbook_of,
+    severity_of,
+)
 from understudy.proxy.settings import Route, Settings
 
 _NONE = 'understudy_unanswered_total{{route="{route}"}}[{over}]'
@@ -21,6 +29,7 @@ _BAD = {
     "latency": ('understudy_late_total{{route="{route}"}}[{over}]', _NONE),
     "primary": ('understudy_requests_total{{route="{route}",tier=~"secondary|tertiary"}}[{over}]', _NONE),
 }
+_AGREED = 'understudy_watch_agreement_{what}{{route="{route}",measure="overlap"}}[{over}]'
 _ALL = ('understudy_requests_total{{route="{route}"}}[{over}]', _NONE)
 
 
@@ -29,7 +38,7 @@ def rules_text(settings: Settings) -> str:
     groups = [
         {"name": f"understudy-{route.name}", "rules": list(_rules(settings, route))}
         for route in settings.routes
-        if objectives_of(budgets_of(route.objectives))
+        if _promised(route)
     ]
     groups.append({"name": "understudy-capacity", "rules": [_capacity(settings)]})
     head = "# Written by `understudy rules`; the objectives are those of the policies it read.\n"
@@ -37,7 +46,7 @@ def rules_text(settings: Settings) -> str:
 
 
 def _rules(settings: Settings, route: Route) -> Iterator[dict[str, Any]]:
-    for objective in objectives_of(budgets_of(route.objectives)):
+    for objective in _promised(route):
         labels = {"route": route.name, "objective": objective.name}
         for over in dict.fromkeys(_told(window_s) for rule in RULES for window_s in (rule.short_s, rule.long_s)):
             yield {
@@ -46,7 +55,7 @@ def _rules(settings: Settings, route: Route) -> Iterator[dict[str, Any]]:
                 "labels": {**labels},
             }
         for over in (_told(rule.long_s) for rule in RULES):
-            bad = _sum(_BAD[objective.name], "increase", route.name, over)
+            bad = _bad(objective.name, "increase", route.name, over)
             yield {"record": f"understudy:bad_calls:{over}", "expr": bad, "labels": {**labels}}
         yield from _alerts(settings, route, objective)
 
@@ -90,8 +99,27 @@ def _test(route: str, objective: Objective, rule: Rule) -> str:
     return f"({' and '.join(burns)} and understudy:bad_calls:{_told(rule.long_s)}{which} >= {BAD_MIN})"
 
 
+def _promised(route: Route) -> list[Objective]:
+    """What is promised of a route's calls; of what its searches find only where they are compared."""
+    found = objectives_of(budgets_of(route.objectives))
+    return [one for one in found if one.name != RETRIEVAL or is_compared(route)]
+
+
 def _share(route: str, objective: str, over: str) -> str:
-    return f"{_sum(_BAD[objective], 'rate', route, over)} / {_sum(_ALL, 'rate', route, over)}"
+    return f"{_bad(objective, 'rate', route, over)} / {_all(objective, 'rate', route, over)}"
+
+
+def _all(objective: str, function: str, route: str, over: str) -> str:
+    if objective == RETRIEVAL:
+        return _sum((_AGREED.replace("{what}", "count"),), function, route, over)
+    return _sum(_ALL, function, route, over)
+
+
+def _bad(objective: str, function: str, route: str, over: str) -> str:
+    if objective == RETRIEVAL:
+        agreed = _sum((_AGREED.replace("{what}", "sum"),), function, route, over)
+        return f"({_all(objective, function, route, over)} - {agreed})"
+    return _sum(_BAD[objective], function, route, over)
 
 
 def _sum(series: tuple[str, ...], function: str, route: str, over: str) -> str:

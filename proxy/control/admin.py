@@ -20,8 +20,8 @@ from understudy.policies.tiering import RANKS, Pin
 from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.assembling import CannotStart
 from understudy.proxy.changes import Fact
-from understudy.proxy.control.hinting import Opening, heed, opened_by_calls
-from understudy.proxy.control.objectives import Lookout, tallied
+from understudy.proxy.control.hinting import Opening, alarm, heed, opened_by_calls, verdicts_of
+from understudy.proxy.control.objectives import Lookout, agreed, tallied
 from understudy.proxy.control.resources import Loads, readings_of
 from understudy.proxy.control.summing import Live, families_of
 from understudy.proxy.control.trusting import from_this_host
@@ -122,6 +122,11 @@ class OfSidecar:
     def counts(self) -> dict[str, Counts]:
         return {parts.name: tallied(parts.tally) for parts in self._sidecar.routes}
 
+    def agreement(self) -> dict[str, Counts]:
+        """Of each route that is watched, its searches that were compared with the local copy."""
+        watched = ((parts.name, parts.watch) for parts in self._sidecar.routes)
+        return {name: agreed(watch.measures["overlap"]) for name, watch in watched if watch is not None}
+
     async def settings_now(self) -> Settings:
         return self._sidecar.settings
 
@@ -129,9 +134,14 @@ class OfSidecar:
         """Breakers that live calls have opened: seconds left, and why."""
         return list(opened_by_calls(self._sidecar.routes, self._sidecar.world.clock()))
 
-    def hinted(self, hints: Sequence[Opening]) -> None:
-        """Other replicas have opened these."""
+    def hinted(self, hints: Sequence[Opening], ill: Sequence[str]) -> None:
+        """Other replicas have opened these breakers, and find these services ill: they are asked at once."""
         heed(self._sidecar.routes, hints, self._sidecar.world.clock())
+        alarm(self._sidecar.health, ill)
+
+    def verdicts(self) -> dict[str, str]:
+        """The services that are not well."""
+        return verdicts_of(self._sidecar.health.diagnoses)
 
     async def force(self, forced: Forced) -> int:
         return self._sidecar.force(forced)

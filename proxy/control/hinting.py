@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from understudy.policies.breaker import Breaker
+from understudy.policies.events import ROLES
 
 if TYPE_CHECKING:
+    from understudy.policies.health import Diagnosis
+    from understudy.proxy.health import Healths
     from understudy.proxy.stack import RouteParts
 
 Key = tuple[str, str, str]
@@ -31,6 +34,21 @@ def opened_by_calls(routes: Iterable[RouteParts], now: float) -> Iterator[Openin
         left_s = heart.retry_after_s(now)
         if left_s > 0 and heart.mode == "auto" and not heart.is_hinted:
             yield key, left_s, heart.reason
+
+
+def alarm(health: Healths, ill: Iterable[str]) -> None:
+    """Have these services checked at once, those that there are, by the worker that checks."""
+    if health.is_leader:
+        health.alarmed.update(name for name in ill if name in health.components)
+
+
+def verdicts_of(diagnoses: Iterable[Diagnosis]) -> dict[str, str]:
+    """The services that are not well, as far as one knows: what is our own is nobody else's."""
+    return {
+        one.component: one.word
+        for one in diagnoses
+        if one.word in ("degraded", "unhealthy") and one.component.partition(":")[0] in ROLES.values()
+    }
 
 
 def heed(routes: Iterable[RouteParts], hints: Iterable[Opening], now: float) -> int:

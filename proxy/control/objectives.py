@@ -15,7 +15,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,15 +27,18 @@ from understudy.policies.forecast import Reading
 from understudy.policies.objectives import (
     DAY_S,
     HOUR_S,
+    RETRIEVAL,
     Counts,
     Course,
     Finding,
+    Objective,
     Severity,
     budget_left,
+    compared,
     judged,
     objectives_of,
 )
-from understudy.policies.observe import RouteTally
+from understudy.policies.observe import Histogram, RouteTally
 from understudy.proxy.alert_settings import Objectives
 from understudy.proxy.changes import Fact
 from understudy.proxy.control.alerting import Senders
@@ -76,6 +79,7 @@ NAMES = {
     "errors": ("UnderstudyErrors", "calls answered with a 5xx"),
     "latency": ("UnderstudyLate", "calls answered too late"),
     "primary": ("UnderstudyOnFallback", "calls that the first tier does not answer"),
+    RETRIEVAL: ("UnderstudyRetrieval", "searches that do not find what the local copy finds"),
 }
 """Objective -> its alert's name, and what is wrong in words."""
 
@@ -107,6 +111,7 @@ class Seen(Protocol):
     """What is watched: one sidecar, or all that a parent has."""
 
     def counts(self) -> Mapping[str, Counts]: ...
+    def agreement(self) -> Mapping[str, Counts]: ...
     async def settings_now(self) -> Settings: ...
 
 
@@ -168,28 +173,24 @@ class Lookout:
 
     async def look(self, now: float, settings: Settings) -> None:
         """Count, judge, and hand over what is to be told; some routes at a time, for calls are answered meanwhile."""
-        counts = self._seen.counts()
+        counts, agreement = self._seen.counts(), self._seen.agreement()
         left: dict[tuple[str, str], float] = {}
         wrong: list[Alert] = []
         for n, route in enumerate(settings.routes[:ROUTES_MAX]):
             if n % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-            course = self._courses.get(route.name)
-            if course is None:
-                course = self._courses[route.name] = Course()
-            course.look(now, counts.get(route.name, Counts()))
-            for objective in objectives_of(budgets_of(route.objectives)):
-                left[route.name, objective.name] = 1.0
-                if not course.counts[objective.which]:
-                    continue
-                left[route.name, objective.name] = budget_left(course, now, objective)
-                finding = judged(course, now, objective)
-                if finding is not None:
-                    wrong.append(self._told(settings, route, finding, course, now))
+            budgets = budgets_of(route.objectives)
+            promised = [one for one in objectives_of(budgets) if one.name != RETRIEVAL]
+            wrong += self._look_at(now, settings, route, route.name, promised, counts.get(route.name, Counts()), left)
+            if is_compared(route):
+                promised = objectives_of({RETRIEVAL: budgets[RETRIEVAL]})
+                name = agreement_of(route.name)
+                wrong += self._look_at(now, settings, route, name, promised, agreement.get(route.name, Counts()), left)
         self._left = left
         for beside in self.beside:
             wrong += beside.alerts(settings, now)
-        for name in self._courses.keys() - {route.name for route in settings.routes}:
+        names = {name for route in settings.routes for name in (route.name, agreement_of(route.name))}
+        for name in self._courses.keys() - names:
             del self._courses[name]
         notices = self.desk.look(now, wrong)
         for notice in notices:
@@ -198,11 +199,36 @@ class Lookout:
         self._senders.tell(notices, settings.server.alerts, now)
 
     def _told(self, settings: Settings, route: Route, finding: Finding, course: Course, now: float) -> Alert:
-        alert = _alert(settings, route, finding, course, now)
+        made = _disagreement if finding.objective == RETRIEVAL else _alert
+        alert = made(settings, route, finding, course, now)
         more = [each(settings, route.name, now) for each in self.annotating]
         return alert._replace(
             annotations={name: text for each in (alert.annotations, *more) for name, text in each.items()}
         )
+
+    def _look_at(
+        self,
+        now: float,
+        settings: Settings,
+        route: Route,
+        name: str,
+        promised: Sequence[Objective],
+        counts: Counts,
+        left: dict[tuple[str, str], float],
+    ) -> Iterator[Alert]:
+        """Add these counts to the course of this name, and judge it by what is promised."""
+        course = self._courses.get(name)
+        if course is None:
+            course = self._courses[name] = Course()
+        course.look(now, counts)
+        for objective in promised:
+            left[route.name, objective.name] = 1.0
+            if not course.counts[objective.which]:
+                continue
+            left[route.name, objective.name] = budget_left(course, now, objective)
+            finding = judged(course, now, objective)
+            if finding is not None:
+                yield self._told(settings, route, finding, course, now)
 
     # --- metrics ---------------------------------------------------------------------------------------------------
 
@@ -287,7 +313,8 @@ class Overseen(Seen, Protocol):
     def readings(self, wall: float) -> list[Reading]: ...
     def loads(self) -> Mapping[str, Loads]: ...
     def opened(self) -> Sequence[Opening]: ...
-    def hinted(self, hints: Sequence[Opening]) -> None: ...
+    def hinted(self, hints: Sequence[Opening], ill: Sequence[str]) -> None: ...
+    def verdicts(self) -> Mapping[str, str]: ...
     def families_now(self) -> Sequence[Family]: ...
     def facts_now(self) -> Sequence[Fact]: ...
     def heeds(self, lookout: Lookout) -> None: ...
@@ -353,6 +380,7 @@ def budgets_of(promised: Objectives) -> dict[str, float]:
         "errors": promised.error_share_max,
         "latency": promised.late_share_max,
         "primary": promised.fallback_share_max,
+        RETRIEVAL: 1.0 - promised.agreement_min,
     }
 
 
@@ -392,6 +420,22 @@ def _alert(settings: Settings, route: Route, finding: Finding, course: Course, n
     return Alert(tuple(sorted(labels.items())), annotations)
 
 
+def _disagreement(settings: Settings, route: Route, finding: Finding, course: Course, now: float) -> Alert:
+    """The same of searches that were compared: calls of callers are not what is counted."""
+    told = _alert(settings, route, finding, course, now)
+    lately = course.within(now, 300.0)
+    annotations = {
+        **told.annotations,
+        "summary": f"route {route.name}: of what the local copy finds, {finding.bad / finding.total:.0%} is not found",
+        "description": (
+            f"{finding.total} searches were compared with the local copy, in which as much was missing as if"
+            f" {finding.bad} of them had found nothing right; of {lately.total} in the last 5 minutes, {lately.errors}."
+        ),
+        "tier": "primary",
+    }
+    return told._replace(annotations=annotations)
+
+
 def _tier_in_use(lately: Counts) -> str:
     """Who answers most just now."""
     shares = {
@@ -415,6 +459,35 @@ def tallied(tally: RouteTally) -> Counts:
         late=tally.late + unanswered,
         fallback=sum(count for (rank, _), count in tally.answers.items() if rank in FALLBACK_RANKS) + unanswered,
     )
+
+
+def agreed(overlap: Histogram) -> Counts:
+    """The counts of a route's compared searches in this process."""
+    return compared(sum(overlap.counts), overlap.sum)
+
+
+def agreement_counted(families: Iterable[Family]) -> dict[str, Counts]:
+    """The same of every route that is watched, from what workers report of themselves."""
+    pairs: dict[str, float] = {}
+    sums: dict[str, float] = {}
+    for name, _, _, samples in families:
+        if name != "understudy_watch_agreement":
+            continue
+        for sample, labels, value in samples:
+            into = {"_count": pairs, "_sum": sums}.get(sample.removeprefix(name))
+            if into is not None and labels["measure"] == "overlap":
+                into[labels["route"]] = into.get(labels["route"], 0.0) + value
+    return {route: compared(int(count), sums.get(route, 0.0)) for route, count in pairs.items()}
+
+
+def is_compared(route: Route) -> bool:
+    """Whether this route's searches are compared with a local copy now and then."""
+    return route.watch is not None and KINDS.get(route.dialect) == "retrieve"
+
+
+def agreement_of(route: str) -> str:
+    """The name of the course of a route's compared searches; no route is called so."""
+    return f"{route} {RETRIEVAL}"
 
 
 def counted(families: Iterable[Family]) -> dict[str, Counts]:

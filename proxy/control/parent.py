@@ -33,9 +33,9 @@ from understudy.policies.objectives import Counts
 from understudy.policies.respawn import Respawn
 from understudy.policies.tiering import Pin
 from understudy.proxy.changes import Fact
-from understudy.proxy.control.hinting import Opening
+from understudy.proxy.control.hinting import Opening, verdicts_of
 from understudy.proxy.control.listening import Places, worker_count
-from understudy.proxy.control.objectives import Lookout, counted
+from understudy.proxy.control.objectives import Lookout, agreement_counted, counted
 from understudy.proxy.control.resources import Loads, loads_of, process_readings, together
 from understudy.proxy.control.summing import Summed, kept, merged_status, summed
 from understudy.proxy.control.wire import (
@@ -402,6 +402,11 @@ class Parent:
         reports = [place.report.families for place in self.places if place.report is not None]
         return counted(itertools.chain(*reports, *(place.retired for place in self.places)))
 
+    def agreement(self) -> dict[str, Counts]:
+        """Of each route that is watched, its searches that were compared, over all workers."""
+        reports = [place.report.families for place in self.places if place.report is not None]
+        return agreement_counted(itertools.chain(*reports, *(place.retired for place in self.places)))
+
     def loads(self) -> dict[str, Loads]:
         """Every route's loads over all workers, those that are gone included."""
         reports = [place.report.families for place in self.places if place.report is not None]
@@ -419,11 +424,15 @@ class Parent:
         now = time.monotonic()
         return [(key, said.until - now, said.reason) for key, said in self._said.items() if said.until > now]
 
-    def hinted(self, hints: Sequence[Opening]) -> None:
-        """Other replicas have opened these: each worker heeds it by its own calls."""
+    def hinted(self, hints: Sequence[Opening], ill: Sequence[str]) -> None:
+        """Other replicas have opened these breakers, and find these services ill: each worker heeds it by its calls."""
         for place in self.places:
             if place.channel is not None:
-                place.channel.send(Hinted(list(hints)))
+                place.channel.send(Hinted(list(hints), list(ill)))
+
+    def verdicts(self) -> dict[str, str]:
+        """The services that are not well."""
+        return verdicts_of(self._diagnosed.values())
 
     def told(self, page: str) -> dict[str, Any] | None:
         """A page that the lookout has; None where there is none of this name."""

@@ -44,7 +44,8 @@ class Shared(Protocol):
 
     async def settings_now(self) -> Settings: ...
     def opened(self) -> Iterable[Opening]: ...
-    def hinted(self, hints: Sequence[Opening]) -> None: ...
+    def hinted(self, hints: Sequence[Opening], ill: Sequence[str]) -> None: ...
+    def verdicts(self) -> Mapping[str, str]: ...
 
 
 class Replicas:
@@ -72,6 +73,8 @@ class Replicas:
         self._hash = b""
         self._beat = int(wall() * 1000)
         self._told: tuple[Open, ...] = ()
+        self._told_health: dict[str, str] = {}
+        self._ill: frozenset[str] = frozenset()
         self._told_at = float("-inf")
         self._pause_s = 0.0
         self.is_reached = False
@@ -152,12 +155,13 @@ class Replicas:
         now = self._clock()
         opened = [Open(keys[key], left_s, reason) for key, left_s, reason in self._shared.opened() if key in keys]
         told = tuple(sorted(opened)[:OPEN_MAX])
-        is_news = not _alike(told, self._told, now - self._told_at)
+        health = dict(list(self._shared.verdicts().items())[:OPEN_MAX])
+        is_news = health != self._told_health or not _alike(told, self._told, now - self._told_at)
         if not is_news and now - self._told_at < BEAT_S:
             return None
         self._beat += 1
-        self._told, self._told_at = told, now
-        return msgspec.msgpack.encode(Page(self.neighbours.own, self._beat, self._wall(), told))
+        self._told, self._told_at, self._told_health = told, now, health
+        return msgspec.msgpack.encode(Page(self.neighbours.own, self._beat, self._wall(), told, health))
 
     def _pages(self, found: object) -> Iterable[Page]:
         """Theirs, as far as they are any."""
@@ -172,9 +176,11 @@ class Replicas:
     def _pass_on(self, hints: Iterable[Hint], keys: Mapping[Key, str]) -> None:
         by_key = {told: key for key, told in keys.items()}
         meant = [(by_key[hint.key], hint.open_s, hint.reason) for hint in hints if hint.key in by_key]
-        if meant:
-            self.results["hinted"] += len(meant)
-            self._shared.hinted(meant)
+        before, self._ill = self._ill, self.neighbours.ill(self._clock())
+        newly_ill = sorted(self._ill - before)
+        if meant or newly_ill:
+            self.results["hinted"] += len(meant) + len(newly_ill)
+            self._shared.hinted(meant, newly_ill)
 
     async def _leave(self) -> None:
         """Our page goes with us."""

@@ -105,9 +105,10 @@ class Pinned(msgspec.Struct, tag=True, frozen=True):
 
 
 class Hinted(msgspec.Struct, tag=True, frozen=True):
-    """To a worker: breakers that other replicas have opened: route, tier, endpoint, for how many seconds, why."""
+    """To a worker: breakers that other replicas have opened, and services that they find ill."""
 
     hints: list[Opening]
+    ill: list[str] = []
 
 
 Message = Diagnosed | Pinned | Hinted | Step | Happened | Written | Report | Sayings | Ask | Cover | Force | Fell

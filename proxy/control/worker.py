@@ -21,7 +21,7 @@ import msgspec
 
 from understudy.policies.forecast import Reading
 from understudy.proxy.control.admin import status_of
-from understudy.proxy.control.hinting import breakers_of, heed
+from understudy.proxy.control.hinting import alarm, breakers_of, heed
 from understudy.proxy.control.listening import Places
 from understudy.proxy.control.resources import readings_of
 from understudy.proxy.control.summing import families_of
@@ -139,6 +139,7 @@ class Worker:
                         self._sidecar.health.pin(pin.rank, pin.route)
                 case Hinted():
                     heed(self._sidecar.routes, message.hints, self._sidecar.world.clock())
+                    alarm(self._sidecar.health, message.ill)
                 case Fell():
                     for one in message.told:
                         self._sidecar.questions.hear(one, self._sidecar.world.clock())

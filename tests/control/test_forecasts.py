@@ -95,6 +95,8 @@ async def test_a_warning_is_told_by_the_desk_and_wakes_nobody(tmp_path: Path):
         def counts(self) -> dict[str, object]:
             return {}
 
+        agreement = counts
+
     foresight = Foresight(seen, tmp_path)
     now = await leaking(foresight, seen, 5)
     lookout = Lookout(Counted(), tmp_path, Senders())  # pyright: ignore[reportArgumentType]

@@ -12,14 +12,16 @@ import pytest
 from tests.kit.acts import answer
 from tests.kit.fake_upstream import FakeUpstream
 from tests.kit.weather import call_of
-from understudy.policies.objectives import Counts
-from understudy.policies.observe import RouteTally
+from understudy.policies.objectives import Counts, compared
+from understudy.policies.observe import Histogram, RouteTally
 from understudy.policies.service import Answer
 from understudy.proxy.alert_settings import Alerts, Objectives, Receiver
 from understudy.proxy.control.alerting import Senders
-from understudy.proxy.control.objectives import FILE, Lookout, counted, tallied
-from understudy.proxy.control.wire import Family
+from understudy.proxy.control.objectives import FILE, Lookout, agreed, agreement_counted, counted, tallied
+from understudy.proxy.control.wire import Family, Sample
+from understudy.proxy.prometheus_rules import rules_text
 from understudy.proxy.settings import Match, Route, Secret, Server, Settings, UpstreamTier
+from understudy.proxy.watch_settings import Watch
 
 BEGIN = 1_800_000_000.0
 
@@ -39,10 +41,14 @@ class Seen:
     def __init__(self, settings: Settings) -> None:
         self.now = BEGIN
         self.told: dict[str, Counts] = {}
+        self.agreed: dict[str, Counts] = {}
         self._settings = settings
 
     def counts(self) -> Mapping[str, Counts]:
         return self.told
+
+    def agreement(self) -> Mapping[str, Counts]:
+        return self.agreed
 
     async def settings_now(self) -> Settings:
         return self._settings
@@ -193,3 +199,60 @@ def test_an_answer_counts_as_late_by_its_routes_own_objective():
     for took_s in (0.1, 1.999, 2.0, 2.001, 60.0):
         tally.answered(call_of("generate", "x"), Answer(200, [], tier="primary"), took_s)
     assert tally.late == 2
+
+
+# --- what searches find --------------------------------------------------------------------------------------------
+
+
+def watched_settings() -> Settings:
+    tier = UpstreamTier(name="db", url="http://127.0.0.1:1")
+    match = Match(prefix="/collections")
+    route = Route(name="docs", match=match, dialect="qdrant", tiers=[tier], objectives=Objectives(), watch=Watch())
+    return Settings(routes=(route,), server=Server(alerts=Alerts()), digest="d1")
+
+
+@pytest.mark.parametrize(("overlap", "severity"), [(0.95, ""), (0.86, ""), (0.8, "warning"), (0.02, "critical")])
+async def test_searches_that_find_too_little_of_what_the_copy_finds_are_told(
+    tmp_path: Path, overlap: float, severity: str
+):
+    settings = watched_settings()
+    seen = Seen(settings)
+    lookout = Lookout(seen, tmp_path, Senders(), wall=seen.wall)
+    for minute in range(70):
+        seen.agreed["docs"] = compared(20 * minute, 20 * minute * overlap)
+        await lookout.look(BEGIN + 60 * minute, settings)
+    told = [(one["alertname"], one["severity"]) for one in lookout.status()]
+    assert told == ([("UnderstudyRetrieval", severity)] if severity else [])
+    if severity:
+        [one] = lookout.status()
+        assert one["runbook"] == "20-runbook-vector-database-down.md"
+        assert f"of what the local copy finds, {1 - overlap:.0%} is not found" in one["summary"]
+    left = {labels["objective"]: value for _, labels, value in lookout.families()[0][3]}
+    assert (left["retrieval"] < 0) == (overlap < 0.85)
+    again = Lookout(seen, tmp_path, Senders(), wall=seen.wall)
+    lookout.save(lookout._encoded())  # pyright: ignore[reportPrivateUsage]
+    again.recall()
+    await again.look(BEGIN + 60 * 70, settings)
+    assert [(one["alertname"], one["severity"]) for one in again.status()] == told
+
+
+def test_what_workers_have_compared_is_counted_as_in_one_process():
+    overlap = Histogram((0.5, 1.0))
+    for each in (1.0, 0.9, 0.5, 0.0):
+        overlap.add(each)
+    name = "understudy_watch_agreement"
+
+    def samples(measure: str, factor: float) -> list[Sample]:
+        labels = {"route": "docs", "measure": measure}
+        return [(f"{name}_count", labels, 4.0), (f"{name}_sum", labels, overlap.sum * factor)]
+
+    families: list[Family] = [(name, "histogram", "", [*samples("overlap", 1.0), *samples("rbo", 0.1)])]
+    assert agreement_counted(families) == {"docs": agreed(overlap)}
+    assert agreed(overlap) == Counts(4, errors=1)
+
+
+def test_rules_for_prometheus_have_the_objective_only_where_searches_are_compared():
+    text = rules_text(watched_settings())
+    assert "UnderstudyRetrieval" in text
+    assert 'understudy_watch_agreement_sum{route="docs",measure="overlap"}[1h]' in text
+    assert "UnderstudyRetrieval" not in rules_text(settings_of("chat"))

@@ -48,6 +48,8 @@ class Own:
         self.settings = settings
         self.open: list[Opening] = []
         self.heard: list[Opening] = []
+        self.ill: dict[str, str] = {}
+        self.alarmed: list[str] = []
 
     async def settings_now(self) -> Settings:
         return self.settings
@@ -55,8 +57,12 @@ class Own:
     def opened(self) -> list[Opening]:
         return self.open
 
-    def hinted(self, hints: Sequence[Opening]) -> None:
+    def hinted(self, hints: Sequence[Opening], ill: Sequence[str]) -> None:
         self.heard += hints
+        self.alarmed += ill
+
+    def verdicts(self) -> dict[str, str]:
+        return self.ill
 
 
 @asynccontextmanager
@@ -220,6 +226,12 @@ async def test_what_one_has_opened_the_other_hears_and_the_page_goes_with_its_re
             await reads.once(settings)
         assert len(other.heard) == 1
         assert writes.results["written"] == 2
+        one.ill = {"llm_service:model:443": "unhealthy", "vector_database:db:6333": "degraded"}
+        for _ in range(3):
+            await writes.once(settings)
+            await reads.once(settings)
+        assert other.alarmed == ["llm_service:model:443"]
+        assert reads.told()["pages"][0]["health"] == one.ill
         await writes._leave()  # pyright: ignore[reportPrivateUsage]
         await reads.once(settings)
         assert reads.told()["pages"] == []
