@@ -21,7 +21,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -335,15 +335,19 @@ def _close_all(idle: SimpleQueue[sqlite3.Connection]) -> None:
 
 def checked_vector(vector: Any, dimensions: int, what: str = "query") -> Vector:
     """`vector` as contiguous float32 [dimensions]. Raises WrongDimension or NotFinite."""
-    try:
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, and is refused below
-            array = np.ascontiguousarray(vector, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise NotFinite(f"the {what} vector is no list of numbers") from error
+    given = cast("Vector", vector) if isinstance(vector, np.ndarray) else None
+    if given is not None and given.dtype == np.float32 and given.flags.c_contiguous:
+        array = given
+    else:
+        try:
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, and is refused below
+                array = np.ascontiguousarray(vector, dtype=np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise NotFinite(f"the {what} vector is no list of numbers") from error
     if array.shape != (dimensions,):
         raise WrongDimension(array.shape, dimensions, what)
-    # NaN fails this comparison too
-    if not bool(np.all(np.abs(array) <= COMPONENT_MAX)):
+    # NaN is its own least and largest component, and fails the comparison
+    if dimensions and not (array.min() >= -COMPONENT_MAX and array.max() <= COMPONENT_MAX):
         raise NotFinite(f"the {what} vector holds NaN, infinity or a component beyond {COMPONENT_MAX:g}")
     return array
 

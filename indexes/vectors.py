@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -98,6 +99,11 @@ def prepared(vectors: Matrix, distance: Distance) -> Matrix:
     """
     if distance is not Distance.COSINE:
         return vectors
+    if vectors.ndim == 1:
+        # one question's: as below, in a third of the time
+        wide = vectors.astype(np.float64)
+        length = math.sqrt(wide.dot(wide))
+        return (wide / length).astype(np.float32) if length > 0 else vectors
     # squared in float64: components near 1e16 would overflow float32's dynamic range when summed
     lengths = np.sqrt(np.sum(np.square(vectors, dtype=np.float64), axis=-1, keepdims=True))
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)

@@ -79,7 +79,7 @@ def main() -> None:
     told, sys.argv = Path(sys.argv[1]), ["understudy", *sys.argv[2:]]
     import uvloop
 
-    def new_event_loop() -> asyncio.AbstractEventLoop:
+    def new_event_loop() -> uvloop.Loop:
         loop = uvloop.new_event_loop()
         watch(loop, told)
         return loop
