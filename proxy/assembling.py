@@ -18,7 +18,7 @@ from understudy.proxy.addresses import tls_of
 from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.certificates import BadCredentials, Credentials, credentials
 from understudy.proxy.copies import Copies
-from understudy.proxy.dialects import DIALECTS, KINDS, NAMING
+from understudy.proxy.dialects import DIALECTS, KINDS, naming_of
 from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.forwarding import Marks
@@ -34,12 +34,10 @@ from understudy.proxy.spaces import NO_PLAN, Plan, is_never_alone, of_another_sp
 from understudy.proxy.spend_rules import counts_tokens
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.stream_rules import can_fail_over
-from understudy.proxy.tiers.continuing import prefilled_by
 from understudy.proxy.tiers.handing import Handing
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.local import Knowing, local_tier
 from understudy.proxy.tiers.origins import Origins
-from understudy.proxy.tiers.translating import translating
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
 if TYPE_CHECKING:
@@ -169,12 +167,15 @@ class Assembler:
             judge = judge._replace(own_key=True)
             spoken = ask(tier, DIALECTS[tier.speaks], pool, self._world.clock, marks, judge)
             spoken = self._counted(spoken, settings, route, tier, tier.speaks)
-            return translating(prefilled_by(route, tier, spoken), tier, dialect)
+            from understudy.proxy.tiers.translating import translating
+
+            return translating(_prefilled(route, tier, spoken), tier, dialect)
         service = ask(tier, dialect, pool, self._world.clock, marks, judge)
         service = self._counted(service, settings, route, tier, route.dialect)
-        service = prefilled_by(route, tier, service)
+        service = _prefilled(route, tier, service)
         handles = self._handles_of(route)
-        return service if handles is None else learning(service, NAMING[route.dialect], handles)
+        naming = naming_of(route.dialect)
+        return service if handles is None or naming is None else learning(service, naming, handles)
 
     def _account(self, settings: Settings) -> None:
         """Have tokens counted by these prices, from the first policies on that ask for it."""
@@ -225,7 +226,7 @@ class Assembler:
 
     def _handles_of(self, route: Route) -> Handles | None:
         """What is known of the ids that the route's database gives its collections; None where it gives none."""
-        if route.dialect not in NAMING:
+        if naming_of(route.dialect) is None:
             return None
         return self._handles.setdefault(route.name, Handles(self._state / "handles" / f"{route.name}.jsonl"))
 
@@ -254,3 +255,12 @@ class Assembler:
             except ImportError as error:
                 raise CannotStart(f"server.cache.url: {error}; pip install 'understudy[cache]' brings it") from None
         return self.caches
+
+
+def _prefilled(route: Route, tier: UpstreamTier, service: Service) -> Service:
+    """`service`, which can be asked to go on with what another has begun, where the route's streams are continued."""
+    if route.stream.after_first_content != "continue":
+        return service
+    from understudy.proxy.tiers.continuing import prefilled_by
+
+    return prefilled_by(route, tier, service)

@@ -16,8 +16,9 @@ from understudy.models.space import same_space
 from understudy.policies.outcomes import FOLLOWS
 from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.components import components_of
+from understudy.proxy.dialects import KINDS
 from understudy.proxy.outcomes import providers_of
-from understudy.proxy.reading import SHIPPED_DIALECTS, Reading
+from understudy.proxy.reading import Reading
 from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, claims_of, parse_address
 from understudy.proxy.settings import LocalTier, Match, Outcome, Route, Secret, Settings, Tier, UpstreamTier
@@ -239,7 +240,7 @@ def _is_there(owner: Route | Tier, layer: str, route: Route) -> bool:
     if layer == "balance":
         return isinstance(owner, UpstreamTier) and len(owner.endpoints) > 1
     if layer == "stream":
-        return SHIPPED_DIALECTS.get(route.dialect) == "generate"
+        return KINDS.get(route.dialect) == "generate"
     return layer not in OFF_UNLESS_WRITTEN or bool(getattr(owner, OFF_UNLESS_WRITTEN[layer], None))
 
 
@@ -261,7 +262,7 @@ def _provider(route: Route, tier: Tier, at: str, described: _Described) -> dict[
 def _abroad(settings: Settings, route: Route, tier: Tier, described: _Described) -> dict[str, Any]:
     """How copies of another model's vectors are searched by handles: by vectors of their texts, or by a map."""
     space = settings.space_of(route)
-    is_searched = isinstance(tier, LocalTier) and SHIPPED_DIALECTS.get(route.dialect) == "retrieve"
+    is_searched = isinstance(tier, LocalTier) and KINDS.get(route.dialect) == "retrieve"
     if not is_searched or not space or same_space(space, settings.local.model):
         return {}
     names = ("shadow_cpu_share", "bridge_cpu_share")

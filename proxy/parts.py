@@ -34,7 +34,6 @@ from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.settings import Limits, Route
 from understudy.proxy.stream_rules import LINES
-from understudy.proxy.tiers.continuing import Continuations
 
 if TYPE_CHECKING:
     from understudy.policies.likeness import Likeness
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from understudy.proxy.likeness import Embed
     from understudy.proxy.provenance import Provenance
     from understudy.proxy.questions import Story
+    from understudy.proxy.tiers.continuing import Continuations
     from understudy.proxy.watching import Watching
 
 

@@ -20,36 +20,13 @@ from understudy.proxy.addresses import tls_of
 from understudy.proxy.answer_files import answer_files, faults_of_answers
 from understudy.proxy.certificates import faults_of_tls
 from understudy.proxy.checking import check_file
+from understudy.proxy.dialects import KINDS
 from understudy.proxy.policy_files import compose, digest, digest_folder, find_files
 from understudy.proxy.rules import faults_of, warnings_of
 from understudy.proxy.settings import Settings, inactive_reason
 from understudy.proxy.spots import Branch, Fault, Grown, Leaf, Pairs, Place, Row, Spot, Tree, lay
 
-__all__ = ["SHIPPED_DIALECTS", "BadPolicies", "Fault", "Reading", "Spot", "digest_folder", "load", "read_folder"]
-
-SHIPPED_DIALECTS: Mapping[str, str] = {
-    "openai-embeddings": "embed",
-    "openai-chat": "generate",
-    "openai-completions": "generate",
-    "openai-responses": "generate",
-    "anthropic": "generate",
-    "ollama-chat": "generate",
-    "qdrant": "retrieve",
-    "chroma": "retrieve",
-    "azure-openai-embeddings": "embed",
-    "azure-openai-chat": "generate",
-    "ollama-embed": "embed",
-    "cohere-embed": "embed",
-    "cohere-chat": "generate",
-    "tei": "embed",
-    "pinecone": "retrieve",
-    "elasticsearch": "retrieve",
-    "opensearch": "retrieve",
-    "milvus": "retrieve",
-    "weaviate": "retrieve",
-    "plain": "pass",
-}
-"""The dialects that ship and the kind of call each speaks; who has others passes them to `read_folder`."""
+__all__ = ["BadPolicies", "Fault", "Reading", "Spot", "digest_folder", "load", "read_folder"]
 
 ROUTES_MAX = 1000
 FAULTS_ENV = "UNDERSTUDY_FAULTS"
@@ -86,7 +63,7 @@ class Reading:
     answers: tuple[str, ...] = ()
 
 
-def load(folder: Path, environ: Mapping[str, str], dialects: Mapping[str, str] = SHIPPED_DIALECTS) -> Settings:
+def load(folder: Path, environ: Mapping[str, str], dialects: Mapping[str, str] = KINDS) -> Settings:
     """The settings of a folder. Raises BadPolicies with every fault."""
     reading = read_folder(folder, environ, dialects)
     if reading.settings is None:
@@ -94,7 +71,7 @@ def load(folder: Path, environ: Mapping[str, str], dialects: Mapping[str, str] =
     return reading.settings
 
 
-def read_folder(folder: Path, environ: Mapping[str, str], dialects: Mapping[str, str] = SHIPPED_DIALECTS) -> Reading:
+def read_folder(folder: Path, environ: Mapping[str, str], dialects: Mapping[str, str] = KINDS) -> Reading:
     """Read every policy file directly in `folder`, in this environment. Raises nothing: what is wrong is a fault."""
     faults: list[Fault] = []
     files = find_files(folder, faults)

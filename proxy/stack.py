@@ -54,7 +54,6 @@ from understudy.proxy.settings import (
     endpoints_of,
 )
 from understudy.proxy.spaces import NO_PLAN, Plan, spaced
-from understudy.proxy.tiers.continuing import continuations_of
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.upstream import first_content_s_of
 
@@ -181,10 +180,7 @@ def assemble(
         service = build.sparing(service, budgets, clocks)
     if tap is not None:
         service = tap(service)
-    parts.continuations = continuations_of(route, parts.links, clocks, world.clock)
-    if parts.continuations is not None:
-        parts.continuations.goes_on_from(before.continuations if before else None)
-        service = parts.continuations.around(service)
+    service = build.gone_on_with(service, clocks)
     service = build.elsewhere(service, clocks, alike)
     if caches is not None:
         service = caches.watching(service, dialect)
@@ -261,6 +257,20 @@ class _Build:
         dialect, before = self.parts.dialect, self.before.arms if self.before else None
         judge = tier_judge(route, tier, dialect)
         return faulty_tier(service, tier, endpoint, self.parts.arms, before, dialect, judge, self.tools)
+
+    def gone_on_with(self, service: Service, clocks: Deadline) -> Service:
+        """`service`, whose broken streams another tier goes on with, where the route asks for it."""
+        parts = self.parts
+        if parts.route.stream.after_first_content != "continue":
+            return service
+        # with three dialects behind it, a megabyte that few routes have a use for
+        from understudy.proxy.tiers.continuing import continuations_of
+
+        made = parts.continuations = continuations_of(parts.route, parts.links, clocks, self.world.clock)
+        if made is None:
+            return service
+        made.goes_on_from(self.before.continuations if self.before else None)
+        return made.around(service)
 
     def elsewhere(self, service: Service, clocks: Deadline, alike: Alike | None) -> Service:
         """`service`, with a share of its calls sent to an arm, a share of its reads mirrored to one, and those that are

@@ -94,13 +94,13 @@ async def _synced(
     arguments: argparse.Namespace, settings: Settings, route: Route, state: Path, progress: Progress
 ) -> Sequence[Line]:
     from understudy.indexes.library import Library
-    from understudy.proxy.dialects import DIALECTS, NAMING
+    from understudy.proxy.dialects import DIALECTS, naming_of
     from understudy.proxy.handles import Handles
     from understudy.proxy.mirroring.mirrors import Mirrors
 
     library = Library(collections_folder(state))
     library.folder.mkdir(parents=True, exist_ok=True)
-    handles = Handles(state / "handles" / f"{route.name}.jsonl") if route.dialect in NAMING else None
+    handles = Handles(state / "handles" / f"{route.name}.jsonl") if naming_of(route.dialect) else None
     mirrors = Mirrors(state, lambda: library)
     try:
         kept = mirrors.of_route(route, DIALECTS[route.dialect], settings, handles)

@@ -15,12 +15,14 @@ from tests.dialects.recorded_exchanges import Exchange, recorded, request
 from understudy.indexes.conditions import Condition
 from understudy.policies.service import Answer, Refused
 from understudy.proxy.asks import CollectionInfo, Found, RetrieveAsk, Retrieved
-from understudy.proxy.dialects import DIALECTS, NAMING
+from understudy.proxy.dialects import DIALECTS, naming_of
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.dialects.chroma_where import condition_of
 from understudy.proxy.handles import Learnt
 
 CHROMA = DIALECTS["chroma"]
+NAMING = naming_of("chroma")
+assert NAMING is not None
 BASE = "/api/v2/tenants/default_tenant/databases/default_database"
 OTHER = "/api/v2/tenants/acme/databases/my%20db"
 ID = "4647e5e8-2f00-48be-a3a7-cbc01dfd6d53"
@@ -69,7 +71,7 @@ def test_no_bytes_break_the_reading(name: bytes, path: str, method: str, body: b
     one = request(method, "/", body)
     one.path = BASE.encode() + b"/collections/" + name + path.encode()
     check_reading(CHROMA, one)
-    NAMING["chroma"].named(one, Answer(200, [], body))
+    NAMING.named(one, Answer(200, [], body))
 
 
 JSON_VALUES = st.recursive(
@@ -366,14 +368,10 @@ def test_collections_are_told_with_their_ids_and_only_those_of_the_database_aske
 
 
 def test_names_and_ids_are_learned_from_what_passes():
-    learned = [
-        told for one in RECORDED if one.answer.status < 300 for told in NAMING["chroma"].named(one.request, one.answer)
-    ]
+    learned = [told for one in RECORDED if one.answer.status < 300 for told in NAMING.named(one.request, one.answer)]
     assert set(learned) == {Learnt(ID, "docs"), Learnt("", "docs")}
     renamed = request("PUT", f"{OTHER}/collections/{ID}", {"new_name": "papers"})
-    assert NAMING["chroma"].named(renamed, Answer(200, [], b"{}")) == [
-        Learnt(f"acme/my%20db/{ID}", "acme/my%20db/papers")
-    ]
+    assert NAMING.named(renamed, Answer(200, [], b"{}")) == [Learnt(f"acme/my%20db/{ID}", "acme/my%20db/papers")]
 
 
 @pytest.mark.parametrize(

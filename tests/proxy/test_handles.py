@@ -8,7 +8,7 @@ import pytest
 
 from understudy.policies.service import Answer, Call, Request
 from understudy.proxy import handles as module
-from understudy.proxy.dialects import NAMING
+from understudy.proxy.dialects import naming_of
 from understudy.proxy.handles import Handles, Learnt, learning, made_handle
 
 
@@ -82,7 +82,9 @@ async def test_an_upstreams_answers_teach_and_errors_do_not(tmp_path: Path):
     async def upstream(_call: Call) -> Answer:
         return answers.pop(0)
 
-    service = learning(upstream, NAMING["chroma"], known)
+    naming = naming_of("chroma")
+    assert naming is not None
+    service = learning(upstream, naming, known)
     path = b"/api/v2/tenants/default_tenant/databases/default_database/collections/docs"
     for _ in range(2):
         await service(Call("retrieve", Request(b"GET", path, []), dialect="chroma"))

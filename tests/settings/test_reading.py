@@ -9,9 +9,8 @@ import pytest
 from msgspec import UNSET
 
 from tests.settings.folders import LOCAL_ROUTE, policies, read, route_of, sound, whys
-from understudy.proxy.dialects import KINDS
 from understudy.proxy.policy_files import FILE_BYTES_MAX, FILES_MAX
-from understudy.proxy.reading import SHIPPED_DIALECTS, BadPolicies, digest_folder, load, read_folder
+from understudy.proxy.reading import BadPolicies, digest_folder, load, read_folder
 from understudy.proxy.settings import Limits, LocalTier, UpstreamTier, active_tiers, inactive_reason
 
 ROUTE = "{name: %s, match: {path: /%s}, dialect: openai-chat, tiers: [{kind: local}]}"
@@ -35,10 +34,6 @@ routes:
         retry: {wait_s_max: 9}
       - kind: local
 """
-
-
-def test_the_dialects_assumed_are_the_dialects_that_ship():
-    assert SHIPPED_DIALECTS == KINDS
 
 
 # --- what is believed ----------------------------------------------------------------------------------------------
