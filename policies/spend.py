@@ -26,6 +26,8 @@ EVERYBODY = b""
 OTHERS = b"others"
 """Who pays for callers beyond those that are told apart."""
 FREE, SOFT, HARD = 0, 1, 2
+ROUNDING = 1e-9
+"""A share that is short by so much is reached: processes add the same money up in other orders."""
 
 
 class BudgetRules(Protocol):
@@ -89,7 +91,7 @@ class Purse:
         return max(of_tokens, cost / self.rules.cost if self.rules.cost else 0.0)
 
     def level(self, payer: bytes) -> int:
-        share = self.share(payer)
+        share = self.share(payer) + ROUNDING
         if share >= 1.0 and self.rules.hard:
             return HARD
         return SOFT if share >= self.rules.soft_share and self.rules.cheaper else FREE

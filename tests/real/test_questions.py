@@ -37,6 +37,7 @@ server:
   admin: "${{UNDERSTUDY_ADMIN}}"
   workers: {workers}
   spaces: {{far-embed-3: {{dimensions: 1536}}}}
+  questions: {{kept_s: 600}}
 local: {{shadow_cpu_share: 0}}
 defaults: {{retry: {{attempts: 1}}, breaker: {{enabled: false}}}}
 routes:
@@ -165,6 +166,6 @@ def test_workers_tell_each_other_what_is_built_on_a_fallback(
         passages = [point["payload"]["text"] for point in found.json()["result"]["points"]]
         # every connection is a new one, and any of the workers may take it
         for _ in range(8):
-            eventually(lambda: WORDS in deployed.generate(passages), within_s=5)
-            eventually(lambda: WORDS in deployed.generate(["Summed up."], traceparent=TRACE), within_s=5)
+            eventually(lambda: WORDS in deployed.generate(passages), within_s=30)
+            eventually(lambda: WORDS in deployed.generate(["Summed up."], traceparent=TRACE), within_s=30)
         assert [question["id"] for question in deployed.recent()] == [TRACE[3:35]]
