@@ -25,6 +25,7 @@ from understudy.proxy.assembling import CannotStart
 from understudy.proxy.cli import Complaint
 from understudy.proxy.control.health import keep_healthy
 from understudy.proxy.control.probing import keep_measuring
+from understudy.proxy.control.recovery import keep_recovering
 from understudy.proxy.control.reload import watch_policies
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.reading import BadPolicies, Reading, read_folder
@@ -119,6 +120,7 @@ async def _serve(start: Start, reading: Reading) -> None:
         if not start.post:
             log.info("metrics, probes and status on http://%s", sidecar.settings.server.admin)
         loops = [watch_policies(sidecar, hurry), keep_measuring(sidecar), keep_healthy(sidecar)]
+        loops.append(keep_recovering(sidecar))
         beside += [loop.create_task(each) for each in loops]
         _settle_down()
         await stop.wait()

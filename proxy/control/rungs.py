@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from understudy.indexes.faults import IndexFault
 from understudy.models.errors import ModelError
 from understudy.policies.balance import Balance, Peer
-from understudy.policies.events import ROLES, component_of
-from understudy.policies.recovery import Climb, Result, name_of, role_of
+from understudy.policies.recovery import Climb, Result, name_of
 from understudy.policies.service import Refused
-from understudy.proxy.dialects import KINDS
+from understudy.proxy.components import COLLECTIONS, UPSTREAMS
 from understudy.proxy.knowledge import models_folder
 
 if TYPE_CHECKING:
@@ -132,18 +131,19 @@ class Rungs:
 
     def places(self, component: str) -> list[Place]:
         """Where calls go for a component; everywhere, for the network as a whole."""
-        everywhere = role_of(component) == "network"
+        everywhere = component == UPSTREAMS
         return [place for place in self._every_place() if everywhere or place.component == component]
 
     def _every_place(self) -> Iterator[Place]:
-        for parts in self._sidecar.routes:
-            role = ROLES.get(KINDS.get(parts.dialect.name, ""))
-            for tier_name, tier in parts.tiers.items():
-                for endpoint in tier.endpoints.values():
-                    pool = self._sidecar.pools.get((parts.name, tier_name, endpoint.name))
-                    if pool is not None and role is not None:
-                        component = component_of(role, f"{pool.host}:{pool.port}")
-                        yield Place(component, pool, tier.balance, endpoint.peer)
+        sidecar = self._sidecar
+        for component in sidecar.health.components.values():
+            for use in component.uses:
+                pool = sidecar.pools.get((use.route, use.tier, use.endpoint))
+                parts = sidecar.stack.routes.get(use.route)
+                tier = parts.tiers.get(use.tier) if parts is not None else None
+                endpoint = tier.endpoints.get(use.endpoint) if tier is not None else None
+                if pool is not None and tier is not None and endpoint is not None:
+                    yield Place(component.id, pool, tier.balance, endpoint.peer)
 
     async def _reset_pool(self, component: str) -> Climbed:
         closed = sum(pool.renew() for pool in self._pools(component))
@@ -221,12 +221,12 @@ class Rungs:
     # --- collections -----------------------------------------------------------------------------------------------
 
     async def _verify_index(self, component: str) -> Climbed:
-        library, name = self._library(), name_of(component)
+        library = self._library()
 
         def verified() -> list[str]:
-            wrong = library.verify(name)
-            if not wrong:
-                library.open(name)
+            wrong: list[str] = []
+            for name in _names(library, component):
+                wrong += library.verify(name) or _opened(library, name)
             return wrong
 
         wrong, cpu_s = await self._in_thread(verified)
@@ -235,17 +235,26 @@ class Rungs:
         return Climbed("done", "every file is what it should be", cpu_s)
 
     async def _reload_snapshot(self, component: str) -> Climbed:
-        library, name = self._library(), name_of(component)
-        reloaded, cpu_s = await self._in_thread(lambda: library.reload(name))
-        return Climbed("done", f"{reloaded.count} points of {reloaded.generation or 'the journal'}", cpu_s)
+        library = self._library()
+
+        def reloaded() -> int:
+            return sum(library.reload(name).count for name in _names(library, component))
+
+        count, cpu_s = await self._in_thread(reloaded)
+        return Climbed("done", f"{count} points", cpu_s)
 
     async def _rebuild_index(self, component: str) -> Climbed:
-        library, name = self._library(), name_of(component)
+        library = self._library()
         self._sidecar.knowing.embed_again_share = self._sidecar.settings.server.recovery.cpu_share
-        healed, cpu_s = await self._in_thread(lambda: library.heal(name))
-        if healed is None:
+
+        def healed() -> list[str]:
+            found = [(name, library.heal(name)) for name in _names(library, component)]
+            return [f"{name} as {generation}" for name, generation in found if generation is not None]
+
+        written, cpu_s = await self._in_thread(healed)
+        if not written:
             return Climbed("skipped", "nothing of it is damaged", cpu_s)
-        return Climbed("done", f"written anew as {healed}", cpu_s)
+        return Climbed("done", f"written anew: {', '.join(written)}", cpu_s)
 
     async def _copy_again(self, component: str) -> Climbed:
         mirrors = self._sidecar.copies.mirrors
@@ -253,8 +262,10 @@ class Rungs:
             return Climbed("skipped", "it is no copy of a database")
         from understudy.proxy.mirroring.source import SourceFailed, Unmirrorable
 
+        names = _names(self._library(), component) if component == COLLECTIONS else [name_of(component)]
         try:
-            if not await mirrors.copy_again(name_of(component)):
+            # every one of them that is a copy
+            if not any([await mirrors.copy_again(name) for name in names]):
                 return Climbed("skipped", "it is no copy of a database")
         except (SourceFailed, Unmirrorable) as why:
             return Climbed("failed", str(why))
@@ -292,6 +303,20 @@ class Rungs:
     def _embedder(self) -> Any:
         """The local model. Raises Refused."""
         return self._sidecar.knowing.model().embedder
+
+
+def _names(library: Any, component: str) -> list[str]:
+    """The collections that a component stands for."""
+    return list(library.names()) if component == COLLECTIONS else [name_of(component)]
+
+
+def _opened(library: Any, name: str) -> list[str]:
+    """Why a collection can't be opened; [] where it can."""
+    try:
+        library.open(name)
+    except IndexFault as why:
+        return [str(why)]
+    return []
 
 
 def counted(work: Callable[[], Any]) -> tuple[Any, float]:
