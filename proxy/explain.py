@@ -89,6 +89,7 @@ def explain_data(
             if _is_there(route, name, route)
         ],
         "health": _health(settings, route, at, described),
+        "recovery": _recovery(settings, route, described),
         "outcomes": _rows(route.outcomes, f"{at}.outcomes", described),
         "tiers": tiers_data(route.tiers, at),
         "arms": {name: tiers_data(arm.tiers, f"{at}.arms.{named(name)}") for name, arm in route.arms.items()},
@@ -197,6 +198,17 @@ def _health(settings: Settings, route: Route, at: str, described: _Described) ->
         "why": "what is unhealthy of this is passed over, and makes the service tier",
         "values": values,
     }
+
+
+def _recovery(settings: Settings, route: Route, described: _Described) -> dict[str, Any]:
+    """What is tried for each kind of component that a route depends on."""
+    recovery, at = settings.server.recovery, "server.recovery"
+    roles = dict.fromkeys(one.role for one in components_of(settings).values() if route.name in one.routes)
+    ladders = {
+        f"ladders.{role}": described.value(f"{at}.ladders.{role}", list(recovery.ladder_of(role))) for role in roles
+    }
+    values = {"enabled": described.value(f"{at}.enabled", recovery.enabled), **ladders}
+    return {"name": "recovery", "why": "what is tried for what is unhealthy, each verified", "values": values}
 
 
 def _tls_data(settings: Settings, port: int, described: _Described) -> dict[str, Any]:
@@ -340,7 +352,7 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield from _table({key: route[key] for key in ("dialect", "space", "body_bytes_max")}, 2)
     yield ""
-    yield from _layers([*route["layers"], route["health"]], 2)
+    yield from _layers([*route["layers"], route["health"], route["recovery"]], 2)
     yield from _outcome_lines(route["outcomes"], "what its upstreams' errors mean, before the table's own rows", 2)
     for n, tier in enumerate(route["tiers"], 1):
         yield ""

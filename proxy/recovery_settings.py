@@ -9,6 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from understudy.policies.recovery import LADDERS
 from understudy.proxy.settings_types import Frozen, Name, PositiveSeconds, Seconds, Secret, Share
 
 
@@ -58,3 +59,9 @@ class Recovery(Frozen, frozen=True):
     hooks: list[Hook] = []
     escalate: list[str] = []
     """The hooks that are run when a ladder is spent; once for each outage."""
+
+    def ladder_of(self, role: str) -> tuple[str, ...]:
+        """What is tried for components of this role, in order."""
+        if not self.enabled:
+            return ()
+        return tuple(self.ladders[role]) if role in self.ladders else LADDERS.get(role, ())

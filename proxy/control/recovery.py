@@ -25,7 +25,6 @@ import msgspec
 
 from understudy.policies.events import Event
 from understudy.policies.recovery import (
-    LADDERS,
     RUNGS,
     Act,
     Check,
@@ -156,10 +155,7 @@ class Recoverer:
 
     def ladder_of(self, component: str) -> tuple[str, ...]:
         """What is tried for a component, in order."""
-        role, rules = role_of(component), self.rules
-        if not rules.enabled:
-            return ()
-        return tuple(rules.ladders[role]) if role in rules.ladders else LADDERS.get(role, ())
+        return self.rules.ladder_of(role_of(component))
 
     def wake(self) -> None:
         """Something has happened: look now."""

@@ -80,6 +80,8 @@ class Story:
     lost: int = 0
     pages: int = 0
     restarts: int = 0
+    recovering: str = ""
+    """What the alert said that recovery was doing."""
     at: dict[str, float] = field(default_factory=dict[str, float])
 
     def begins(self, chapter: str, what: str) -> None:
@@ -198,6 +200,10 @@ def _hearing(story: Story) -> Any:
             story.lines.append(Line(time.time(), "pager", f"PAGED: {posted['component']} is beyond recovery"))
         for alert in posted.get("alerts", ()):
             words = f"{alert['labels']['alertname']} {alert['status']}: {alert['annotations']['summary']}"
+            doing = alert["annotations"].get("recovery", "")
+            if doing and alert["status"] == "firing":
+                story.recovering = doing
+                words += f"; recovery: {doing}"
             story.lines.append(Line(time.time(), "pager", words))
         await answer(200)(wire, heard)
 

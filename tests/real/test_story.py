@@ -25,5 +25,6 @@ def test_from_kill_to_resolved_no_call_is_lost_nobody_is_paged_and_the_log_tells
         "primary tier",
     ):
         assert any(said in line for line in logged), f"{said!r} is missing:\n{text}"
+    assert story.recovering.startswith("vector_database:"), text
     heard = [line.what.split(":")[0] for line in story.lines if line.who == "pager"]
     assert heard == ["UnderstudyOnFallback firing", "UnderstudyOnFallback resolved"], text
