@@ -23,9 +23,9 @@ import uvloop
 
 from understudy.proxy.assembling import CannotStart
 from understudy.proxy.cli import Complaint
+from understudy.proxy.control.healing import keep_recovering
 from understudy.proxy.control.health import keep_healthy
 from understudy.proxy.control.probing import keep_measuring
-from understudy.proxy.control.recovery import keep_recovering
 from understudy.proxy.control.reload import watch_policies
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.reading import BadPolicies, Reading, read_folder

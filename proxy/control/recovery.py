@@ -36,11 +36,9 @@ from understudy.policies.recovery import (
     in_words,
     role_of,
 )
-from understudy.policies.verdict import Word
 from understudy.proxy.control.durable import replace_file
 from understudy.proxy.control.hooks import Hooks
 from understudy.proxy.control.rungs import KEEP_OUT, TAKE_BACK, Climbed, Rungs
-from understudy.proxy.health import Healths, kind_of
 from understudy.proxy.recovery_settings import Hook
 from understudy.proxy.recovery_settings import Recovery as Settings
 
@@ -55,12 +53,6 @@ LOCK_S = 5.0
 KEEP_OUT_S = 20.0
 """How often it is said again that an endpoint is left out."""
 CHECK_S_MAX = 60.0
-WORDS: Mapping[Word, Literal["ill", "well", "unsure"]] = {
-    "unhealthy": "ill",
-    "healthy": "well",
-    "degraded": "unsure",
-    "unknown": "unsure",
-}
 LOUD = {"unhelped": logging.WARNING, "escalated": logging.ERROR, "relapsed": logging.WARNING, "ill": logging.WARNING}
 
 log = logging.getLogger("understudy.recovery")
@@ -87,33 +79,6 @@ class Checks(Protocol):
     async def passes(self, component: str, kind: str) -> bool:
         """Check one now, as it was checked when it failed with this kind; its verdict learns of it."""
         ...
-
-
-class OfHealth:
-    """The health of a sidecar, as recovery asks for it."""
-
-    def __init__(self, health: Healths) -> None:
-        self._health = health
-
-    def verdicts(self) -> Mapping[str, Verdict]:
-        return {one.component: Verdict(WORDS[one.word], kind_of(one)) for one in self._health.diagnoses}
-
-    async def passes(self, component: str, kind: str) -> bool:
-        del kind
-        return (await self._health.check(component)).passed
-
-
-async def keep_recovering(sidecar: Sidecar, *, wall: Callable[[], float] = time.time) -> None:
-    """Recover until cancelled, in the one process of several that finds out what is ill."""
-    if not sidecar.health.is_leader:
-        return
-    checks, rungs = OfHealth(sidecar.health), Rungs(sidecar)
-    recovery = sidecar.recovery = Recoverer(sidecar, checks, rungs, wall=wall, dice=sidecar.world.dice)
-    done = sidecar.health.subscribe(lambda _one, _before: recovery.wake())
-    try:
-        await recovery.run()
-    finally:
-        done()
 
 
 class Recoverer:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.kit.acts import answer
 from tests.kit.fake_upstream import FakeUpstream, Heard, Wire, is_check
 from tests.kit.unwell import SERVER, Ward
 from understudy.proxy.control.admin import status_of
-from understudy.proxy.control.recovery import keep_recovering
+from understudy.proxy.control.healing import keep_recovering
 from understudy.proxy.recovery_reports import recovering
 from understudy.proxy.status_text import status_text
 
@@ -30,7 +31,7 @@ routes:
       - {{name: first, kind: upstream, url: "{first}", connect_s: 1.0}}
       - {{name: second, kind: upstream, url: "{second}", connect_s: 1.0}}
 """
-POINTS = {"result": {"collections": []}, "status": "ok", "time": 0.0}
+POINTS: dict[str, Any] = {"result": {"collections": []}, "status": "ok", "time": 0.0}
 
 
 def database() -> FakeUpstream:

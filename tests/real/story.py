@@ -56,7 +56,7 @@ routes:
       - {{kind: upstream, name: first, url: "{first}"}}
       - {{kind: upstream, name: second, url: "{second}"}}
 """
-POINTS = {"result": {"points": []}, "status": "ok", "time": 0.0}
+POINTS: dict[str, Any] = {"result": {"points": []}, "status": "ok", "time": 0.0}
 PAUSE_S = 0.02
 CHAPTERS = ("kill", "tier change", "alert", "recovery", "return", "resolved")
 WITHIN_S = 60.0
