@@ -16,7 +16,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -128,7 +128,7 @@ class Callers:
 
 
 @contextmanager
-def database() -> Iterator[Hosted]:
+def database() -> Generator[Hosted]:
     with in_thread(answer(body=POINTS)) as up:
         up.respond = lambda heard: answer(body=b"all shards are ready") if is_check(heard) else answer(body=POINTS)
         yield up
