@@ -104,3 +104,6 @@ class Watched:
 
     def counts(self) -> Mapping[str, Counts]:
         return self.told
+
+    def agreement(self) -> Mapping[str, Counts]:
+        return {}
