@@ -34,6 +34,7 @@ DIMENSIONS = 384
 NAME = "docs"
 POLL_S = 0.5
 OWN_MS_MAX = 20.0
+READY_S_MAX = 300.0
 SYNC_S_MAX = 900.0
 POLICIES = """
 server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}", workers: 1}
@@ -244,7 +245,7 @@ def measured(points: int, per_s: int, seconds: float) -> list[str]:
             env = {"QDRANT": f"http://127.0.0.1:{ours.recv()}"}
             began = time.monotonic()
             told = Path(folder) / "lateness"
-            sidecar = Sidecar(policies, Path(folder) / "state", env=env)
+            sidecar = Sidecar(policies, Path(folder) / "state", env=env, ready_s_max=READY_S_MAX)
             # python -m understudy.proxy.cli run ...
             sidecar.command[1:3] = ["-m", "tests.bench.watched", str(told)]
             with sidecar:
