@@ -162,7 +162,7 @@ TABLE = (
         0.4,
     ),
     _remedy(
-        "error_share budget_burn probe_slowness drift",
+        "error_share budget_burn check_failures drift",
         "look_at_service",
         "look at the service before it fails: its logs, its load, its last deploy",
         "more of its answers are failures, or its checks are slow",

@@ -64,7 +64,7 @@ FEATURES = (
     Feature("first_byte_slope", "its answers take longer and longer", 0.05),
     Feature("pool_wait", "calls wait for a connection to it", 0.005),
     Feature("limit_fall", "its concurrency limit is falling", 0.05),
-    Feature("probe_slowness", "its health checks are close to their time limit", 0.05),
+    Feature("check_failures", "more of its health checks fail", 0.05),
     Feature("budget_burn", "its routes spend their error budget faster", 0.2),
     Feature("memory_growth", "the sidecar's memory grows", 0.01),
     Feature("fd_share", "the sidecar has more files and sockets open", 0.01),
@@ -150,6 +150,8 @@ class Risk:
             self._onsets.append(at)
             self.ledger.met(at, self._pending)
         self.failed_at = max(self.failed_at, at)
+        # what is so already is not foretold
+        self.latest = None
 
     def look(self, now: float, raw: Sequence[float], changed_at: float = float("-inf")) -> Prediction | None:
         """A minute has gone by: learn what has come true, and say what is to come; None while it fails.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from understudy.policies.attribution import AFTER_S_MAX, BEFORE_S_MAX, Change, Spell, Suspect, suspects
+from understudy.policies.attribution import AFTER_S_MAX, APART_S, BEFORE_S_MAX, Change, Spell, Suspect, suspects
 from understudy.policies.events import WHOLE, Event
 from understudy.policies.recommendations import Recommendation, recommended
 from understudy.policies.risk import STEP_S, Risk, features
@@ -83,6 +83,7 @@ class Learner:
         self._fresh = Signals()
         self._failures: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=FAILURES_MAX))
         self._causes: dict[str, tuple[float, str]] = {}
+        self._words: dict[str, str] = {}
         self._known: dict[tuple[str, str], list[str]] = {}
         self._met: set[tuple[str, str]] = set()
         self._spells: list[Spell] = []
@@ -142,6 +143,8 @@ class Learner:
             self.changes.append(Change(event.at, event.component, event.kind, event.detail))
         elif event.family == "failure":
             self._failed(event)
+        elif event.family == "health":
+            self._words[event.component] = event.kind
         elif event.family == "recovery":
             self._learn_what_helped(event)
         self.heard_of[event.family] += 1
@@ -241,6 +244,7 @@ class Learner:
 
     async def _look_at_risks(self, now: float) -> None:
         self.risks = {name: risk for name, risk in self.risks.items() if name in self.components}
+        self._words = {name: word for name, word in self._words.items() if name in self.components}
         for n, name in enumerate(self.components):
             if n % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
@@ -249,8 +253,17 @@ class Learner:
                 if len(self.risks) >= COMPONENTS_MAX:
                     continue
                 risk = self.risks[name] = Risk()
+            if self._words.get(name) == "unhealthy":
+                self._fails_still(name, risk, now)
             changed = (one.at for one in self.changes if one.component in (name, WHOLE) and one.at <= now)
             risk.look(now, features(self.signals.features(name)), max(changed, default=NEVER))
+
+    def _fails_still(self, name: str, risk: Risk, now: float) -> None:
+        """It is told once that it fails; while it goes on nothing is foretold, and what broke it pays for all of it."""
+        risk.failed(now)
+        times = self._failures[name]
+        if not times or now - times[-1] >= APART_S:
+            times.append(now)
 
     def _keep_watch(self, journal: Journal, now: float) -> None:
         try:

@@ -18,12 +18,10 @@ from typing import Literal, NamedTuple
 from understudy.proxy.components import Component
 from understudy.proxy.control.wire import Family
 
-Scope = Literal["endpoint", "tier", "route", "process"]
+Scope = Literal["component", "endpoint", "tier", "route", "process"]
 How = Literal["rate", "sum", "max"]
 TREND_LOOKS = 5
 BUSY = ("rate_limit", "overloaded", "quota")
-PROBE_S_MAX = 5.0
-"""A health check that takes so long has failed."""
 
 
 class Reading(NamedTuple):
@@ -70,6 +68,8 @@ READINGS = (
     Reading("pool_wait_s_per_s", "understudy_upstream_wait_seconds_sum", "endpoint", "rate"),
     Reading("seconds_per_s", "understudy_request_seconds_sum", "route", "rate"),
     Reading("budget_left", "understudy_objective_budget_left", "route", "sum"),
+    Reading("checks_per_s", "understudy_health_checks_total", "component", "rate"),
+    Reading("failing_checks_per_s", "understudy_health_checks_total", "component", "rate", "result", ("wrong",)),
     Reading("shed_per_s", "understudy_shed_total", "process", "rate"),
     Reading("loop_lag_s", "understudy_loop_lag_seconds", "process", "max"),
     Reading("connections", "understudy_connections", "process", "sum"),
@@ -82,7 +82,6 @@ READINGS = (
     Reading("local_ready", "understudy_local_ready", "process", "max"),
 )
 SECONDS = "understudy_request_seconds_bucket"
-PROBES = "understudy_health_check_seconds"
 _BY_SAMPLE: dict[str, list[Reading]] = {}
 for _reading in READINGS:
     _BY_SAMPLE.setdefault(_reading.sample, []).append(_reading)
@@ -100,6 +99,7 @@ class Uses:
 
     def __init__(self, components: Mapping[str, Component]) -> None:
         self.names = list(components)
+        self._components = components
         self._by: dict[tuple[Scope, Where], list[str]] = defaultdict(list)
         for name, component in components.items():
             for route in component.routes:
@@ -112,6 +112,8 @@ class Uses:
     def of(self, scope: Scope, labels: Mapping[str, str]) -> Sequence[str]:
         if scope == "process":
             return self.names
+        if scope == "component":
+            return [labels["component"]] if labels.get("component") in self._components else ()
         if scope == "route":
             where: Where = (labels.get("route", ""),)
         elif scope == "tier":
@@ -156,7 +158,7 @@ class Signals:
             "first_byte_slope": _slope([each.get("mean_s", 0.0) for each in (*past, now)]),
             "pool_wait": now.get("pool_wait_s_per_s", 0.0),
             "limit_fall": -_slope([each.get("limit_places", 0.0) for each in (*past, now)]),
-            "probe_slowness": now.get("probe_s", 0.0) / PROBE_S_MAX,
+            "check_failures": now.get("failing_checks_per_s", 0.0) / max(now.get("checks_per_s", 0.0), 1e-9),
             "budget_burn": _fall([each.get("budget_left", 0.0) for each in (*past, now)]),
             "memory_growth": _slope([each.get("memory_bytes", 0.0) for each in (*past, now)]),
             "fd_share": now.get("open_fds", 0.0) / max(now.get("max_fds", 0.0), 1.0),
@@ -172,7 +174,7 @@ def taken(now: float, families: Iterable[Family], components: Mapping[str, Compo
     uses = Uses(components)
     look = Look(now, {name: {} for name in components}, {name: {} for name in components})
     for family, _, _, samples in families:
-        if family not in _FAMILIES and family != PROBES:
+        if family not in _FAMILIES:
             continue
         for sample, labels, value in samples:
             for reading in _BY_SAMPLE.get(sample, ()):
@@ -182,9 +184,6 @@ def taken(now: float, families: Iterable[Family], components: Mapping[str, Compo
                 bound = float(labels["le"])
                 for name in uses.of("route", labels):
                     look.buckets[name][bound] = look.buckets[name].get(bound, 0.0) + value
-            elif family == PROBES and labels.get("component") in look.sums:
-                sums = look.sums[labels["component"]]
-                sums["probe_s"] = max(sums.get("probe_s", 0.0), value)
     return look
 
 
@@ -202,7 +201,7 @@ def _numbers(look: Look, last: Look | None, name: str) -> dict[str, float]:
     sums = look.sums[name]
     before = last.sums.get(name) if last else None
     gone_s = look.at - last.at if last else 0.0
-    told: dict[str, float] = {"probe_s": sums.get("probe_s", 0.0)}
+    told: dict[str, float] = {}
     for reading in READINGS:
         value = sums.get(reading.name, 0.0)
         if reading.how == "rate":

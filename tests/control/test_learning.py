@@ -168,6 +168,25 @@ async def test_a_change_after_which_a_component_fails_all_the_time_is_accused_an
         assert "undo_change" in [one.action for one in learning.learner.recommended(LLM, watched.now)]
 
 
+async def test_what_stays_down_after_a_change_is_held_against_it_and_nothing_is_foretold_meanwhile(tmp_path: Path):
+    async with Learning(tmp_path) as learning:
+        watched, learner = learning.watched, learning.learner
+        await learning.tell(change(watched.now, LLM, "server", "1", "2"), failure(watched.now + 1))
+        await learning.tell(Event(watched.now + 1, "health", LLM, "unhealthy"))
+        watched.now += 2 * 86400
+        await learning.tell(change(watched.now, LLM, "server", "2", "3"), failure(watched.now + 1))
+        for _ in range(60):
+            await learning.minute()
+        suspect, *_ = learner.suspects([LLM], watched.now)
+        assert suspect.is_accused
+        assert suspect.failures_after == pytest.approx(12, abs=1)
+        assert learner.risks[LLM].latest is None
+        await learning.tell(Event(watched.now, "health", LLM, "healthy"))
+        for _ in range(6):
+            await learning.minute()
+        assert learner.risks[LLM].latest is not None
+
+
 async def test_an_alert_carries_the_three_likeliest_changes_and_what_recovery_is_doing(tmp_path: Path):
     async with Learning(tmp_path) as learning:
         watched = learning.watched

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.control.watched import LLM, Metrics, settings_of
+from tests.control.watched import LLM, Metrics, sample, settings_of
 from understudy.policies.risk import FEATURES
 from understudy.proxy.components import components_of
 from understudy.proxy.control.signals import READINGS, Signals, quantile
@@ -53,6 +53,18 @@ def test_features_are_those_of_a_risk_and_rise_with_what_goes_wrong():
     assert (bad["error_share"], bad["busy_share"]) == (pytest.approx(200 / 600), pytest.approx(50 / 600))
     rising = ("slow_ratio", "first_byte_slope", "memory_growth")
     assert all(bad[name] > calm[name] + 0.3 for name in rising)
+
+
+def test_health_checks_count_for_the_component_they_are_of():
+    signals = Signals()
+    for minute, (passed, failed) in enumerate(((10, 0), (19, 3))):
+        checks = [
+            sample("understudy_health_checks_total", float(count), component=name, level="protocol", result=result)
+            for name in (LLM, "cache:other:1")
+            for result, count in (("well", passed), ("wrong", failed))
+        ]
+        signals.look(minute * 60.0, [("understudy_health_checks", "counter", "", checks)], COMPONENTS)
+    assert signals.features(LLM)["check_failures"] == pytest.approx(3 / 12)
 
 
 def test_a_component_that_nobody_calls_has_features_all_the_same():

@@ -47,7 +47,7 @@ def usual(dice: Random) -> dict[str, float]:
         "first_byte_slope": dice.gauss(0, 0.05),
         "pool_wait": dice.expovariate(1 / 0.001),
         "limit_fall": dice.gauss(0, 0.03),
-        "probe_slowness": dice.expovariate(1 / 0.02),
+        "check_failures": dice.expovariate(1 / 0.02),
         "budget_burn": dice.expovariate(1 / 0.2),
         "memory_growth": dice.gauss(0, 0.005),
         "fd_share": 0.1 + dice.gauss(0, 0.005),
