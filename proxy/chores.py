@@ -17,6 +17,8 @@ from understudy.proxy.tiers.knowing import Knowing
 
 if TYPE_CHECKING:
     from understudy.proxy.bridging import Bridges
+    from understudy.proxy.llm_child import LlmChild
+    from understudy.proxy.llm_settings import Llm
     from understudy.proxy.provenance import Provenance
     from understudy.proxy.shadow_index import ShadowIndex
 
@@ -37,6 +39,7 @@ class Chores:
         """The maps into copies without texts, where there may be any."""
         self._bridge: asyncio.Task[None] | None = None
         self._drain: asyncio.Task[None] | None = None
+        self._llm: LlmChild | None = None
 
     def watch(self) -> None:
         """See to it that goldens are asked where a route is watched."""
@@ -82,8 +85,20 @@ class Chores:
                 drain_all(lambda: [parts.held for parts in self._routes() if parts.held is not None])
             )
 
+    def serve_llm(self, llm: Llm | None) -> None:
+        """Have the local language model served by a child of ours, where there is one."""
+        if self._llm is None:
+            if llm is None:
+                return
+            from understudy.proxy.llm_child import LlmChild
+
+            self._llm = LlmChild()
+        self._llm.obey(llm)
+
     async def stop(self) -> None:
         """Let go of all of it."""
+        if self._llm is not None:
+            await self._llm.stop()
         tasks = [task for task in (self._watch, self._fill, self._bridge, self._drain) if task is not None]
         for task in tasks:
             task.cancel()

@@ -71,7 +71,14 @@ Command = Callable[[argparse.Namespace], int]
 
 def parser() -> argparse.ArgumentParser:
     """The command line, with every subcommand's own help."""
-    from understudy.proxy import commands, forecast_commands, journal_commands, local_commands, model_commands
+    from understudy.proxy import (
+        commands,
+        forecast_commands,
+        journal_commands,
+        llm_command,
+        local_commands,
+        model_commands,
+    )
     from understudy.proxy.bench import command as bench_command
 
     top = argparse.ArgumentParser(
@@ -88,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     forecast_commands.add_to(groups)
     local_commands.add_to(groups)
     model_commands.add_to(groups)
+    llm_command.add_to(groups)
     for other in entry_points(group="understudy.commands"):
         groups.add_parser(other.name, help=f"{other.name}: see `understudy {other.name} --help`", add_help=False)
     return top

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from understudy.proxy.llm_settings import Llm
 from understudy.proxy.settings_types import Bytes, Count, FilePath, Frozen
 
 
@@ -27,5 +28,7 @@ class Local(Frozen, frozen=True):
     bridge_cpu_share: Annotated[float, Meta(ge=0, le=1, description="a share of one")] = 0.1
     """How much of a core may embed texts that pass, where a copy has none: a map between the two spaces is fitted to
     them, and used while it proves itself. 0: none is made."""
+    llm: Llm | None = None
+    """A small language model of your own, run as a child of the sidecar; a tier asks it by its `listen` address."""
     knowledge: bool | list[FilePath] = True
     """What is indexed as `knowledge` at first start: our own operating handbook, nothing, or these files."""

@@ -28,6 +28,7 @@ from understudy.proxy.health_settings import ServiceTier
 from understudy.proxy.health_settings import TierClause as TierClause
 from understudy.proxy.last_word_settings import LastWords
 from understudy.proxy.likeness_settings import Likeness
+from understudy.proxy.llm_settings import Llm as Llm
 from understudy.proxy.local_settings import Local as Local
 from understudy.proxy.mirror_settings import Mirror
 from understudy.proxy.overload_settings import Limit, Quota, Shed, Tokens

@@ -309,6 +309,7 @@ class Sidecar:
             parts.close()
         if self.place == 0:
             self.chores.watch()
+            self.chores.serve_llm(self.settings.local.llm)
         self.chores.carry_out()
         for pool in set(before.pools.values()) - set(stack.pools.values()):
             pool.close()
@@ -375,6 +376,7 @@ class Sidecar:
         self.health.is_leader = place == 0
         if place == 0:
             self.chores.watch()
+            self.chores.serve_llm(self.settings.local.llm)
         self.chores.carry_out()
         if self.caches is not None:
             self.caches.spawn(self._load_caches(self.caches))

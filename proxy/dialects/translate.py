@@ -323,6 +323,18 @@ def arguments_of(text: Any) -> dict[str, Any]:
         raise Malformed("the text is not Unicode") from None
 
 
+def written(body: Mapping[str, Any]) -> bytes:
+    """A request's body, without what was not asked for."""
+    return msgspec.json.encode({name: value for name, value in body.items() if value is not None})
+
+
+def result_text(parts: Sequence[Part]) -> str:
+    """What a tool said. Raises Refused for more than words."""
+    if not all(isinstance(part, Text) for part in parts):
+        refuse("a tool's result that is no text")
+    return texts_of(Turn("user", tuple(parts)), "\n")
+
+
 def spelt(value: Any) -> str:
     """A value as JSON text."""
     return msgspec.json.encode(value).decode()

@@ -48,8 +48,10 @@ from understudy.proxy.dialects.translate import (
     known_tool,
     met_by_id,
     refuse,
+    result_text,
     spelt,
     uses_in,
+    written,
 )
 from understudy.proxy.dialects.translate_openai import EVENT_ENDS
 
@@ -132,7 +134,7 @@ class AnthropicWire:
             "stream": True if prompt.stream else None,
         }
         body |= _tools(prompt)
-        return msgspec.json.encode({name: value for name, value in body.items() if value is not None})
+        return written(body)
 
     def reply(self, body: bytes, prompt: Prompt) -> Reply:
         fields = parsed(OBJECT, body)
@@ -390,10 +392,7 @@ def _use(block: dict[str, Any]) -> ToolUse:
 
 
 def _result(block: dict[str, Any], names: dict[str, str]) -> ToolResult:
-    parts = list(_parts(block.get("content"), names))
-    if not all(isinstance(part, Text) for part in parts):
-        refuse("a tool's result that is no text")
-    text = "\n".join(part.text for part in parts if isinstance(part, Text))
+    text = result_text(list(_parts(block.get("content"), names)))
     use = str(block.get("tool_use_id") or "")
     # elsewhere only the words can say that it went wrong
     return ToolResult(use, names.get(use, ""), f"Error: {text}" if block.get("is_error") is True else text)

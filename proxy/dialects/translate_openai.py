@@ -45,8 +45,10 @@ from understudy.proxy.dialects.translate import (
     known_tool,
     met_by_id,
     refuse,
+    result_text,
     spelt,
     texts_of,
+    written,
 )
 
 HARMLESS = frozenset(
@@ -128,7 +130,7 @@ class OpenAIWire:
             body["response_format"] = given
         if prompt.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return msgspec.json.encode({name: value for name, value in body.items() if value is not None})
+        return written(body)
 
     def reply(self, body: bytes, prompt: Prompt) -> Reply:  # noqa: ARG002 - the answer says all of it
         fields = parsed(OBJECT, body)
@@ -349,9 +351,7 @@ def _turn(message: Fields, names: dict[str, str]) -> Turn:
     if role == "tool":
         use = message.text("tool_call_id")
         message.done()
-        if not all(isinstance(part, Text) for part in parts):
-            refuse("a tool's result that is no text")
-        return Turn("user", (ToolResult(use, names.get(use, ""), texts_of(Turn("user", tuple(parts)), "\n")),))
+        return Turn("user", (ToolResult(use, names.get(use, ""), result_text(parts)),))
     if role == "assistant":
         refusal = message.text("refusal")
         parts += [Text(refusal)] if refusal else []
