@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,47 +139,6 @@ def test_missing_weights_are_said_and_nothing_else_suffers(tmp_path: Path):
     eventually(lambda: not Path(f"/proc/{child}").exists())
 
 
-def test_while_one_is_answered_few_wait_and_the_others_are_told_and_who_leaves_is_not_decoded_for(tmp_path: Path):
-    pytest.importorskip("onnxruntime_genai", reason="needs the extra `genai`")
-    port = free_port()
-    model = make_llm(tmp_path / "round", goes_round=True, context_tokens=2_000_000)
-    text = POLICIES.format(folder=model, port=port).replace(
-        "waiting_max: 1", "waiting_max: 1, answer_tokens_max: 1000000"
-    )
-    (tmp_path / "policies").mkdir()
-    (tmp_path / "policies" / "all.yaml").write_text(text)
-    with Sidecar(tmp_path / "policies", tmp_path / "state") as running:
-        eventually(lambda: is_ready(port, "/healthz"), within_s=60)
-        stream = gpt(running).chat.completions.create(model="gpt", messages=ASKED, stream=True)
-        next(iter(stream))
-        waiting: list[Any] = []
-
-        def wait() -> None:
-            short = gpt(running).chat.completions.create(model="gpt", messages=ASKED, max_tokens=3)
-            waiting.append(short.choices[0].message.content)
-
-        second = threading.Thread(target=wait)
-        second.start()
-        refused = ""
-        give_up = time.monotonic() + 15
-        while "wait for the local model already" not in refused and time.monotonic() < give_up:
-            try:
-                with_patience = gpt(running).with_options(timeout=1)
-                with_patience.chat.completions.create(model="gpt", messages=ASKED, max_tokens=3)
-            except openai.APIStatusError as error:
-                refused = str(error)
-            except openai.APITimeoutError:
-                continue
-        assert "wait for the local model already" in refused
-        assert not waiting
-        # the sidecar itself has answered all along
-        with urllib.request.urlopen(running.admin_url + "/livez", timeout=5) as alive:
-            assert alive.status == 200
-        stream.close()
-        second.join(30)
-        assert waiting == ["abc"]
-
-
 def test_any_server_of_openais_protocol_on_this_machine_will_do(tmp_path: Path):
     """As policies/examples/local_llm.yaml has it, with llama.cpp's, vLLM's or Ollama's in the place of this one."""
     chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "small"}
@@ -194,6 +150,8 @@ def test_any_server_of_openais_protocol_on_this_machine_will_do(tmp_path: Path):
         text = example.replace("http://127.0.0.1:8080", server.url).replace(
             "https://api.openai.com", "http://127.0.0.1:9"
         )
+        # the last tier has no part in it, and takes a minute to be made
+        text = text.replace("      - {kind: local}\n", "")
         server_line = 'server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}"}\n'
         (tmp_path / "policies").mkdir()
         (tmp_path / "policies" / "all.yaml").write_text(server_line + text)
