@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from math import ceil, inf
 from typing import Literal, NamedTuple, Protocol
 
-from understudy.policies.chain import Link
+from understudy.policies.chain import Link, chain
+from understudy.policies.deadline import Deadline
 from understudy.policies.service import Answer, Call, Failed, Headers, Refused, Service, tenant_of
 
 Window = Literal["hour", "day", "month"]
@@ -229,15 +230,16 @@ def spend(
     *,
     wall: Callable[[], float],
     refuse: Refuse,
-    by: tuple[bytes, ...] = (),
+    by: Sequence[str] = (),
 ) -> Service:
     """`service` while there is something left to spend. `cheaper` are what is asked instead, by the budget that is
-    nearly spent; `by` are headers in lower case that tell callers apart, besides their credentials."""
+    nearly spent; `by` are headers that tell callers apart, besides their credentials."""
+    besides = tuple(name.lower().encode() for name in by)
 
     async def thrifty(call: Call) -> Answer:
         if call.kind == "pass":
             return await service(call)
-        payer = call.payer = tenant_of(call.request, by) if heart.by_caller else EVERYBODY
+        payer = call.payer = tenant_of(call.request, besides) if heart.by_caller else EVERYBODY
         now = wall()
         level = heart.level(now, payer)
         if level == FREE:
@@ -263,6 +265,26 @@ def _refused(purse: Purse, call: Call, now: float, refuse: Refuse) -> Answer:
     answer = refuse(detail, [(b"retry-after", b"%d" % left_s), (b"x-understudy-budget", rules.name.encode())])
     answer.tier, answer.reason = "none", f"{call.route}: budget {rules.name}"
     return answer
+
+
+def cheaper_chains(
+    service: Service,
+    rules: Sequence[BudgetRules],
+    links: Sequence[Link],
+    clocks: Deadline,
+    *,
+    clock: Callable[[], float],
+) -> dict[str, Service]:
+    """What is asked instead of `service`, a chain of these links, while little of a budget is left, by its name."""
+    cheaper: dict[str, Service] = {}
+    for each in rules:
+        first = [link for link in links if link.name in each.cheaper and link.service is not None]
+        rest = [link for link in links if link.name not in each.cheaper and link.service is not None]
+        cheaper[each.name] = service
+        if first and rest:
+            asked = chain(first, clocks, clock=clock, stood_in_for=True)
+            cheaper[each.name] = moved(asked, chain(rest, clocks, clock=clock), rest)
+    return cheaper
 
 
 def moved(first: Service, then: Service | None, passed_over: Sequence[Link]) -> Service:

@@ -17,7 +17,7 @@ from understudy.policies.deadline import Deadline, deadline
 from understudy.policies.observe import RouteTally, observe
 from understudy.policies.service import Answer, Call, Headers, Refused, Service
 from understudy.policies.shed import shed
-from understudy.policies.spend import Budgets, moved, spend
+from understudy.policies.spend import Budgets, cheaper_chains, spend
 from understudy.policies.tokens import Buckets, limits_anything, tokens
 from understudy.proxy import settings
 from understudy.proxy.arms import Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
@@ -300,18 +300,10 @@ class _Build:
 
     def sparing(self, service: Service, budgets: Budgets, clocks: Deadline) -> Service:
         """`service`, the chain, as far as the budgets reach."""
-        route, links, clock = self.parts.route, self.parts.links, self.world.clock
-        cheaper: dict[str, Service] = {}
-        for rules in route.spend.budgets:
-            first = [link for link in links if link.name in rules.cheaper and link.service is not None]
-            rest = [link for link in links if link.name not in rules.cheaper and link.service is not None]
-            cheaper[rules.name] = service
-            if first and rest:
-                asked = chain(first, clocks, clock=clock, stood_in_for=True)
-                cheaper[rules.name] = moved(asked, chain(rest, clocks, clock=clock), rest)
-        by = tuple(name.lower().encode() for name in route.spend.by)
+        rules, world = self.parts.route.spend, self.world
+        cheaper = cheaper_chains(service, rules.budgets, self.parts.links, clocks, clock=world.clock)
         refuse = _refusing(self.parts.dialect, "budget_exceeded")
-        return spend(service, budgets, cheaper, wall=self.world.wall, refuse=refuse, by=by)
+        return spend(service, budgets, cheaper, wall=world.wall, refuse=refuse, by=rules.by)
 
     def spaced(self, service: Service, space: str, plan: Plan) -> Service:
         """`service`, with vectors kept to their own space, and writes kept until their vectors can be had."""
