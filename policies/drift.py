@@ -43,6 +43,7 @@ Kind = Literal[
     "embedding_norm",
     "embedding_drift",
     "retrieval_empty",
+    "retrieval_short",
     "retrieval_overlap",
     "retrieval_top_1",
     "retrieval_scores",
@@ -149,6 +150,18 @@ def searches_faults(pairs: Sequence[Pair]) -> tuple[Kind, ...]:
     if shifts and median(shifts) > SCORE_SHIFT_MAX:
         faults.append("retrieval_scores")
     return tuple(faults)
+
+
+def is_short(found: int, wanted: int) -> bool:
+    """Whether a search that found so many of the points wanted is to be doubted."""
+    return 2 * found < wanted
+
+
+def doubt(live: Sequence[str], mirrored: Sequence[str]) -> Kind | None:
+    """What is wrong with a search's few points, beside what the mirror finds; None where that is not twice as many."""
+    if not live:
+        return "retrieval_empty" if mirrored else None
+    return "retrieval_short" if is_short(len(live), len(mirrored)) else None
 
 
 def cause(fates: Mapping[str, Fate]) -> Kind | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -22,3 +22,7 @@ class Watch(Frozen, frozen=True):
     goldens_s: Seconds = 60.0
     """How often what is known to be right is asked again: fixed texts, or searches as callers have made them. 0: never.
     """
+    doubt: Literal["off", "report", "answer"] = "report"
+    """A search that the primary answers with no point, or with less than half of those asked for, is asked of the local
+    tier as well. report: afterwards, and only said; answer: at once, and the caller gets the copy's points where it has
+    more and is not behind."""

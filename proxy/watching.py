@@ -27,7 +27,7 @@ import msgspec
 from understudy.policies.chain import Link
 from understudy.policies.compare import Pair as Answers
 from understudy.policies.compare import Results
-from understudy.policies.drift import Pair, Ranking, Stand, Watched, embedding_fault, paired, searches_faults
+from understudy.policies.drift import Kind, Pair, Ranking, Stand, Watched, embedding_fault, paired, searches_faults
 from understudy.policies.observe import Histogram
 from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
 from understudy.policies.shadow import SHADOW_HEADER, Mirror, Shadowing, shadow
@@ -35,6 +35,7 @@ from understudy.policies.verdict import Verdict
 from understudy.proxy.asks import RetrieveAsk
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import BadRequest, Dialect
+from understudy.proxy.doubting import Doubting
 from understudy.proxy.reading_answers import results_of
 from understudy.proxy.settings import LocalTier, Route, Tier, UpstreamTier
 from understudy.proxy.watch_settings import Watch
@@ -132,10 +133,13 @@ class Watching:
         self._restored = False
         self._is_embedding = KINDS.get(dialect.name) == "embed"
         self._shadowing = Shadowing(self.mirror, self.other, self.compared, clock)
+        self.doubting: Doubting | None = None
+        """Who doubts searches that found nothing, where there is somebody to ask."""
 
     def around(self, service: Service, dice: Callable[[], float]) -> Service:
         """`service`, with a sampled share of its answers looked at."""
-        return shadow(service, self._shadowing, clock=self._clock, dice=dice)
+        service = shadow(service, self._shadowing, clock=self._clock, dice=dice)
+        return service if self.doubting is None else self.doubting.around(service)
 
     @property
     def component(self) -> str:
@@ -145,6 +149,8 @@ class Watching:
     def close(self) -> None:
         """Let go of what is being compared."""
         self._shadowing.close()
+        if self.doubting is not None:
+            self.doubting.close()
 
     def carry(self, old: Watching) -> None:
         """Go on with what `old` has learnt and counted."""
@@ -183,7 +189,7 @@ class Watching:
         for pair in self._pairs(call, ask.collection, answers.live, answers.shadow):
             self.measures["overlap"].add(pair.overlap)
             self.measures["rbo"].add(pair.rbo)
-            due = self.heart.add(pair, self._stand(ask.collection), call.born)
+            due = self.heart.add(pair, self.stand(ask.collection), call.born)
         if due:
             self._judge("pairs", self.heart.take()[0])
 
@@ -200,7 +206,15 @@ class Watching:
             for first, second in zip(_rankings(one), _rankings(other), strict=False)
         ]
 
-    def _stand(self, collection: str) -> Stand:
+    def doubted(self, result: str, faults: Sequence[Kind] = ()) -> None:
+        """What came of a doubt: one that was groundless says nothing of what else may be wrong."""
+        if faults:
+            self._judge("doubts", faults)
+        else:
+            self._count("doubts", result)
+
+    def stand(self, collection: str) -> Stand:
+        """How the copy of a collection stands."""
         return Stand() if self._copies is None else self._copies.stand(collection)
 
     # --- goldens -----------------------------------------------------------------------------------------------------
@@ -257,14 +271,14 @@ class Watching:
         for request in list(self.searches.values()):
             call, collection = self._dialect.read(request), self._dialect.collection_of(request)
             # seen first, so that a change is noticed that comes between the two answers
-            self._stand(collection)
+            self.stand(collection)
             began = self._clock()
             live = await self._answered("retrieve", request, self._primary)
             mirrored = await self._answered("retrieve", request, self._local)
             if live is None or mirrored is None or live.status != 200 or mirrored.status != 200:
                 self._count("goldens", "unanswered")
                 continue
-            stand = self._stand(collection)
+            stand = self.stand(collection)
             if stand.is_behind or stand.changed_at >= began:
                 self._count("goldens", "moving")
                 continue
@@ -404,6 +418,9 @@ def watch_of(
     local = None if ours is None else there.get(ours.name)
     store = None if world.state is None else world.state / "watch" / f"{route.name}.json"
     watching = Watching(route.name, dialect, route.watch, apart(first), local, copies, clock=clock, store=store)
+    link = None if ours is None else next((link for link in links if link.name == ours.name), None)
+    if link is not None and local is not None and route.watch.doubt != "off" and watching.component == "retrieval":
+        watching.doubting = Doubting(dialect, route.watch.doubt, link, watching, clock)
     if before is not None:
         watching.carry(before)
     return watching

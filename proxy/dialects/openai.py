@@ -63,6 +63,12 @@ class OpenAI(ErrorsInside):
         return json_answer(status, error_body(detail, kind, reason), NO_RETRY + (headers or []))
 
 
+def lacks(body: bytes, key: bytes) -> bool:
+    """Whether a body has not even the key of what was asked for: another service answers there, or another endpoint of
+    it. Looked for at the beginning first, where it stands: 0.1 µs."""
+    return key not in body[:END_BYTES] and key not in body
+
+
 def error_body(message: str, kind: str, code: str) -> dict[str, Any]:
     """An error as OpenAI writes it, wherever it stands."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

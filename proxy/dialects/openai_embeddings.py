@@ -14,8 +14,8 @@ from msgspec import Meta
 
 from understudy.policies.service import Answer, Call, Refused, Request
 from understudy.proxy.asks import EmbedAsk
-from understudy.proxy.dialects.base import BadRequest, asked_once, json_answer, parsed
-from understudy.proxy.dialects.openai import UNREADABLE, OpenAI
+from understudy.proxy.dialects.base import BadRequest, asked_once, is_encoded, json_answer, parsed
+from understudy.proxy.dialects.openai import UNREADABLE, OpenAI, lacks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,14 @@ class OpenAIEmbeddings(OpenAI):
     def read(self, request: Request) -> Call:
         """The body stays unread: policies on embeddings need nothing from it."""
         return Call("embed" if request.method == b"POST" else "pass", request, dialect=self.name)
+
+    def failure_within(self, answer: Answer) -> str:
+        """As of every answer of OpenAI's, and `wrong_type` for one with neither data nor vectors: a chat model's,
+        or a page that says that all is well."""
+        within = super().failure_within(answer)
+        if within or is_encoded(answer):
+            return within
+        return "wrong_type" if lacks(answer.body, b'"data"') and lacks(answer.body, b'"embedding"') else ""
 
     def ask(self, call: Call) -> EmbedAsk:
         """Texts, or token ids in `tokens`. Raises BadRequest where OpenAI would answer 400."""

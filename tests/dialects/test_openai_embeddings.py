@@ -148,3 +148,16 @@ def test_the_sdk_is_told_not_to_retry_what_we_have_retried():
 def test_what_is_passed_through_means_nothing_to_us():
     with pytest.raises(Refused):
         EMBEDDINGS.ask(EMBEDDINGS.read(request("GET", "/v1/models")))
+
+
+def test_T47_an_answer_without_vectors_is_of_the_wrong_type_wherever_its_key_stands():
+    def within(body: bytes) -> str:
+        return DIALECTS["openai-embeddings"].failure_within(Answer(200, [], body))
+
+    assert within(b'{"object":"chat.completion","choices":[{"message":{"content":"Hello"}}]}') == "wrong_type"
+    assert within(b'{"status":"ok"}') == "wrong_type"
+    assert within(b'{"object":"list","data":[{"object":"embedding","embedding":[0.1]}]}') == ""
+    padded = b'{"usage":{"note":"%b"},"data":[{"embedding":[0.1]}]}' % (b"x" * 5000)
+    assert within(padded) == ""
+    assert within(b"<html>all is well</html>") == "garbage"
+    assert DIALECTS["azure-openai-embeddings"].failure_within(Answer(200, [], b'{"choices":[]}')) == "wrong_type"

@@ -5,6 +5,8 @@
     POST   /_search                          {pit, sort: _shard_doc, search_after, size}
     POST   /{index}/_search                  {sort: _id, search_after, size}, {query: {ids: {values}}}
     DELETE /_pit
+    PUT    /{index}/_doc/{id}                DELETE, too
+    POST   /_bulk, /{index}/_bulk            index, create and delete
 
 What a caller must not do, it is told as its manual has it: a point in time that is over (404), an index named beside
 one, a page of more than 10,000, a `search_after` with more or fewer values than sorts.
@@ -12,7 +14,11 @@ one, a page of more than 10,000, a `search_after` with more or fewer values than
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import json
+import threading
+from collections.abc import Coroutine
 from typing import Any
 
 from aiohttp import web
@@ -51,6 +57,12 @@ class FakeElastic:
         app.router.add_get("/{index}/_count", self._count)
         app.router.add_post("/_search", self._search)
         app.router.add_post("/{index}/_search", self._search)
+        app.router.add_put("/{index}/_doc/{id}", self._put)
+        app.router.add_delete("/{index}/_doc/{id}", self._removed)
+        app.router.add_post("/_bulk", self._bulk)
+        app.router.add_put("/_bulk", self._bulk)
+        app.router.add_post("/{index}/_bulk", self._bulk)
+        app.router.add_put("/{index}/_bulk", self._bulk)
         if not self.opensearch:
             app.router.add_post("/{index}/_pit", self._open)
             app.router.add_delete("/_pit", self._close)
@@ -95,6 +107,38 @@ class FakeElastic:
         told["hits"] = {"max_score": None, "hits": hits[:size]}
         return web.json_response(told)
 
+    async def _put(self, request: web.Request) -> web.Response:
+        told = self._written("index", request.match_info["index"], request.match_info["id"], await request.json())
+        return web.json_response(told, status=told.pop("status"))
+
+    async def _removed(self, request: web.Request) -> web.Response:
+        told = self._written("delete", request.match_info["index"], request.match_info["id"], None)
+        return web.json_response(told, status=told.pop("status"))
+
+    async def _bulk(self, request: web.Request) -> web.Response:
+        lines = iter([json.loads(line) for line in (await request.text()).splitlines() if line])
+        items: list[Fields] = []
+        for line in lines:
+            ((act, about),) = line.items()
+            document = None if act == "delete" else next(lines)
+            index = about.get("_index") or request.match_info["index"]
+            items.append({act: self._written(act, index, about["_id"], document)})
+        return web.json_response({"took": 1, "errors": False, "items": items})
+
+    def _written(self, act: str, index: str, called: str, document: Fields | None) -> Fields:
+        documents = self.documents[self._known(index)]
+        was_there = called in documents
+        if document is None:
+            documents.pop(called, None)
+        else:
+            documents[called] = document
+        result = "deleted" if act == "delete" else "updated" if was_there else "created"
+        self._numbers += 1
+        about: Fields = {"_index": index, "_id": called, "_version": self._numbers, "result": result}
+        shards = {"total": 1, "successful": 1, "failed": 0}
+        status = 201 if result == "created" else 200
+        return {**about, "_shards": shards, "_seq_no": self._numbers, "_primary_term": 1, "status": status}
+
     def _documents(self, request: web.Request, asked: Fields, told: Fields) -> tuple[str, dict[str, Fields]]:
         index, pit = request.match_info.get("index"), asked.get("pit")
         if pit is None:
@@ -138,7 +182,43 @@ class FakeElastic:
 @web.middleware
 async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
     try:
-        return await handler(request)
+        response = await handler(request)
     except _Told as why:
         status, kind, reason = why.args
-        return web.json_response({"error": {"type": kind, "reason": reason}, "status": status}, status=status)
+        response = web.json_response({"error": {"type": kind, "reason": reason}, "status": status}, status=status)
+    # Elastic's own clients refuse whoever does not say so
+    response.headers["X-Elastic-Product"] = "Elasticsearch"
+    return response
+
+
+class Cluster:
+    """A FakeElastic on a thread with a loop of its own, for tests whose clients are synchronous; `kill` ends it."""
+
+    def __init__(self, elastic: FakeElastic) -> None:
+        self.elastic = elastic
+        self._loop = asyncio.new_event_loop()
+        self._runner = web.AppRunner(elastic.app())
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fake cluster", daemon=True)
+        self._thread.start()
+        self.port = self._do(self._started())
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        """Close its port, and every connection."""
+        if self._thread.is_alive():
+            self._do(self._runner.cleanup())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+            self._loop.close()
+
+    async def _started(self) -> int:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return int(self._runner.addresses[0][1])
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)

@@ -1,0 +1,190 @@
+"""Mirrors of Elasticsearch, OpenSearch and Pinecone, asked by their official clients before and after the server dies.
+
+Copied by the sidecar, compared by the command, followed through writes. The servers are fakes that page as manuals
+say.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import elasticsearch.helpers
+import numpy as np
+import opensearchpy.helpers
+import pytest
+from elasticsearch import Elasticsearch
+from opensearchpy import OpenSearch
+from pinecone import Pinecone
+
+from tests.kit.elastic_service import Cluster, FakeElastic
+from tests.kit.pinecone_service import DIMENSIONS as PINECONE_DIMENSIONS
+from tests.kit.processes import PineconeService, Sidecar, eventually
+from understudy.indexes.library import Library
+from understudy.proxy.knowledge import collections_folder
+
+pytestmark = pytest.mark.real
+
+COUNT, DIMENSIONS = 250, 8
+VECTORS = np.random.default_rng(21).normal(size=(COUNT + 10, DIMENSIONS)).astype(np.float32)
+WIDE = np.random.default_rng(22).normal(size=(COUNT + 10, PINECONE_DIMENSIONS)).astype(np.float32)
+WORDS = ("apples", "harbour", "lantern", "quartz")
+POLICIES = """\
+server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}"}
+local: {knowledge: false}
+defaults:
+  breaker: {enabled: false}
+  retry: {base_s: 0.001}
+routes:
+  - name: database
+    match: {prefix: /db, strip: true}
+    dialect: %s
+    space: toy
+    cache: {enabled: false}
+    mirror: {text: [text], settle_s: 0.2, check_s: 1, points_per_s: 100000%s}
+    tiers:
+      - {kind: upstream, name: database, url: "${DATABASE}"}
+      - {kind: local}
+"""
+
+
+class Deployed:
+    """A sidecar with one mirrored route, `/db`, and its database."""
+
+    def __init__(self, sidecar: Sidecar, policies: Path, database: str) -> None:
+        self.sidecar = sidecar
+        self.policies = policies
+        self.database = database
+
+    @property
+    def url(self) -> str:
+        return self.sidecar.url + "/db"
+
+    def in_step(self, name: str, count: int) -> bool:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=5) as answer:
+            copy = json.load(answer)["routes"][0].get("mirror", {}).get("copies", {}).get(name, {})
+        if copy.get("state") != "whole" or copy["points_behind"]:
+            return False
+        return Library(collections_folder(self.sidecar.state)).open(name).count == count
+
+    def synced(self, *words: str) -> str:
+        """What `understudy index sync` says, asking the sidecar that runs."""
+        command = [sys.executable, "-m", "understudy.proxy.cli", "index", "sync", "database", *words]
+        done = subprocess.run(
+            [*command, "--policies", str(self.policies)],
+            env={**self.sidecar.env, "DATABASE": self.database},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def deploy(stack: ExitStack, tmp_path: Path, models: Path, dialect: str, database: str, more: str = "") -> Deployed:
+    folder = tmp_path / "policies"
+    folder.mkdir(exist_ok=True)
+    (folder / "p.yaml").write_text(POLICIES % (dialect, more))
+    sidecar = Sidecar(folder, tmp_path / "state", env={"DATABASE": database}, models=models)
+    return Deployed(stack.enter_context(sidecar), folder, database)
+
+
+def document(n: int) -> dict[str, Any]:
+    return {"vec": VECTORS[n].tolist(), "text": f"Passage {n} about {WORDS[n % 4]}.", "k": n % 5}
+
+
+def nearest(rows: np.ndarray, to: np.ndarray, gone: set[int], count: int, k: int = 5) -> list[str]:
+    """The ids of the nearest rows by cosine, by brute force."""
+    unit = rows[:count] / np.linalg.norm(rows[:count], axis=1, keepdims=True)
+    return [f"p-{n:03}" for n in np.argsort(-(unit @ to), kind="stable").tolist() if n not in gone][:k]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as held:
+        yield held
+
+
+@pytest.mark.parametrize("dialect", ["elasticsearch", "opensearch"])
+def test_a_dead_cluster_is_answered_for_with_the_documents_it_had_and_the_writes_that_passed(
+    dialect: str, stack: ExitStack, made_state: Path, tmp_path: Path
+):
+    fake = FakeElastic(opensearch=dialect == "opensearch")
+    kind = {"type": "dense_vector", "dims": DIMENSIONS, "index": True, "similarity": "cosine"}
+    if dialect == "opensearch":
+        kind = {"type": "knn_vector", "dimension": DIMENSIONS, "method": {"space_type": "cosinesimil"}}
+    fields = {"vec": kind, "text": {"type": "text"}, "k": {"type": "integer"}}
+    fake.make("docs", fields, {f"p-{n:03}": document(n) for n in range(COUNT)})
+    cluster = Cluster(fake)
+    stack.callback(cluster.kill)
+    deployed = deploy(stack, tmp_path, made_state / "models", dialect, cluster.url, ", collections: [docs]")
+    eventually(lambda: deployed.in_step("docs", COUNT), within_s=45)
+    # one by one and as a bulk, through the client
+    if dialect == "elasticsearch":
+        client: Any = Elasticsearch(deployed.url, max_retries=0)
+        client.index(index="docs", id=f"p-{COUNT:03}", document=document(COUNT))
+        helpers: Any = elasticsearch.helpers
+    else:
+        client = OpenSearch(deployed.url, max_retries=0)
+        client.index(index="docs", id=f"p-{COUNT:03}", body=document(COUNT))
+        helpers = opensearchpy.helpers
+    bulk = [{"_op_type": "index", "_index": "docs", "_id": f"p-{n:03}", **document(n)} for n in (COUNT + 1, COUNT + 2)]
+    done, _ = helpers.bulk(client, [*bulk, {"_op_type": "delete", "_index": "docs", "_id": "p-003"}])
+    assert done == 3
+    eventually(lambda: deployed.in_step("docs", COUNT + 2), within_s=45)
+    # and one past the sidecar, which the command finds
+    del fake.documents["docs"]["p-004"]
+    assert "docs: compared with the database" in deployed.synced("--collection", "docs")
+    eventually(lambda: deployed.in_step("docs", COUNT + 1), within_s=45)
+    cluster.kill()
+    asked = VECTORS[COUNT] / np.linalg.norm(VECTORS[COUNT])
+    knn = {"field": "vec", "query_vector": VECTORS[COUNT].tolist(), "k": 5, "num_candidates": 50}
+    if dialect == "opensearch":
+        by_vector: Any = {"query": {"knn": {"vec": {"vector": VECTORS[COUNT].tolist(), "k": 5}}}, "size": 5}
+        found = client.search(index="docs", body=by_vector)
+    else:
+        found = client.search(index="docs", knn=knn, size=5)
+    expected = nearest(VECTORS, asked, {3, 4}, COUNT + 3)
+    assert [hit["_id"] for hit in found["hits"]["hits"]] == expected
+    assert expected[0] == f"p-{COUNT:03}"
+    words = client.search(index="docs", body={"query": {"match": {"text": "harbour 251"}}, "size": 1})
+    assert [hit["_id"] for hit in words["hits"]["hits"]] == ["p-251"]
+    assert words["hits"]["hits"][0]["_source"]["k"] == 251 % 5
+    assert client.count(index="docs")["count"] == COUNT + 1
+
+
+def test_a_dead_pinecone_is_answered_for_with_the_records_it_had_and_the_writes_that_passed(
+    stack: ExitStack, made_state: Path, tmp_path: Path
+):
+    pinecone = stack.enter_context(PineconeService())
+    direct = Pinecone(api_key="pk").Index(host=pinecone.url)
+    direct.upsert(vectors=[record(n) for n in range(COUNT)], namespace="docs")
+    deployed = deploy(stack, tmp_path, made_state / "models", "pinecone", pinecone.url)
+    eventually(lambda: deployed.in_step("docs", COUNT), within_s=45)
+    client = Pinecone(api_key="pk").Index(host=deployed.url)
+    assert client.upsert(vectors=[record(COUNT), record(COUNT + 1)], namespace="docs").upserted_count == 2
+    client.delete(ids=["p-003"], namespace="docs")
+    eventually(lambda: deployed.in_step("docs", COUNT + 1), within_s=45)
+    direct.delete(ids=["p-004"], namespace="docs")
+    assert "docs: compared with the database" in deployed.synced("--collection", "docs")
+    eventually(lambda: deployed.in_step("docs", COUNT), within_s=45)
+    pinecone.kill()
+    asked = WIDE[COUNT] / np.linalg.norm(WIDE[COUNT])
+    found = client.query(vector=WIDE[COUNT].tolist(), top_k=5, namespace="docs", include_metadata=True)
+    assert [match.id for match in found.matches] == nearest(WIDE, asked, {3, 4}, COUNT + 2)
+    assert found.matches[0].metadata["text"] == f"Passage {COUNT} about {WORDS[COUNT % 4]}."
+    narrow = client.query(vector=WIDE[COUNT].tolist(), top_k=3, namespace="docs", filter={"k": {"$eq": 2}})
+    assert all(int(match.id[2:]) % 5 == 2 for match in narrow.matches)
+    assert client.fetch(ids=["p-003", "p-007"], namespace="docs").vectors.keys() == {"p-007"}
+
+
+def record(n: int) -> dict[str, Any]:
+    about = {"text": f"Passage {n} about {WORDS[n % 4]}.", "k": n % 5}
+    return {"id": f"p-{n:03}", "values": WIDE[n].tolist(), "metadata": about}
