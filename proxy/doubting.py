@@ -150,6 +150,6 @@ class Doubting:
         except ValueError:
             self._teller.doubted("unreadable")
             return None
-        faults = [fault for a, b in zip(one, two, strict=False) if (fault := doubt(a, b)) is not None]
+        faults: list[Kind] = [fault for a, b in zip(one, two, strict=False) if (fault := doubt(a, b)) is not None]
         self._teller.doubted("wrong" if faults else "well", tuple(dict.fromkeys(faults)))
         return faults[0] if faults else None

@@ -179,7 +179,9 @@ def test_a_dead_pinecone_is_answered_for_with_the_records_it_had_and_the_writes_
     asked = WIDE[COUNT] / np.linalg.norm(WIDE[COUNT])
     found = client.query(vector=WIDE[COUNT].tolist(), top_k=5, namespace="docs", include_metadata=True)
     assert [match.id for match in found.matches] == nearest(WIDE, asked, {3, 4}, COUNT + 2)
-    assert found.matches[0].metadata["text"] == f"Passage {COUNT} about {WORDS[COUNT % 4]}."
+    about = found.matches[0].metadata
+    assert about is not None
+    assert about["text"] == f"Passage {COUNT} about {WORDS[COUNT % 4]}."
     narrow = client.query(vector=WIDE[COUNT].tolist(), top_k=3, namespace="docs", filter={"k": {"$eq": 2}})
     assert all(int(match.id[2:]) % 5 == 2 for match in narrow.matches)
     assert client.fetch(ids=["p-003", "p-007"], namespace="docs").vectors.keys() == {"p-007"}
