@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Literal
 
+from understudy.policies.drift import embedding_fault
 from understudy.policies.ledger import cosine
 
 TEXTS = (
@@ -22,8 +23,12 @@ TEXTS = (
     "How do I reset my password?",
     "Invoice 4711 of 3 March, due within 30 days.",
     "Die Katze schläft, während es draußen regnet.",
+    "Photosynthesis turns light, water and carbon dioxide into sugar and oxygen.",
+    "def add(a, b): return a + b",
+    "Not safe for use during pregnancy.",
+    "Warranty",
 )
-"""A pangram, a question, numbers and another language: what a change of weights, tokeniser or prefix moves."""
+"""A pangram, a question, numbers, another language, a word: what a change of weights, tokeniser or prefix moves."""
 DRIFTS = 2
 
 State = Literal["unknown", "trusted", "suspected", "quarantined"]
@@ -31,13 +36,15 @@ Measured = Literal["first", "same", "changed", "quarantined", "back"]
 
 
 class Fingerprint:
-    """What is known of one endpoint's vectors. `cosine` is the least of the last measurement's, None before any."""
+    """What is known of one endpoint's vectors. `cosine` is the least of the last measurement's, None before any, and
+    `fault` what was wrong with it, in a word."""
 
-    __slots__ = ("changed", "cosine", "state")
+    __slots__ = ("changed", "cosine", "fault", "state")
 
     def __init__(self) -> None:
         self.state: State = "unknown"
         self.cosine: float | None = None
+        self.fault = ""
         self.changed = 0
 
     @property
@@ -50,10 +57,11 @@ class Fingerprint:
     ) -> Measured:
         """The vectors of TEXTS as they are now, and as they were at first, where that is known."""
         if baseline is None:
-            self.state, self.cosine, self.changed = "trusted", 1.0, 0
+            self.state, self.cosine, self.changed, self.fault = "trusted", 1.0, 0, ""
             return "first"
         self.cosine = min(map(_alike, vectors, baseline)) if len(vectors) == len(baseline) else 0.0
-        if self.cosine >= cosine_min:
+        self.fault = embedding_fault(vectors, baseline, cosine_min=cosine_min) or ""
+        if not self.fault:
             was, self.state, self.changed = self.state, "trusted", 0
             return "back" if was == "quarantined" else "same"
         self.changed += 1

@@ -19,7 +19,7 @@ from understudy.proxy.caching.caches import Caches, second_level
 from understudy.proxy.certificates import BadCredentials, Credentials, credentials
 from understudy.proxy.copies import Copies
 from understudy.proxy.dialects import DIALECTS, KINDS, naming_of
-from understudy.proxy.fingerprints import Fingerprints
+from understudy.proxy.fingerprints import Fingerprints, measuring
 from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
@@ -173,6 +173,9 @@ class Assembler:
         service = ask(tier, dialect, pool, self._world.clock, marks, judge)
         service = self._counted(service, settings, route, tier, route.dialect)
         service = _prefilled(route, tier, service)
+        one = measuring(settings, route, tier, endpoint, service, self._world.clock)
+        if one is not None:
+            service = self._fingerprints.watched(service, one, self._world.clock())
         handles = self._handles_of(route)
         naming = naming_of(route.dialect)
         return service if handles is None or naming is None else learning(service, naming, handles)

@@ -46,6 +46,12 @@ class Copies:
         """The local collections for one call, which notes how stale they are; None where none is a copy."""
         return None if self.mirrors is None else self.mirrors.watching(shelf)
 
+    def is_behind(self, local: str) -> bool:
+        """Whether a local collection is a copy of which more is known than that it is what its database has."""
+        held = [kept.mirror.held.get(local) for kept in self.mirrors.running.values()] if self.mirrors else []
+        standings = [one.standing for one in held if one is not None]
+        return any(not one.whole or bool(one.behind_since or one.points_behind) for one in standings)
+
     async def stop(self) -> None:
         """Let go of everything."""
         if self.mirrors is not None:

@@ -23,8 +23,9 @@ from understudy.models.space import Space
 from understudy.policies.fingerprint import TEXTS, Fingerprint
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.proxy.dialects import DIALECTS, KINDS
+from understudy.proxy.dialects.generating import model_asked
 from understudy.proxy.outcomes import sets_key
-from understudy.proxy.reembedding import Asker, Reembedding
+from understudy.proxy.reembedding import Asker, Reembedding, Way
 from understudy.proxy.settings import DeclaredSpace, Probing, Route, Settings, UpstreamTier
 
 KEYLESS = ("ollama-embed", "tei")
@@ -53,6 +54,8 @@ class Measuring:
     heart: Fingerprint = field(default_factory=Fingerprint)
     due_at: float = 0.0
     results: dict[str, int] = field(default_factory=dict[str, int])
+    is_shown: bool = False
+    """Whether a caller has shown how it is asked."""
 
     def count(self, result: str) -> None:
         self.results[result] = self.results.get(result, 0) + 1
@@ -85,9 +88,18 @@ class Fingerprints:
         async def trusted(call: Call) -> Answer:
             if heart.is_quarantined and not reports:
                 raise Refused("quarantined", "its vectors are no longer those of its space")
+            if not one.is_shown:
+                self._learn(one, call)
             return await service(call)
 
         return trusted
+
+    def _learn(self, one: Measuring, call: Call) -> None:
+        """Have a caller show how the embedders of a space are asked, where nobody has yet."""
+        one.is_shown = True
+        if self._ways.way_of(one.space) is None:
+            request = call.request
+            self._ways.knows(one.space, Way(request.target, request.path, model_asked(request.body)))
 
     def keep(self, keys: set[Key]) -> None:
         """Forget the endpoints that are not among these."""
@@ -110,7 +122,11 @@ class Fingerprints:
             one.count("failed")
             return "failed"
         key = f"{one.identity} {way.model}"
-        result = one.heart.measured(vectors, self.baselines.get(key), one.rules.cosine_min)
+        before = self.baselines.get(key)
+        if before is not None and len(before) != len(TEXTS):
+            # of another version of ours, which had other texts
+            before = None
+        result = one.heart.measured(vectors, before, one.rules.cosine_min)
         if result == "first" and len(self.baselines) < BASELINES_MAX:
             self.baselines[key] = vectors
         one.due_at = now + (pause_s if one.heart.state == "trusted" else AGAIN_SHARE * pause_s)
@@ -155,7 +171,12 @@ def _tell(one: Measuring, result: str) -> None:
     if result == "quarantined":
         does = "said only" if one.rules.drift == "report" else "not asked until it is as it was"
         log.error(
-            "%s: its vectors are no longer those of %s (cosine %.4f); %s", where, one.space, one.heart.cosine, does
+            "%s: its vectors are no longer those of %s (%s, cosine %.4f); %s",
+            where,
+            one.space,
+            one.heart.fault,
+            one.heart.cosine,
+            does,
         )
     elif result == "back":
         log.warning("%s: its vectors are those of %s again", where, one.space)

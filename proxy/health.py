@@ -335,8 +335,8 @@ class Healths:
 def kind_of(one: Diagnosis) -> str:
     """A failure in a word: what was found wrong, without the figures."""
     level, colon, rest = one.reason.partition(": ")
-    word = rest if colon and level == one.level else one.level
-    return (word.split(",")[0].split(" ")[0] or "unhealthy")[:64]
+    word = rest if colon and level == one.level else one.reason if one.level == "semantic" else one.level
+    return (word.replace(":", ",").partition(",")[0].partition(" ")[0] or "unhealthy")[:64]
 
 
 def _is_unreached(reason: str) -> bool:

@@ -123,11 +123,15 @@ class Checkup:
 
     async def run(self, component: str, level: Level) -> None:
         """The check of this level, now: of what answers mean where that was wrong, else whether it is there."""
-        if level == "semantic":
+        if level == "semantic" or not self._is_service(component):
             for look in self.semantic:
                 if await look(component):
                     return
         await self.ask(component)
+
+    def _is_service(self, component: str) -> bool:
+        one = self._healths.components.get(component)
+        return one is not None and bool(one.uses)
 
     async def ask(self, component: str) -> None:
         """Ask a service how it is, and tell its heart."""

@@ -148,5 +148,7 @@ class World:
     """The questions that a fallback had a part in."""
     publish: Publish | None = None
     """Tells the other workers of one."""
+    behind: Callable[[str], bool] | None = None
+    """Whether a local collection is a copy that is known not to be what it should."""
     state: Path | None = None
     """The folder where what policies have learnt outlives us."""

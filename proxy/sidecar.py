@@ -33,6 +33,7 @@ from understudy.proxy.events import Events
 from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.health import Healths
 from understudy.proxy.health_checks import Checkup
+from understudy.proxy.health_meanings import Meanings
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.http.pool import Pool
@@ -129,6 +130,7 @@ class Sidecar:
         self.health = Healths(self.events, clock=clock, wall=self.world.wall)
         self.checkup = Checkup(self.health, lambda: self.stack, clock=clock, dice=self.world.dice)
         self.changes = Changes(self.events, clock=self.world.clock, wall=self.world.wall)
+        self.meanings = self._meanings()
         self._assembler = self._new_assembler()
         self.stack = self._first_stack(reading or read_folder(policies, environ, KINDS))
         self.health.adopt(self.stack.settings, self.stack.routes)
@@ -197,6 +199,20 @@ class Sidecar:
     def _has_upstream(self, parts: RouteParts) -> bool:
         return any(isinstance(tier, UpstreamTier) for tier in self.settings.active(parts.route))
 
+    def _meanings(self) -> Meanings:
+        meanings = Meanings(
+            self.health,
+            lambda: self.routes,
+            fingerprints=self.fingerprints,
+            knowing=self.knowing,
+            caches=lambda: self.caches,
+            mirrors=lambda: self.copies.mirrors,
+            model=lambda: self.settings.local.model,
+            clock=self.world.clock,
+        )
+        self.checkup.semantic.append(meanings.again)
+        return meanings
+
     def _world(self, clock: Callable[[], float]) -> World:
         return World(
             clock=clock,
@@ -207,6 +223,7 @@ class Sidecar:
             questions=self.questions,
             publish=self._publish_question,
             shelf=self.knowing.shelf,
+            behind=lambda name: self.copies.is_behind(name),
             state=self.state,
         )
 

@@ -16,7 +16,7 @@ class Probing(Frozen, frozen=True):
     they were at first. Only where the tier's own headers bring the key, or nobody's is needed, and once callers have
     shown how it is asked."""
 
-    every_s: Seconds = 3600.0
+    every_s: Seconds = 40.0
     """Seconds between two measurements of an endpoint, jittered; 0 never measures."""
     cosine_min: Annotated[float, Meta(ge=0.5, le=1)] = 0.999
     """Below this cosine to what it was, the model behind the name has changed."""

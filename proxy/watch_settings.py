@@ -19,7 +19,7 @@ class Watch(Frozen, frozen=True):
     share: Annotated[float, Meta(ge=0, le=1, description="a share of one")] = 0.01
     """The share of searches that is asked of the local tier as well, after the caller was answered, and compared. Of
     embeddings it is the share that is looked at, to learn how this application asks for them."""
-    goldens_s: Seconds = 60.0
+    goldens_s: Seconds = 45.0
     """How often what is known to be right is asked again: fixed texts, or searches as callers have made them. 0: never.
     """
     doubt: Literal["off", "report", "answer"] = "report"

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
-from understudy.policies.chain import Link
+from understudy.policies.chain import Link, rank_of
 from understudy.policies.compare import Pair as Answers
 from understudy.policies.compare import Results
 from understudy.policies.drift import Kind, Pair, Ranking, Stand, Watched, embedding_fault, paired, searches_faults
@@ -45,8 +45,8 @@ log = logging.getLogger("understudy.watch")
 GOLDENS_MAX = 20
 MODELS_MAX = 4
 """Models, with their dimensions, that one route's texts are embedded by, and goldens kept of."""
-AGAIN_SHARE = 6
-"""What was found wrong is looked at again after this part of the period: two of three make a verdict."""
+AGAIN_S = 5.0
+"""What was found wrong is looked at again so soon: two of three make a verdict."""
 ASK_S = 10.0
 TICK_S = 1.0
 SHARES = (0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -95,6 +95,8 @@ class Taken(Protocol):
     def shelf(self) -> Callable[[], Any] | None: ...
     @property
     def state(self) -> Path | None: ...
+    @property
+    def behind(self) -> Callable[[str], bool] | None: ...
 
 
 class Watching:
@@ -113,6 +115,7 @@ class Watching:
         store: Path | None = None,
     ) -> None:
         self.name = name
+        self.tier, self.rank = "", rank_of(0)
         self.rules = rules
         self.heart = Watched()
         self.verdict = Verdict(clock())
@@ -170,6 +173,9 @@ class Watching:
     def compared(self, answers: Answers) -> None:
         """A sampled call was answered, and asked of the local tier as well."""
         if answers.live.status != 200 or answers.live.stream is not None:
+            return
+        if answers.live.tier not in ("", self.rank):
+            # another tier has answered, which says nothing of this one
             return
         call = answers.call
         if call.kind == "embed":
@@ -236,13 +242,12 @@ class Watching:
             # the latest: credentials change
             self.embeddings[key] = asked
 
-    async def look(self) -> None:
-        """Ask goldens, if it is time to."""
-        now = self._clock()
-        if not self.rules.goldens_s or now < self._due_at:
+    async def look(self, *, now: bool = False) -> None:
+        """Ask goldens, if it is time to, or at once."""
+        if not now and (not self.rules.goldens_s or self._clock() < self._due_at):
             return
         wrong = await self._look_at_embeddings() if self.embeddings else await self._look_at_searches()
-        self._due_at = self._clock() + self.rules.goldens_s / (AGAIN_SHARE if wrong else 1)
+        self._due_at = self._clock() + (min(AGAIN_S, self.rules.goldens_s) if wrong else self.rules.goldens_s)
 
     async def _look_at_embeddings(self) -> bool:
         await asyncio.get_running_loop().run_in_executor(None, self._restore)
@@ -414,13 +419,14 @@ def watch_of(
         return None
     ours = next((tier for tier in route.tiers if isinstance(tier, LocalTier)), None)
     clock, shelf = world.clock, world.shelf
-    copies = None if ours is None or shelf is None else LocalCopies(shelf, ours.collections, clock)
+    copies = None if ours is None or shelf is None else LocalCopies(shelf, ours.collections, clock, world.behind)
     local = None if ours is None else there.get(ours.name)
     store = None if world.state is None else world.state / "watch" / f"{route.name}.json"
     watching = Watching(route.name, dialect, route.watch, apart(first), local, copies, clock=clock, store=store)
     link = None if ours is None else next((link for link in links if link.name == ours.name), None)
     if link is not None and local is not None and route.watch.doubt != "off" and watching.component == "retrieval":
         watching.doubting = Doubting(dialect, route.watch.doubt, link, watching, clock)
+    watching.tier, watching.rank = first.name, rank_of(route.tiers.index(first))
     if before is not None:
         watching.carry(before)
     return watching

@@ -205,6 +205,14 @@ class Second:
                 self.owed[name] = None
         self._spawn(self._renew(list(names)))
 
+    async def ping(self) -> bool | None:
+        """Whether it answers in time; None where it is left alone for a while, or asked enough already."""
+        skipped = self.results["skipped"]
+        values = await self._asked([_epoch_key("")])
+        if values is None and self.results["skipped"] > skipped:
+            return None
+        return values is not None
+
     async def poll(self, homes: Iterable[str]) -> None:
         """Pay what is owed, and hear of what others have written to since last time."""
         if self.owed:

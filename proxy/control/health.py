@@ -14,6 +14,7 @@ from understudy.proxy.sidecar import Sidecar
 TICK_S = 0.25
 TICK_SHARE = 0.01
 """Of the process's time, looking takes no more than this: with a thousand routes it looks less often."""
+LOOK_S = 1.0
 AT_ONCE_MAX = 16
 """Services asked at once; the others wait for the next look."""
 
@@ -24,6 +25,7 @@ async def keep_healthy(sidecar: Sidecar) -> None:
     """Until it is cancelled. What is an error of our own ends nothing else."""
     if not sidecar.health.is_leader:
         return
+    looking = asyncio.create_task(_keep_looking(sidecar))
     asking: dict[str, asyncio.Task[None]] = {}
     loop = asyncio.get_running_loop()
     try:
@@ -39,6 +41,14 @@ async def keep_healthy(sidecar: Sidecar) -> None:
                 log.exception("health could not be looked at")
             await asyncio.sleep(max(TICK_S, (time.process_time() - began) / TICK_SHARE))
     finally:
-        for task in list(asking.values()):
+        tasks = [looking, *asking.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*asking.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _keep_looking(sidecar: Sidecar) -> None:
+    """What answers mean: one look after another, however long each takes."""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        await sidecar.meanings.look()

@@ -8,7 +8,7 @@ import logging
 from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.sidecar import Sidecar
 
-LOOK_S = 5.0
+LOOK_S = 2.0
 """How often it is looked who is due; two measurements are never nearer to each other than this."""
 
 log = logging.getLogger("understudy.spaces")

@@ -175,6 +175,8 @@ class Knowing:
         self._model: Model | None = None
         self._shelf: Shelf | None = None
         self._loading: asyncio.Future[None] | None = None
+        self.faults: dict[str, str] = {}
+        """Collections that did not open when they were last looked at, and why."""
         self.sentences: Sentences | None = None
         """Vectors of the sentences that are quoted, where somebody keeps them."""
         self.embed_again_share = 1.0
@@ -195,6 +197,14 @@ class Knowing:
         missing = [self._without_model] if self._model is None else []
         missing += [self._without_shelf] if self._shelf is None else []
         return "; ".join(detail for _, detail in missing)
+
+    @property
+    def missing(self) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
+        """Why the model, and why the collections are not there: a word and a sentence each, None for what is there."""
+        return (
+            self._without_model if self._model is None else None,
+            self._without_shelf if self._shelf is None else None,
+        )
 
     @property
     def works(self) -> int:
@@ -298,7 +308,11 @@ class Knowing:
     def refresh(self) -> dict[str, str]:
         """Open what is new on disk, let go of what is gone; what happened, by collection. Reads disk: call it in a
         thread."""
-        return {} if self._shelf is None else self._shelf.refresh()
+        if self._shelf is None:
+            return {}
+        happened = self._shelf.refresh()
+        self.faults = {name: what for name, what in happened.items() if what.startswith("failed")}
+        return happened
 
     def follow(self) -> dict[str, str]:
         """Take up what other processes wrote to the open collections; what happened, by collection. Reads a little

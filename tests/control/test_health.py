@@ -10,7 +10,7 @@ import pytest
 from aiohttp import ClientSession
 
 from tests.kit.acts import answer
-from tests.kit.fake_upstream import FakeUpstream, is_check
+from tests.kit.fake_upstream import FakeUpstream
 from tests.kit.unwell import Ward
 from understudy.policies.health import Diagnosis
 from understudy.proxy.control.admin import Admin, OfSidecar
@@ -35,9 +35,7 @@ HARD_S = 5.0
 
 
 def database() -> FakeUpstream:
-    up = FakeUpstream(answer(body=POINTS))
-    up.respond = lambda heard: answer(body=b"all shards are ready") if is_check(heard) else answer(body=POINTS)
-    return up
+    return FakeUpstream(answer(body=POINTS))
 
 
 async def served(ward: Ward, seconds: float, per_s: float = 10.0) -> list[str]:
@@ -69,8 +67,7 @@ async def test_a_service_that_nobody_calls_is_found_away_within_five_seconds(tmp
         elif how == "black hole":
             await first.black_hole()
         else:
-            first.respond = None
-            first.always(answer(503, body=b"not now"))
+            first.on_check = answer(503, body=b"not now")
         took_s = await ward.until(lambda: ward.tier("docs") == "secondary")
         assert took_s <= HARD_S
         assert ward.tier() == "secondary"
@@ -143,7 +140,7 @@ async def test_checks_that_pass_never_close_a_breaker_that_live_calls_have_opene
         database() as second,
         Ward(tmp_path, POLICIES.format(first=first.url, second=second.url)) as ward,
     ):
-        first.respond = lambda heard: answer(body=b"ok") if is_check(heard) else answer(500, body=b"broken inside")
+        first.always(answer(500, body=b"broken inside"))
         assert set(await served(ward, 2.0)) == {"secondary"}
         breaker = ward.sidecar.stack.routes["docs"].tiers["first"].only.breaker
         assert breaker is not None
@@ -156,7 +153,7 @@ async def test_checks_that_pass_never_close_a_breaker_that_live_calls_have_opene
         assert ward.sidecar.health.checks[name, *well] > before + 20
         assert breaker.state == "open", "nobody has called"
         assert ward.sidecar.health.diagnosis(name).word == "degraded", "it says that it is well; that is not proven"
-        first.respond = lambda heard: answer(body=POINTS)
+        first.always(answer(body=POINTS))
         await served(ward, 90.0)
         assert breaker.state == "closed"
         assert ward.sidecar.health.diagnosis(name).word == "healthy"

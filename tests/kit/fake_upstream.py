@@ -2,8 +2,9 @@
 
     bytes --> Heard (one request, byte for byte) --> the act chosen for it --> Wire (what the act does to the socket)
 
-Which act is chosen, first match wins: `on_reuse` for the second and later requests of a connection, then the queue
-filled by `then`, then an act set with `during` whose period has not passed, then `respond`, then `always`.
+Which act is chosen, first match wins: `on_check` for a sidecar's own checks, `on_reuse` for the second and later
+requests of a connection, then the queue filled by `then`, then an act set with `during` whose period has not passed,
+then `respond`, then `always`.
 
 An act is `async (Wire, Heard) -> None`; `tests.kit.acts` makes the usual ones. What happens to connections rather
 than to requests is done by the upstream itself: `refuse`, `black_hole`, `reset_all`, `come_back`.
@@ -257,6 +258,16 @@ async def _fine(wire: Wire, _heard: Heard) -> None:
     await wire.write(b"ok")
 
 
+WELL = {"data": [], "models": [], "version": "1", "status": "green", "nanosecond heartbeat": 1, "dimension": 1}
+"""What says to every API's checks that all is well."""
+
+
+async def _well(wire: Wire, _heard: Heard) -> None:
+    body = json.dumps(WELL).encode()
+    await wire.head(200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))])
+    await wire.write(body)
+
+
 def _named(heard: Heard, name: bytes) -> bytes:
     return (heard.header(name) or b"").lower()
 
@@ -291,6 +302,7 @@ class FakeUpstream:
         """Requests whose caller left, by FIN or RST, while their act was playing."""
         self.connections_ever = 0
         self.on_reuse: Act | None = None
+        self.on_check: Act = _well
         self.respond: Callable[[Heard], Act] | None = None
         self.idle_close_s = idle_close_s
         self.says_continue = says_continue
@@ -328,9 +340,11 @@ class FakeUpstream:
 
     def choose(self, heard: Heard) -> Act:
         """The act for this request; the module's docstring has the order."""
+        if is_check(heard):
+            return self.on_check
         if heard.nth > 1 and self.on_reuse is not None:
             return self.on_reuse
-        if self._queue and not is_check(heard):
+        if self._queue:
             return self._queue.popleft()
         until, act = self._period
         if heard.at < until:

@@ -130,7 +130,7 @@ async def test_reporting_only_says_it():
 
 async def test_an_endpoint_is_measured_seldom_and_sooner_when_it_has_changed_or_failed():
     endpoint, fingerprints = Endpoint(), all_of()
-    fingerprints.watched(endpoint, one(endpoint), 0.0)
+    fingerprints.watched(endpoint, one(endpoint, every_s=3600.0), 0.0)
     (state,) = fingerprints
     assert FIRST_S < state.due_at < 2 * FIRST_S
     assert await measured_one(fingerprints, FIRST_S / 2) == ""

@@ -1,0 +1,246 @@
+"""Whether what components answer is right (L2), and how our own parts are: looked at now and then, told to health.
+
+    fingerprints   fixed texts, embedded by each endpoint     --+
+    watches        searches and texts, against copies         --+--> words, each from a source of its own
+    counts         points of a database, against its mirror   --+
+    own parts      the model embeds, collections open, the cache's second level answers
+
+One at a time, so that it costs next to nothing; what was found wrong is looked at again within seconds, since two of
+three decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from understudy.policies.drift import count_fault
+from understudy.policies.events import component_of
+from understudy.policies.health import Row
+from understudy.policies.service import Refused
+from understudy.policies.verdict import Word
+from understudy.proxy.components import COLLECTIONS, by_tier
+from understudy.proxy.fingerprints import Fingerprints, Measuring
+from understudy.proxy.health import Healths
+from understudy.proxy.parts import RouteParts
+from understudy.proxy.tiers.knowing import Knowing
+
+if TYPE_CHECKING:
+    from understudy.proxy.caching.caches import Caches
+    from understudy.proxy.mirroring.mirror import Held
+    from understudy.proxy.mirroring.mirrors import Kept, Mirrors
+
+EVERY_S = 20.0
+AGAIN_S = 3.0
+"""After one that found something wrong."""
+ASK_S = 5.0
+ROWS_MAX = 1024
+TEXT = "Invoice 4711 of 3 March, due within 30 days."
+WORD_OF: Mapping[str, Word] = {"trusted": "healthy", "suspected": "degraded", "quarantined": "unhealthy"}
+SAME_MIN = 0.999
+"""Cosine of the local model's vector of a text to the one that it gave first."""
+
+log = logging.getLogger("understudy.health")
+
+Said = tuple[str, str, Word, str]
+"""A component, who says so, the word, and why."""
+
+
+class Meanings:
+    """One process's. What it looks at is handed in as it is now: policies change."""
+
+    def __init__(
+        self,
+        healths: Healths,
+        routes: Callable[[], Iterable[RouteParts]],
+        *,
+        fingerprints: Fingerprints,
+        knowing: Knowing,
+        caches: Callable[[], Caches | None],
+        mirrors: Callable[[], Mirrors | None],
+        model: Callable[[], str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._healths = healths
+        self._routes = routes
+        self._fingerprints = fingerprints
+        self._knowing = knowing
+        self._caches = caches
+        self._mirrors = mirrors
+        self._model = model
+        self._clock = clock
+        self._rows: dict[tuple[str, str], Row] = {}
+        self._due: dict[str, float] = {}
+        self._first: list[float] = []
+        self._checks: tuple[tuple[str, Callable[[], Awaitable[bool]]], ...] = (
+            ("counts", self._count),
+            ("model", self._embed),
+            ("cache", self._ping),
+        )
+        healths.sources.append(self.said)
+
+    # --- what is said ----------------------------------------------------------------------------------------------
+
+    def said(self, now: float) -> Iterator[Said]:
+        """What everybody who looks at meanings thinks, now."""
+        del now
+        tiers = by_tier(self._healths.components)
+        for parts in self._routes():
+            if parts.watch is not None:
+                verdict = parts.watch.verdict
+                for component in tiers.get((parts.name, parts.watch.tier), {}).values():
+                    yield component, f"watch {parts.name}", verdict.word, ", ".join(verdict.reasons)
+        for one in self._fingerprints:
+            component = tiers.get(one.key[:2], {}).get(one.key[2])
+            if component is not None:
+                word = WORD_OF.get(one.heart.state, "unknown")
+                yield component, f"fingerprint {'/'.join(one.key)}", word, one.heart.fault
+        for (component, source), row in self._rows.items():
+            yield component, source, row.word, row.reason
+        yield from self._own_parts()
+
+    def _own_parts(self) -> Iterator[Said]:
+        model, shelf = self._knowing.missing
+        name = component_of("local_model", self._model())
+        yield name, "load", *_of_missing(model)
+        if shelf is not None:
+            yield COLLECTIONS, "open", *_of_missing(shelf)
+        elif self._knowing.faults:
+            what = "; ".join(f"{name}: {why}" for name, why in sorted(self._knowing.faults.items()))
+            yield COLLECTIONS, "open", "unhealthy", what[:300]
+        else:
+            yield COLLECTIONS, "open", "healthy", ""
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Whatever is due."""
+        now = self._clock()
+        for name, check in self._checks:
+            if self._due.setdefault(name, now + AGAIN_S) > now:
+                continue
+            wrong = False
+            try:
+                wrong = await check()
+            except Exception:
+                log.exception("an error of our own in the check of the %s", name)
+            self._due[name] = self._clock() + (AGAIN_S if wrong else EVERY_S)
+
+    async def again(self, component: str) -> bool:
+        """Look now at what a component answers, in each way that there is; whether there was one."""
+        tiers = by_tier(self._healths.components)
+        found = False
+        for parts in list(self._routes()):
+            if parts.watch is not None and component in tiers.get((parts.name, parts.watch.tier), {}).values():
+                await parts.watch.look(now=True)
+                found = True
+        for one in list(self._fingerprints):
+            if tiers.get(one.key[:2], {}).get(one.key[2]) == component:
+                await self._measure(one)
+                found = True
+        role = component.partition(":")[0]
+        if role == "vector_database" and any(name == component for name, _ in self._rows):
+            await self._count()
+            found = True
+        if role == "local_model":
+            await self._embed()
+            found = True
+        if role == "local_index":
+            await asyncio.get_running_loop().run_in_executor(None, self._knowing.refresh)
+            found = True
+        if role == "cache":
+            await self._ping()
+            found = True
+        return found
+
+    async def _measure(self, one: Measuring) -> None:
+        await self._fingerprints.measure(one, self._clock())
+
+    def _add(self, component: str, source: str, reason: str) -> bool:
+        """One more result; whether it was wrong."""
+        key = (component, source)
+        if key not in self._rows and len(self._rows) >= ROWS_MAX:
+            del self._rows[next(iter(self._rows))]
+        self._rows.setdefault(key, Row()).add("semantic", reason)
+        return bool(reason)
+
+    # --- points ------------------------------------------------------------------------------------------------------
+
+    async def _count(self) -> bool:
+        """Count the points of every mirrored collection, here and in its database."""
+        mirrors = self._mirrors()
+        wrong = False
+        if mirrors is None:
+            return False
+        tiers = by_tier(self._healths.components)
+        for route, kept in list(mirrors.running.items()):
+            if kept.keeper is None or not kept.mirror.is_keeper:
+                continue
+            components = list(tiers.get((route, kept.tier.name), {}).values())
+            for local, held in list(kept.mirror.held.items()):
+                reason = await self._lost(kept, local, held)
+                if reason is None:
+                    continue
+                for name in components:
+                    wrong |= self._add(name, f"count {route}/{local}", reason)
+        return wrong
+
+    async def _lost(self, kept: Kept, local: str, held: Held) -> str | None:
+        """Why a database's number of points is wrong, '' where it is not; None where it can't be told now."""
+        standing, counts = held.standing, kept.mirror.counts
+        if held.refused and not standing.whole:
+            return None
+        assert kept.keeper is not None
+        from understudy.proxy.mirroring.source import SourceFailed, Unmirrorable
+
+        passed = counts.passed
+        copy: Any = None
+        try:
+            copy = kept.mirror.stock().get(local)
+            live = await asyncio.wait_for(kept.keeper.walker.source.described(held.called), ASK_S)
+        except (SourceFailed, Unmirrorable, Refused, TimeoutError, OSError):
+            return None
+        if copy is None or not standing.whole or standing.waiting or standing.unsure or counts.passed != passed:
+            # writes are on their way: neither number is the last word
+            return None
+        fault = count_fault(live.count, copy.count)
+        return f"{fault}: {live.count} points of {copy.count} in {held.called}" if fault else ""
+
+    # --- our own parts -----------------------------------------------------------------------------------------------
+
+    async def _embed(self) -> bool:
+        """Have the local model embed a text, where callers' texts do not show already that it does."""
+        if self._knowing.missing[0] is not None:
+            return False
+        name = component_of("local_model", self._model())
+        try:
+            vectors = await self._knowing.embed([TEXT], asyncio.get_running_loop().time() + ASK_S)
+        except Exception as fault:
+            return self._add(name, "embeds", f"{type(fault).__name__}: {str(fault)[:80]}")
+        vector = [float(number) for number in vectors[0]]
+        self._first = self._first if len(self._first) == len(vector) else vector
+        like = sum(one * other for one, other in zip(vector, self._first, strict=True))
+        scale = sum(one * one for one in vector) * sum(one * one for one in self._first)
+        is_same = scale > 0 and like * like >= SAME_MIN * SAME_MIN * scale
+        return self._add(name, "embeds", "" if is_same else "embedding_drift")
+
+    async def _ping(self) -> bool:
+        """Ask the cache's second level for something that is not there."""
+        caches = self._caches()
+        names = [name for name, one in self._healths.components.items() if one.role == "cache"]
+        if caches is None or caches.second is None or not names:
+            return False
+        answered = await caches.second.ping()
+        if answered is None and not caches.second.patience.is_open:
+            return False
+        for name in names:
+            self._add(name, "answers", "" if answered else "no answer in time")
+        return not answered
+
+
+def _of_missing(why: tuple[str, str] | None) -> tuple[Word, str]:
+    if why is None:
+        return "healthy", ""
+    return ("unknown", "") if why[0] == "warming" else ("unhealthy", f"{why[0]}: {why[1]}"[:300])
