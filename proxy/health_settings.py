@@ -52,6 +52,4 @@ class Health(Frozen, frozen=True):
     """How often they are asked then."""
     checks_per_s_max: Annotated[float, Meta(gt=0, le=1000, description="checks a second")] = 20.0
     """All checks together; with more services than that allows, each is asked less often."""
-    llm_every_s: PositiveSeconds | None = None
-    """How often an LLM service is asked for one token, which costs money; without it, never."""
     tier: ServiceTier = ServiceTier()
