@@ -33,11 +33,18 @@ STOP_S_MAX = 40.0
 POLL_S = 0.02
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback port nobody listens on now; whoever asks next gets another one for a good while."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port nobody listens on now; whoever asks next in this process gets another one."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def needs(program: str) -> str:

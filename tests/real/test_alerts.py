@@ -205,7 +205,7 @@ def test_alertmanager_groups_and_resolves_what_the_sidecar_tells_it_and_promethe
             prometheus_says(ports["prometheus"], 'understudy_alerts_firing{route="chat",severity="critical"} == 1')
         )
         rules = told(f"http://127.0.0.1:{ports['prometheus']}/api/v1/rules")["data"]["groups"]
-        assert [group["name"] for group in rules] == ["understudy-chat"]
+        assert {group["name"] for group in rules} == {"understudy-capacity", "understudy-chat"}
         stack.enter_context(Server(ports["upstream"]))
         assert post(sidecar, 60) == 60
         eventually(lambda: hook.statuses == ["firing", "resolved"])
