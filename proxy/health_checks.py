@@ -1,8 +1,10 @@
 """Ask a service how it is: whether it can be reached (L0), and whether it says itself that it is well (L1).
 
     GET its own endpoint, with the tier's own credentials, over the tier's own connections, past every policy
-      no connection --> transport      no answer, 5xx, another shape than it should have --> protocol
+      no connection --> transport      no answer, 5xx, another shape than it once had --> protocol
 
+A service whose endpoint has never answered as its API says (a gateway that only speaks for part of it, a page for
+everything) is not ill for that: it is not known what it should say, so it only counts that it was reached.
 Past the policies, so that a check neither spends what callers need nor closes what their failures have opened. Quiet
 while callers show that a service is well; at once when one of them has failed.
 """
@@ -17,7 +19,7 @@ from understudy.policies.service import Answer, Call, Failed, Refused, Request
 from understudy.proxy.assembling import Stack
 from understudy.proxy.components import Component, Use, upstream
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.dialects.vital import VITALS, Vital, path_under, what_is_wrong
+from understudy.proxy.dialects.vital import SCHEMA, VITALS, Vital, path_under, what_is_wrong
 from understudy.proxy.health import Healths
 from understudy.proxy.health_settings import Health as Rules
 from understudy.proxy.outcomes import shipped
@@ -68,6 +70,7 @@ class Checkup:
         self._dice = dice
         self._due: dict[str, float] = {}
         self._asked_at: dict[str, float] = {}
+        self._has_known_shape: dict[str, bool] = {}
         self._number = 0
         healths.checker = self.run
 
@@ -78,6 +81,7 @@ class Checkup:
         healths, rules = self._healths, self._rules
         services = [name for name, one in healths.components.items() if one.uses]
         self._due = {name: at for name, at in self._due.items() if name in healths.components}
+        self._has_known_shape = {name: had for name, had in self._has_known_shape.items() if name in healths.components}
         alarmed, healths.alarmed = healths.alarmed, set()
         if not rules.enabled:
             return []
@@ -146,10 +150,21 @@ class Checkup:
         except Exception:
             log.exception("an error of our own in a check of %s", component)
             return
-        level, reason = found
+        level, reason = self._as_known(component, *found)
         self._healths.checked(component, level, reason)
         if reason:
             self._due[component] = min(self._due.get(component, 0.0), self._again_at(component))
+
+    def _as_known(self, component: str, level: Level, reason: str) -> tuple[Level, str]:
+        """What was found, less a shape that is only strange: one that its endpoint has never had."""
+        if level == "protocol" and not reason:
+            self._has_known_shape[component] = True
+        if reason != SCHEMA or self._has_known_shape.get(component):
+            return level, reason
+        if component not in self._has_known_shape:
+            self._has_known_shape[component] = False
+            log.info("%s answers its own endpoint in no shape that its API has: only checked to be there", component)
+        return "transport", ""
 
     def _again_at(self, component: str) -> float:
         """When one that was found wrong is asked again: at once until it is decided, then in its turn."""

@@ -14,6 +14,8 @@ import msgspec
 
 ANSWER_BYTES_MAX = 64 * 1024
 """Of what is longer the shape is not looked at: lists of models grow."""
+SCHEMA = "schema"
+"""What is wrong with a 200 that has not the shape it should have."""
 
 
 class Vital(NamedTuple):
@@ -26,7 +28,7 @@ class Vital(NamedTuple):
 def _has(*fields: str) -> Callable[[Any], str]:
     def wrong(value: Any) -> str:
         told = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-        return "" if any(field in told for field in fields) else "schema"
+        return "" if any(field in told for field in fields) else SCHEMA
 
     return wrong
 
@@ -36,7 +38,7 @@ def _of_cluster(value: Any) -> str:
     status = told.get("status")
     if status == "red":
         return "cluster_red"
-    return "" if status in ("green", "yellow") else "schema"
+    return "" if status in ("green", "yellow") else SCHEMA
 
 
 _OPENAI = Vital(b"/v1/models", _has("data", "models"))
@@ -87,4 +89,4 @@ def what_is_wrong(vital: Vital, status: int, body: bytes) -> str:
     try:
         return vital.wrong(msgspec.json.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "schema"
+        return SCHEMA

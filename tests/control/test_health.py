@@ -115,6 +115,32 @@ async def test_a_service_whose_callers_fail_is_asked_at_once_and_nobody_loses_a_
     assert tiers == [("", "secondary"), ("docs", "secondary"), ("", "primary"), ("docs", "primary")]
 
 
+async def test_an_endpoint_that_never_had_its_apis_shape_says_nothing_against_a_service_until_it_has_had_it(
+    tmp_path: Path,
+):
+    """A gateway that speaks for a part of an API, and answers all else with some page."""
+    policies = POLICIES.replace("docs", "chat").replace("/collections", "/v1/chat").replace("qdrant", "openai-chat")
+    async with (
+        database() as first,
+        database() as second,
+        Ward(tmp_path, policies.format(first=first.url, second=second.url)) as ward,
+    ):
+        name = f"llm_service:{first.host_port}"
+        first.on_check = answer(200, body=b"<html>welcome</html>")
+        await ward.until(lambda: ward.sidecar.health.diagnosis(name).word == "healthy", 10.0)
+        await asyncio.sleep(120.0)
+        assert (ward.sidecar.health.diagnosis(name).word, ward.tier("chat")) == ("healthy", "primary")
+        await first.refuse()
+        await ward.until(lambda: ward.tier("chat") == "secondary", 60.0)
+        await first.come_back()
+        await ward.until(lambda: ward.tier("chat") == "primary", 60.0)
+        first.on_check = answer(200, body={"data": []})
+        await asyncio.sleep(60.0)
+        first.on_check = answer(200, body=b"<html>sorry</html>")
+        await ward.until(lambda: ward.tier("chat") == "secondary", 60.0)
+        assert ward.sidecar.health.diagnosis(name).reason == "protocol: schema"
+
+
 async def test_checks_are_quiet_while_callers_show_that_a_service_is_well_and_few_when_nobody_calls(tmp_path: Path):
     async with (
         database() as first,
