@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     from understudy.policies.questions import Question
+    from understudy.policies.spans import Span
 
 Kind = Literal["embed", "retrieve", "generate", "pass"]
 Header = tuple[bytes, bytes]
@@ -145,7 +146,7 @@ class Call:
     same and may share an answer, and b"" for one that may not; `kept` says that a stale answer is there, which goes
     before a local one. `begun` is what another has said of the answer already, which is to be gone on with. `payer` is
     whose budget it is counted against, where callers have budgets. `question` is what it is a leg of, as far as that
-    is known: only where a fallback has answered another.
+    is known: only where a fallback has answered another. `span` is what is noted of it where its trace is recorded.
     """
 
     __slots__ = (
@@ -164,6 +165,7 @@ class Call:
         "question",
         "request",
         "route",
+        "span",
         "trace",
         "trail",
         "tried",
@@ -196,6 +198,7 @@ class Call:
         self.faults: tuple[str, ...] = ()
         self.payer = b""
         self.question: Question | None = None
+        self.span: Span | None = None
 
     @property
     def tenant(self) -> bytes:
@@ -214,6 +217,7 @@ class Call:
         other.kept = self.kept
         other.begun = self.begun
         other.payer = self.payer
+        other.span = self.span
         return other
 
     def note(self, tier: str, outcome: Literal["refused", "failed", "answered"], reason: str) -> None:

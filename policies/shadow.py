@@ -194,6 +194,7 @@ class Shadowing:
 def shadow_of(call: Call, deadline: float) -> Call:
     """The call as the other arm gets it: marked as a shadow, and with time of its own."""
     fork = call.fork()
+    fork.span = None
     # a head of its own: what is remembered of the caller's must not be sent for this one, or the other way about
     request = Request(
         call.request.method, call.request.target, [*call.request.headers, SHADOW_HEADER], call.request.body

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from understudy.policies.marks import unpacked
 from understudy.policies.service import Answer, Call, End, Service, Stream
+from understudy.policies.spans import Span, Told
 from understudy.policies.usage import Accounts, PriceList, Usage
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.usage import (
@@ -21,6 +22,8 @@ from understudy.proxy.dialects.usage import (
     Way,
     estimated_input,
     estimated_output,
+    finish_in,
+    id_in,
     model_in,
     told_in_body,
     told_in_stream,
@@ -70,12 +73,12 @@ class Desk:
             if self.way.key in end:
                 body = body[:HEAD_BYTES] + end
         notes = accountant.notes
-        notes.append((self, call.payer, call.request.body, body, whole_bytes, encoding))
+        notes.append((self, call.payer, call.request.body, body, whole_bytes, encoding, call.span))
         if len(notes) >= NOTES_MAX or whole_bytes > LONG_BYTES or len(call.request.body) > LONG_BYTES:
             accountant.weigh(call.request.body, body)
 
     def _await_end(self, call: Call, answer: Answer, stream: Stream) -> None:
-        asked, payer = call.request.body, call.payer
+        asked, payer, span = call.request.body, call.payer, call.span
         begun = stream.tail if isinstance(stream, UpstreamStream) else b""
         packed = answer.packed
 
@@ -85,13 +88,22 @@ class Desk:
             told = told_in_stream(self.way, begun, tail)
             if told is None:
                 told = Usage("", estimated_input(asked), estimated_output(tail, come), is_estimated=True)
-            self.settle(payer, told._replace(model=model_in(begun) or model_in(tail) or model_in(asked)))
+            told = told._replace(model=model_in(begun) or model_in(tail) or model_in(asked))
+            self.settle(payer, told)
+            if span is not None:
+                span.tell(Told(told, finish_in(tail), id_in(begun) or id_in(tail)))
 
         stream.watch(ended)
 
-    def read(self, asked: bytes, body: bytes, whole_bytes: int, encoding: bytes) -> Usage:
-        """What a whole answer took."""
+    def read(self, asked: bytes, body: bytes, whole_bytes: int, encoding: bytes, span: Span | None) -> Usage:
+        """What a whole answer took; `span` is told of it."""
         plain = unpacked(body, encoding) if encoding else body
+        usage = self._told(asked, plain, whole_bytes)
+        if span is not None:
+            span.tell(Told(usage, finish_in(plain or b""), id_in(plain or b"")))
+        return usage
+
+    def _told(self, asked: bytes, plain: bytes | None, whole_bytes: int) -> Usage:
         if plain is None:
             return Usage(model_in(asked), estimated_input(asked), is_estimated=True)
         model = model_in(plain if self.embeds or len(plain) <= LONG_BYTES else plain[:HEAD_BYTES]) or model_in(asked)
@@ -108,8 +120,9 @@ class Desk:
             self.charge(payer, usage.tokens, cost)
 
 
-Note = tuple[Desk, bytes, bytes, bytes, int, bytes]
-"""Whose it is, who pays, the request's body, the answer's (or its ends), its length, and how it is packed."""
+Note = tuple[Desk, bytes, bytes, bytes, int, bytes, Span | None]
+"""Whose it is, who pays, the request's body, the answer's (or its ends), its length, how it is packed, and the span
+that is told of it."""
 
 
 class Accountant:
@@ -148,8 +161,8 @@ class Accountant:
     def drain(self) -> None:
         """Read all notes."""
         notes, self.notes, self._bytes = self.notes, [], 0
-        for desk, payer, asked, body, whole_bytes, encoding in notes:
-            desk.settle(payer, desk.read(asked, body, whole_bytes, encoding))
+        for desk, payer, asked, body, whole_bytes, encoding, span in notes:
+            desk.settle(payer, desk.read(asked, body, whole_bytes, encoding, span))
 
 
 def counting(service: Service, note: Callable[[Call, Answer], None]) -> Service:

@@ -39,10 +39,12 @@ from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.local import Knowing, local_tier
 from understudy.proxy.tiers.origins import Origins
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
+from understudy.proxy.trace_settings import Traces
 
 if TYPE_CHECKING:
     from understudy.proxy.accounting import Accountant
     from understudy.proxy.spending import Spending
+    from understudy.proxy.tracing import Tracer
 
 
 class CannotStart(Exception):
@@ -59,6 +61,7 @@ class Stack:
     pools: dict[tuple[str, str, str], Pool]
     tiers: dict[tuple[str, str, str], Tier] = field(default_factory=dict[tuple[str, str, str], Tier])
     tls: Credentials | None = None
+    tracer: Tracer | None = None
 
 
 class Assembler:
@@ -106,6 +109,7 @@ class Assembler:
         caches = self._caches_for(settings, before)
         self._provenance.obey(settings.server.ledger, never_alone=is_never_alone(settings))
         self._account(settings)
+        tracer = _tracer_of(settings, before)
         second = caches.second if caches is not None and settings.server.ledger.shared else None
         self._provenance.second = None if second is None else SharedLedger(second)
         routes = {
@@ -124,6 +128,7 @@ class Assembler:
                 foreseen=foreseen_of(route),
                 tap=self._copies.tap_of(settings, route, self._handles_of(route)),
                 budgets=self.spending.budgets.get(route.name) if self.spending is not None else None,
+                tracer=tracer,
             )
             for route in settings.routes
         }
@@ -133,7 +138,7 @@ class Assembler:
             tls = credentials(tls_of(settings), before.tls if before else None)
         except BadCredentials as bad:
             raise CannotStart(f"server.tls.{bad.key}: {bad}") from None
-        return Stack(settings, routes, table, pools, tiers, tls)
+        return Stack(settings, routes, table, pools, tiers, tls, tracer)
 
     def _made_tier(
         self,
@@ -258,6 +263,23 @@ class Assembler:
             except ImportError as error:
                 raise CannotStart(f"server.cache.url: {error}; pip install 'understudy[cache]' brings it") from None
         return self.caches
+
+
+def _tracer_of(settings: Settings, before: Stack | None) -> Tracer | None:
+    """Who makes spans, where they are sent somewhere. Raises CannotStart without the SDK."""
+    rules = settings.server.traces
+    if not isinstance(rules, Traces):
+        return None
+    known = before.tracer if before is not None else None
+    if known is None or known.rules != rules:
+        from understudy.proxy.tracing import Tracer
+
+        try:
+            known = Tracer(rules, counts=known.counts if known is not None else None)
+        except ImportError as error:
+            raise CannotStart(f"server.traces: {error}; pip install 'understudy[otel]' brings it") from None
+    known.obey(settings)
+    return known
 
 
 def _prefilled(route: Route, tier: UpstreamTier, service: Service) -> Service:

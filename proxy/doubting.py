@@ -128,6 +128,7 @@ class Doubting:
     async def _better(self, call: Call, answer: Answer, ask: RetrieveAsk) -> Answer:
         """The copy's answer, where the primary's is found out; else the primary's."""
         fork = call.fork()
+        fork.span = None
         fork.until = min(call.deadline, self._clock() + ANSWER_S)
         try:
             other = await self._asked(fork)

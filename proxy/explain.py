@@ -23,6 +23,7 @@ from understudy.proxy.routes import Table
 from understudy.proxy.rules import addresses, claims_of, parse_address
 from understudy.proxy.settings import LocalTier, Match, Outcome, Route, Secret, Settings, Tier, UpstreamTier
 from understudy.proxy.spots import join, masked, named, shown
+from understudy.proxy.trace_settings import Traces
 
 Order = Sequence[tuple[str, str]]
 """The layers of a stack from outside in, and why each stands where it does."""
@@ -84,9 +85,9 @@ def explain_data(
         "space": _space(settings, route, at, described),
         "body_bytes_max": described.value(f"{at}.body_bytes_max", route.body_bytes_max),
         "layers": [
-            {"name": name, "why": why, "values": described.policy(route, name, at)}
+            {"name": name, "why": why, "values": _layer(settings, route, name, at, described)}
             for name, why in route_order
-            if _is_there(route, name, route)
+            if (_traces(settings) is not None if name == "trace" else _is_there(route, name, route))
         ],
         "health": _health(settings, route, at, described),
         "recovery": _recovery(settings, route, described),
@@ -185,6 +186,17 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in cast("Sequence[object]", value)]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _traces(settings: Settings) -> Traces | None:
+    rules = settings.server.traces
+    return rules if isinstance(rules, Traces) else None
+
+
+def _layer(settings: Settings, route: Route, name: str, at: str, described: _Described) -> dict[str, Any]:
+    """The values of a route's layer; where traces go is the same for all of them."""
+    traces = _traces(settings) if name == "trace" else None
+    return described.fields(traces, "server.traces") if traces is not None else described.policy(route, name, at)
 
 
 def _health(settings: Settings, route: Route, at: str, described: _Described) -> dict[str, Any]:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from understudy.proxy.chores import Chores
     from understudy.proxy.control.recovery import Recoverer
     from understudy.proxy.spending import Spending
+    from understudy.proxy.tracing import Tracer
 
 BREAKER_STATES = ("closed", "half-open", "open")
 ENDPOINT = ["route", "tier", "endpoint"]
@@ -56,6 +57,7 @@ METRICS = {
     "understudy_in_flight": "Calls being answered now",
     "understudy_request_seconds": "Seconds until a call's answer, or its first content",
     "understudy_overhead_seconds": "Seconds we added ourselves: total less time spent waiting for upstreams",
+    "understudy_spans_total": "Spans of calls that were exported, that the collector did not take, or too many",
     "understudy_streams_broken_total": "Streamed answers that broke after their first content",
     "understudy_streams_continued_total": "Streams that broke where another may go on, by what came of it",
     "understudy_tier_outcomes_total": "What came of asking each tier, by outcome and reason",
@@ -183,6 +185,8 @@ class Seen(Protocol):
     @property
     def spending(self) -> Spending | None: ...
     @property
+    def tracer(self) -> Tracer | None: ...
+    @property
     def health(self) -> Healths: ...
     @property
     def questions(self) -> Questions: ...
@@ -214,6 +218,7 @@ class SidecarCollector(Collector):
         yield from spend_metrics(self._seen.accountant)
         yield from question_metrics(routes, self._seen.questions)
         yield from budget_metrics(routes, self._seen.spending, self._seen.world.wall())
+        yield from _span_metrics(self._seen.tracer)
         yield from _connection_metrics(self._seen)
         yield from _door_metrics(self._seen)
         yield from _overload_metrics(self._seen)
@@ -242,6 +247,14 @@ def _gauge(name: str, labels: list[str]) -> GaugeMetricFamily:
 
 def _histogram(name: str, labels: list[str]) -> HistogramMetricFamily:
     return HistogramMetricFamily(name, METRICS[name], labels=labels)
+
+
+def _span_metrics(tracer: Tracer | None) -> Iterator[Metric]:
+    if tracer is not None:
+        spans = _counter("understudy_spans_total", ["result"])
+        for result, count in tracer.counts.items():
+            spans.add_metric([result], count)
+        yield spans
 
 
 def _route_metrics(routes: list[RouteParts]) -> Iterator[Metric]:

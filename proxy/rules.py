@@ -45,6 +45,7 @@ from understudy.proxy.space_rules import space_faults, space_warnings
 from understudy.proxy.spend_rules import price_faults, spend_faults, spend_warnings
 from understudy.proxy.spots import Fault, Place, named
 from understudy.proxy.stream_rules import stream_faults, stream_warnings
+from understudy.proxy.trace_settings import Traces
 
 ENDPOINTS_MAX = 256
 PLAIN = "plain"
@@ -86,6 +87,7 @@ def faults_of(settings: Settings, dialects: Mapping[str, str], top: Place) -> It
     yield from _shared_cache_faults(settings, top.at("server"))
     yield from alert_faults(settings.server.alerts, top.at("server").at("alerts"))
     yield from recovery_faults(settings.server.recovery, top.at("server").at("recovery"))
+    yield from _trace_faults(settings, top.at("server"))
     yield from price_faults(settings, top.at("prices"))
     yield from _repeated_names(settings.routes, top)
     yield from _repeated_claims(settings.routes, top)
@@ -185,6 +187,15 @@ def _unix_faults(settings: Settings, key: str, address: str, at: Place) -> Itera
         yield from at.fault(why, key, reads=["workers", "reuse_port"])
     elif addresses(settings).count(address) > 1 and key != f"listen[{addresses(settings).index(address)}]":
         yield from at.fault("this socket is listed twice", key)
+
+
+def _trace_faults(settings: Settings, at: Place) -> Iterator[Fault]:
+    traces = settings.server.traces
+    if not isinstance(traces, Traces):
+        return
+    if why := _url_fault(traces.to):
+        yield from at.fault(why, "traces.to")
+    yield from _header_faults(traces.headers, at.at("traces"))
 
 
 def _ports(settings: Settings) -> set[int]:

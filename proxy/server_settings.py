@@ -17,6 +17,7 @@ from understudy.proxy.recovery_settings import Recovery
 from understudy.proxy.replica_settings import Replicas
 from understudy.proxy.settings_types import Bytes, Count, FilePath, Frozen, PositiveSeconds, Seconds
 from understudy.proxy.spaces_settings import DeclaredSpace, Ledger
+from understudy.proxy.trace_settings import Traces
 
 
 class Limits(Frozen, frozen=True):
@@ -79,6 +80,8 @@ class Server(Frozen, frozen=True):
     """What upstreams are told of the caller in X-Forwarded-*: what it wrote itself, or its address as well."""
     trace: Literal["keep", "make"] = "make"
     """A W3C traceparent is carried on; a call that comes without one is given one, or goes without."""
+    traces: Traces | UnsetType = UNSET
+    """Where spans of calls are sent; without it there are none."""
     limits: Limits = Limits()
     shed: Shedding = Shedding()
     cache: SharedCache = SharedCache()

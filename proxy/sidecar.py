@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from understudy.proxy.collection_reports import Stats
     from understudy.proxy.control.recovery import Recoverer
     from understudy.proxy.spending import Spending
+    from understudy.proxy.tracing import Tracer
 
 log = logging.getLogger("understudy")
 
@@ -156,6 +157,10 @@ class Sidecar:
     @property
     def spending(self) -> Spending | None:
         return self._assembler.spending
+
+    @property
+    def tracer(self) -> Tracer | None:
+        return self.stack.tracer
 
     @property
     def certificate_expires_at(self) -> float | None:
@@ -324,6 +329,9 @@ class Sidecar:
             listener.tls = context_for(address, stack.settings, stack.tls)
         for parts in before.routes.values():
             parts.close()
+        if before.tracer is not None and before.tracer is not stack.tracer:
+            # a thread: what is left is sent first
+            self.loop.run_in_executor(None, before.tracer.close)
         if self.place == 0:
             self.chores.watch()
             self.chores.serve_llm(self.settings.local.llm)
@@ -470,10 +478,18 @@ class Sidecar:
         if self.provenance.tick():
             self.loop.run_in_executor(None, self.provenance.save)
         self.changes.look(self._watched)
+        self._send_spans()
         if self.caches is not None:
             self.caches.tick()
             self.caches.save_soon(self._snapshot, self._route_caches, self.settings.server.cache.snapshot_s)
         self._ticker = self.loop.call_later(TICK_S, self._tick)
+
+    def _send_spans(self) -> None:
+        """What calls took is counted before their spans are made."""
+        if self.tracer is not None:
+            if self.accountant is not None:
+                self.accountant.drain()
+            self.tracer.flush()
 
     def _watched(self) -> Watched:
         return Watched(self.stack.routes, self.collection_stats, self.local_info, self.fingerprints)
@@ -524,6 +540,9 @@ class Sidecar:
             parts.close()
         for pool in self.pools.values():
             pool.close()
+        if self.tracer is not None:
+            self._send_spans()
+            await self.loop.run_in_executor(None, self.tracer.close)
         tasks = [
             *(task for task in (self._loading, self._watching) if task is not None),
             *self.prompter.tasks,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from understudy.proxy.settings import LocalTier, Route, Settings
 from understudy.proxy.spots import Fault, Place, named
+from understudy.proxy.trace_settings import Traces
 
 COUNTED_KINDS = ("embed", "generate")
 BUDGETS_MAX = 16
@@ -17,7 +18,8 @@ def counts_tokens(settings: Settings, route: Route) -> bool:
     """Whether the tokens of a route's calls are counted."""
     spend = route.spend
     if spend.count == "auto":
-        return bool(settings.prices.models or spend.budgets)
+        # spans tell tokens
+        return bool(settings.prices.models or spend.budgets or isinstance(settings.server.traces, Traces))
     return spend.count == "always"
 
 

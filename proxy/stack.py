@@ -19,6 +19,7 @@ from understudy.policies.service import Answer, Call, Headers, Refused, Service
 from understudy.policies.shed import shed
 from understudy.policies.spend import Budgets, cheaper_chains, spend
 from understudy.policies.tokens import Buckets, limits_anything, tokens
+from understudy.policies.trace import trace
 from understudy.proxy import settings
 from understudy.proxy.arms import Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
 from understudy.proxy.caching.caches import Caches
@@ -26,6 +27,7 @@ from understudy.proxy.caching.route_cache import behind_what_is_kept
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.held_writes import held_writes_of
+from understudy.proxy.http.forwarding import parent_of
 from understudy.proxy.last_words import last_words_of
 from understudy.proxy.parts import EndpointParts as EndpointParts
 from understudy.proxy.parts import RouteParts as RouteParts
@@ -47,9 +49,11 @@ if TYPE_CHECKING:
     from understudy.policies.last_words import Foreseen
     from understudy.policies.likeness import Likeness
     from understudy.proxy.likeness import Alike
+    from understudy.proxy.tracing import Tracer
 
 ROUTE_ORDER = (
-    ("observe", "outermost, so that what is counted is what the caller saw"),
+    ("trace", "outermost, so that a span is as long as what the caller saw; only where traces are sent somewhere"),
+    ("observe", "outside whatever decides, so that what is counted is what the caller saw"),
     ("shed", "before anything is done for a call that will not be answered; it is there only while the process lags"),
     ("fault", "inside observe, so that what was broken for callers on purpose is counted like any other trouble"),
     ("deadline", "before anything can wait, so that everything that waits knows until when"),
@@ -134,6 +138,7 @@ def assemble(
     foreseen: Foreseen | None = None,
     tap: Callable[[Service], Service] | None = None,
     budgets: Budgets | None = None,
+    tracer: Tracer | None = None,
 ) -> RouteParts:
     """Put a route together in the orders above.
 
@@ -141,7 +146,7 @@ def assemble(
     places taken, counts) goes on under the same names. `faults` lets what is planned to break do so.
     `caches` is there when any route has a cache or likeness; `space` is the route's vector space, `zone`
     is where we are, `plan` what it does about vectors, `foreseen` the questions of the files that the route names;
-    `tap` has a mirror see the writes that pass; `budgets` are what the route may spend.
+    `tap` has a mirror see the writes that pass; `budgets` are what the route may spend; `tracer` makes spans.
     """
     tally = before.tally if before else RouteTally()
     tally.late_s = route.objectives.latency_s
@@ -170,9 +175,9 @@ def assemble(
     service = deadline(service, clocks, _longer_s(route), build.story())
     if faults and has_faults(route):
         service = faulty_route(service, route, parts.arms, before.arms if before else None, dialect, build.tools)
-    elif parts.cache is not None and route.split is None and parts.buckets is None:
+    elif parts.cache is not None and route.split is None and parts.buckets is None and tracer is None:
         parts.hit = parts.cache.hit
-    build.watched(service)
+    build.watched(service, tracer)
     return parts
 
 
@@ -333,14 +338,23 @@ class _Build:
             service, parts.buckets, clock=self.world.clock, refuse=_refusing(parts.dialect, "rate_limit_exceeded")
         )
 
-    def watched(self, service: Service) -> None:
+    def watched(self, service: Service, tracer: Tracer | None) -> None:
         """Put the whole in place, twice: as it is while all is calm, and as it is while the process lags."""
         parts, world = self.parts, self.world
-        parts.service = parts.calm = observe(service, parts.tally, clock=world.clock)
+
+        def seen(service: Service) -> Service:
+            counted = observe(service, parts.tally, clock=world.clock)
+            if tracer is None:
+                return counted
+            return trace(
+                counted, tracer.sampler, tracer.record, clock=world.clock, wall=world.wall, parent_of=parent_of
+            )
+
+        parts.service = parts.calm = seen(service)
         if world.shedder is not None:
             parts.shed = self.before.shed if self.before else {}
             service = shed(service, world.shedder, parts.route.shed.priority, parts.shed, dice=world.dice)
-            parts.pressed = observe(service, parts.tally, clock=world.clock)
+            parts.pressed = seen(service)
             parts.relieve(pressed=world.shedder.pressure > 0)
 
 

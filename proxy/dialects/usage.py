@@ -114,6 +114,11 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _TEXTS = re.compile(rb'"(?:content|text|delta|response|thinking|arguments|partial_json)"\s*:\s*"((?:[^"\\]|\\.)*)"')
 _PACKED_RUN = re.compile(rb"[A-Za-z0-9+/=]{%d,}" % PACKED_RUN_BYTES)
 _ANYTHING = msgspec.json.Decoder()
+_FINISH = re.compile(rb'"(?:finish_reason|stop_reason|done_reason)"\s*:\s*"([A-Za-z_]{1,32})"')
+_RESPONSE_ENDS = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|failed)"')
+_RESPONSE_IS = re.compile(rb'"status"\s*:\s*"([a-z_]{1,32})"')
+_ID = re.compile(rb'"id"\s*:\s*"(?!call_|toolu_)([A-Za-z0-9._:-]{1,96})"')
+ID_BYTES = 256
 
 
 def told_in_body(way: Way, body: bytes, model: str = "") -> Usage | None:
@@ -255,6 +260,25 @@ def _named(name: bytes) -> str:
     if len(_names) < NAMES_MAX:
         _names[name] = label
     return label
+
+
+def finish_in(body: bytes) -> str:
+    """Why an answer or a stream's end says that it ended, in the provider's own word; '' where it does not."""
+    # inside of a text its quotation marks would be escaped
+    found = _FINISH.findall(body[-HEAD_BYTES:])
+    if found:
+        return found[-1].decode()
+    # the Responses API's own: its items have a status as well, behind that of the whole
+    first = _RESPONSE_ENDS.search(body)
+    if first is None and body[:1] == b"{" and b'"response"' in body[:ID_BYTES]:
+        first = _RESPONSE_IS.search(body, 0, HEAD_BYTES)
+    return first[1].decode() if first else ""
+
+
+def id_in(body: bytes) -> str:
+    """The id that an answer, or the beginning of a stream, gives itself; '' for none."""
+    found = _ID.search(body, 0, ID_BYTES)
+    return found[1].decode() if found else ""
 
 
 def estimated_input(body: bytes) -> int:

@@ -2,8 +2,8 @@
 
 Via (RFC 9110 section 7.6.3) is written on every request that goes out, under a name that only this sidecar has, with
 all its workers: a request that comes in bearing it went round in a circle. A trace (W3C Trace Context) that the caller
-began is carried on untouched, since nothing here is a span that anybody could look up; where there is none, one is
-begun.
+began is carried on untouched, unless we make spans of our own (`server.traces`), which stand between; where there is
+none, one is begun.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from understudy.policies.service import Header, Headers, Request, find_header
+from understudy.policies.spans import Parent
 
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED = "01"
 """A trace begun with 00 would tell every service that samples by its parent to record nothing."""
 _IDS_BITS = 192
@@ -82,11 +83,23 @@ def address_of(peer: tuple[str, int] | str | None) -> bytes:
 
 def trace_of(headers: Headers) -> bytes | None:
     """The id of the trace that these headers belong to, 32 digits; None where they belong to none that is valid."""
+    valid = _traceparent(headers)
+    return None if valid is None else valid[1]
+
+
+def parent_of(headers: Headers) -> Parent | None:
+    """The span that these headers name as the one above; None where they name none that is valid."""
+    valid = _traceparent(headers)
+    if valid is None:
+        return None
+    state = ",".join(value.decode("latin-1") for name, value in headers if name.lower() == b"tracestate")
+    return Parent(valid[1].decode(), valid[2].decode(), bool(int(valid[3], 16) & 1), state)
+
+
+def _traceparent(headers: Headers) -> re.Match[bytes] | None:
     found: list[Header] = [header for header in headers if header[0].lower() == b"traceparent"]
     valid = _TRACEPARENT.fullmatch(found[0][1]) if len(found) == 1 else None
-    if valid is None or (valid[2] and found[0][1].startswith(b"00")):
-        return None
-    return valid[1]
+    return None if valid is None or (valid[4] and found[0][1].startswith(b"00")) else valid
 
 
 def goes_in_circles(headers: Headers, pseudonym: bytes) -> bool:

@@ -69,11 +69,15 @@ class Target:
         """The request head as this upstream gets it: the caller's headers less what belongs to each hop, and ours."""
         request = call.request
         remembered = request.remembered
-        front = None if remembered is None else cast("Front | None", remembered.get(self))
-        if front is None:
-            front = self._front(request)
-            if remembered is not None:
-                remembered[self] = front
+        if call.span is not None and call.span.parent is not None:
+            # the caller's span is the one above ours, and ours the one above theirs: a head like this comes but once
+            front = self._front(request, between=True)
+        else:
+            front = None if remembered is None else cast("Front | None", remembered.get(self))
+            if front is None:
+                front = self._front(request)
+                if remembered is not None:
+                    remembered[self] = front
         tail = b"\r\n"
         if front.untraced:
             if not call.trace:
@@ -88,7 +92,8 @@ class Target:
             return b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b" % (front.lines, length, call.id.encode(), tail)
         return b"%bx-request-id: %b\r\n%b" % (front.lines, call.id.encode(), tail)
 
-    def _front(self, request: Request) -> Front:
+    def _front(self, request: Request, *, between: bool = False) -> Front:
+        """What follows from a request's head alone; `between` says that a span of ours stands after the caller's."""
         # also an empty query is the caller's own
         _, mark, query = request.target.partition(b"?")
         target = self.base_path + request.path + mark + query
@@ -98,12 +103,15 @@ class Target:
         if not traced and self.marks.trace == "make":
             # what the caller has of a trace is broken: ours begins another
             dropped |= TRACE
+        elif between:
+            dropped |= {b"traceparent"}
         way = [header for header in self.marks.of_the_way(request) if header[0] not in self.overridden]
         if takes_trailers(request.headers):
             way += [(b"te", b"trailers"), (b"connection", b"te")]
         lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method, target, self.host_header)]
         lines += [b"%b: %b\r\n" % header for header in (*kept(request.headers, dropped), *way, *self.own_headers)]
-        untraced = not traced and self.marks.trace == "make" and b"traceparent" not in self.overridden
+        untraced = between or (not traced and self.marks.trace == "make")
+        untraced = untraced and b"traceparent" not in self.overridden
         return Front(b"".join(lines), forwarded_for(request) if appends else b"", untraced=untraced)
 
 

@@ -43,6 +43,7 @@ from understudy.proxy.tiers.judging import tier_judge
 
 PLAIN = DIALECTS["plain"]
 NO_NEIGHBOURS = {
+    ("trace", "observe"): "one notes and the other counts what comes back, and neither changes any of it",
     ("watch", "stream"): "who goes on with a stream is asked by itself: in neither order is anything of it looked at",
     ("stream", "mirror"): "one is for generated answers, the other for writes to collections: no route has both",
     ("deadline", "question"): "no layer: it stands in the deadline's own shell",

@@ -31,8 +31,8 @@ routes:
     spend: {budgets: [{name: day, tokens: 1000, cheaper: [b]}]}
 """
 
-NOT_OF_CHATS = {"watch", "mirror"}
-"""Layers that no route for generating has."""
+NOT_OF_CHATS = {"watch", "mirror", "trace"}
+"""Layers that no route for generating has, and one that all routes have or none."""
 ENDPOINTS = ROUTE.replace(
     'url: "https://a.example/base"',
     'endpoints: [{url: "https://a.example/base"}, {name: spare, url: "${B}", headers: {api-key: "${KEY}"}}]',
@@ -51,6 +51,15 @@ def test_budgets_are_shown_with_their_lines_where_there_are_any(tmp_path: Path):
     text = explain(read(tmp_path, ENDPOINTS, {"KEY": "k3y", "B": "http://b"}), "POST", "/rag/v1/chat")
     assert re.search(rf"budgets\[0\]\.tokens +1000 +{re.escape(str(tmp_path))}/chat\.yaml:\d+", text)
     assert " spend: " not in explain(read(tmp_path / "off", LOCAL_ROUTE), "POST", "/v1/chat/completions")
+
+
+def test_where_traces_go_is_shown_without_the_collectors_key(tmp_path: Path):
+    traces = 'server: {traces: {to: "http://collector:4318/v1/traces", headers: {x-key: "${KEY}"}}}'
+    text = explain(read(tmp_path, f"{traces}\n{LOCAL_ROUTE}", {"KEY": "k3y"}), "POST", "/v1/chat/completions")
+    assert text.index(" trace: ") < text.index(" observe: ")
+    assert re.search(rf"to +http://collector:4318/v1/traces +{re.escape(str(tmp_path))}/chat\.yaml:\d+", text)
+    assert "k3y" not in text
+    assert " trace: " not in explain(read(tmp_path / "off", LOCAL_ROUTE), "POST", "/v1/chat/completions")
 
 
 MIRROR = """
