@@ -168,7 +168,7 @@ class _Pen:
         if name not in self._constants:
             if self._half and not exact and value.dtype.kind == "f":
                 value = value.astype(np.float16)
-            self._constants[name] = self._from_array(np.ascontiguousarray(value), name)
+            self._constants[name] = self._from_array(np.asarray(value, order="C"), name)
         return name
 
     def _node(self, operator: str, *inputs: str, out: str, domain: str = "", **attributes: Any) -> str:

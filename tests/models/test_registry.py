@@ -14,7 +14,9 @@ import yaml
 from tests.models.test_manifest import write
 from understudy.models.embedder import Embedder, load, load_variant
 from understudy.models.errors import ModelError
+from understudy.models.graph import BertShape, bert_graph
 from understudy.models.manifest import MANIFEST_NAME, read_manifest
+from understudy.models.reference import Reference
 from understudy.models.registry import add, known, verify
 
 
@@ -57,6 +59,33 @@ def test_the_fp16_graph_of_gpus_says_the_same_where_a_cpu_runs_it(added: Path) -
     half = load_variant("mini", added, "fp16")
     assert half.self_test() > 0.999
     assert (added / "mini" / "fp16.onnx").stat().st_size < 50_000_000
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_a_model_that_is_pooled_by_its_first_token_gives_the_references_vectors(*, half: bool, normalise: bool) -> None:
+    import onnxruntime
+
+    dice = np.random.default_rng(1)
+    width = 8
+    sizes = {f"attention.self.{name}": (width, width) for name in ("query", "key", "value")}
+    sizes |= {"attention.output.dense": (width, width), "intermediate.dense": (16, width), "output.dense": (width, 16)}
+    weights: dict[str, Any] = {
+        "embeddings.word_embeddings.weight": dice.normal(size=(30, width)),
+        "embeddings.position_embeddings.weight": dice.normal(size=(9, width)),
+        "embeddings.token_type_embeddings.weight": dice.normal(size=(2, width)),
+    }
+    for name, size in sizes.items():
+        weights[f"encoder.layer.0.{name}.weight"] = dice.normal(size=size)
+        weights[f"encoder.layer.0.{name}.bias"] = dice.normal(size=size[0])
+    for name in ("embeddings", "encoder.layer.0.attention.output", "encoder.layer.0.output"):
+        weights[f"{name}.LayerNorm.weight"], weights[f"{name}.LayerNorm.bias"] = np.ones(width), np.zeros(width)
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    shape = BertShape(layers=1, heads=2, pooling="cls", normalise=normalise)
+    session = onnxruntime.InferenceSession(bert_graph(weights, shape, half=half), providers=["CPUExecutionProvider"])
+    ids = np.array([[3, 5, 7], [9, 4, 2]])
+    (given,) = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    assert np.allclose(given, Reference(weights, shape).embed(ids.tolist()), atol=2e-2 if half else 1e-5)
 
 
 def test_all_models_are_listed_with_their_precisions_and_a_damaged_one_says_what_is_wrong(copy: Path) -> None:
