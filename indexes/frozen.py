@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 
@@ -50,6 +50,7 @@ from understudy.indexes.walk import built
 
 PAYLOADS_HELD_MAX: Final = 200_000
 GATHERED_BYTES_MAX: Final = 64 * 2**20
+WORDED_SAMPLE: Final = 200
 
 _KEY_BYTES: Final = 100
 # a payload takes about three times as much room decoded as it does as JSON
@@ -76,6 +77,7 @@ class Frozen:
         self.masks = Masks()
         self._gatherings = Gatherings(GATHERED_BYTES_MAX)
         self._payloads: list[Payload] | None = None
+        self._wordless: Mask | Literal[False] | None = False
         self._filling = threading.Lock()
         if self.store.count != manifest.count:
             raise CorruptIndex(f"{POINTS}: holds {self.store.count} points, not {manifest.count}")
@@ -104,6 +106,16 @@ class Frozen:
     def mask(self, filter: object) -> Mask:
         """Which rows a filter lets through, remembered. Raises UnknownFilter."""
         return self.masks.get(filter_key(filter), lambda: self._worked_out(filter))
+
+    def wordless(self) -> Mask | None:
+        """Which rows no words can find; None where a sample of them says that there are none, or hardly any."""
+        with self._filling:
+            if self._wordless is False:
+                rows = np.unique(np.linspace(0, self.count - 1, min(WORDED_SAMPLE, self.count)).astype(np.int64))
+                some = self.fetch(rows.tolist(), with_vectors=False)
+                has_words = all(searchable(point.text, point.payload).strip() for point in some)
+                self._wordless = None if has_words else self.store.wordless()
+            return self._wordless
 
     def gathered(self, using: str, filter: object) -> Gathered | None:
         """The rows that a filter lets through, copied together, where that makes searching them quicker."""

@@ -24,9 +24,10 @@ from queue import SimpleQueue
 from typing import Any, Final, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from understudy.indexes.faults import BadPoint, CorruptIndex, NotFinite, WrongDimension
-from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, id_key, key_id
+from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, id_key, key_id, searchable
 from understudy.indexes.records import payload_bytes, payload_of
 
 READERS: Final = 4
@@ -271,6 +272,13 @@ class FrozenStore:
         for text, payload in self._scan("text, payload FROM points JOIN contents USING (row)"):
             yield text, payload_of(payload)
 
+    def wordless(self) -> NDArray[np.bool_]:
+        """Which rows have no words to be found by: no text, and no title."""
+        found = np.zeros(self.count, np.bool_)
+        for row, payload in self._scan("row, payload FROM points JOIN contents USING (row)", also="trim(text) = ''"):
+            found[row] = not searchable("", payload_of(payload)).strip()
+        return found
+
     def points(self) -> Iterator[Point]:
         """All points with their vectors, in row order."""
         for at in range(0, self.count, _BATCH_POINTS):
@@ -306,13 +314,16 @@ class FrozenStore:
         """Let go of the file; idempotent. Garbage collection does the same."""
         self._finalizer()
 
-    def _scan(self, what: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[Any, ...]]:
+    def _scan(
+        self, what: str, start: int = 0, stop: int | None = None, also: str = "TRUE"
+    ) -> Iterator[tuple[Any, ...]]:
         # a reader is held for one batch at a time: a slow consumer must not starve the questions
         end = self.count if stop is None else min(stop, self.count)
         for at in range(start, end, _BATCH_POINTS):
             with self._reader() as sql:
                 rows = sql.execute(
-                    f"SELECT {what} WHERE row >= ? AND row < ? ORDER BY row", (at, min(at + _BATCH_POINTS, end))
+                    f"SELECT {what} WHERE row >= ? AND row < ? AND {also} ORDER BY row",
+                    (at, min(at + _BATCH_POINTS, end)),
                 ).fetchall()
             yield from rows
 

@@ -166,6 +166,10 @@ class TailView:
         """(slot, BM25 score) of those allowed that hold any of `words`; see `TailWords.search`."""
         return self._tail.words.search(words, idf, allowed)
 
+    def wordless(self) -> Mask:
+        """Which slots have no words at all."""
+        return self._tail.words.wordless(self.count)
+
     def words_count(self, word: str) -> int:
         """In how many records a word occurs."""
         return self._tail.words.count_of(word)

@@ -57,6 +57,10 @@ class TailWords:
         self._total += length
         self._entries += len(counts)
 
+    def wordless(self, count: int) -> Mask:
+        """Which of the first `count` slots have no words at all."""
+        return np.array(self._lengths[:count], np.uint16) == 0
+
     def count_of(self, word: str) -> int:
         """In how many texts a word occurs, the dead ones included."""
         posting = self._postings.get(word)

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from understudy.indexes.faults import BadQuestion
-from understudy.indexes.frozen import Frozen
+from understudy.indexes.frozen import WORDED_SAMPLE, Frozen
 from understudy.indexes.keywords import QUERY_CHARS_MAX, QUERY_WORDS_MAX, words_of
 from understudy.indexes.masks import is_no_filter
 from understudy.indexes.points import Hit, Point, PointId, canonical_id, id_key, is_derived, key_id
@@ -35,7 +35,6 @@ _KEYWORD_FETCH: Final = 1_000
 _FUSED_SCAN_MAX: Final = 200_000
 _FUSED_FETCH: Final = 400
 _FUSED_SAMPLE: Final = 1_024
-_WORDED_SAMPLE: Final = 200
 
 
 class View:
@@ -107,6 +106,9 @@ class View:
         rows, dense, present = self._scanned(vector, wanted, filter, using, [row for row, _ in worded])
         fused = DENSE_SHARE * _min_max(-dense if lower else dense, present)
         if worded:
+            if (wordless := self._wordless_of(rows)) is not None:
+                # nothing is known against them: what their vectors say counts for both
+                fused[wordless] /= DENSE_SHARE
             at = np.searchsorted(rows, np.array([row for row, _ in worded]))
             fused[at] += (1 - DENSE_SHARE) * np.array([score for _, score in worded], np.float32) / worded[0][1]
         best = self._ordered(rows, fused, min(wanted, len(rows)))[offset:]
@@ -189,7 +191,7 @@ class View:
         rows = np.concatenate([frozen, np.flatnonzero(self.tail.alive) + self._frozen_count])
         if not len(rows):
             return 1.0
-        sample = rows[np.unique(np.linspace(0, len(rows) - 1, _WORDED_SAMPLE).astype(np.int64))]
+        sample = rows[np.unique(np.linspace(0, len(rows) - 1, WORDED_SAMPLE).astype(np.int64))]
         points = self._fetch(sample.tolist(), with_vectors=False)
         return sum(bool(point.text.strip()) for point in points) / len(points)
 
@@ -349,6 +351,15 @@ class View:
         together = found + [(self._frozen_count + slot, score) for slot, score in written]
         together.sort(key=lambda each: (-each[1], self.key_of(each[0])))
         return together[:wanted]
+
+    def _wordless_of(self, rows: Rows) -> Mask | None:
+        """Which of `rows`, ascending, no words can find; None for none."""
+        frozen = None if self.frozen is None else self.frozen.wordless()
+        tail = self.tail.wordless()
+        if frozen is None and not tail.any():
+            return None
+        whole = np.concatenate([np.zeros(self._frozen_count, np.bool_) if frozen is None else frozen, tail])
+        return whole[rows]
 
     def _weighed(self, text: str) -> tuple[list[str], dict[str, float]]:
         """The words of a question, the rarest where there are many, and how much each weighs in all the texts."""

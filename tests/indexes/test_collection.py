@@ -13,9 +13,10 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from tests.indexes.check_index import CHECKS, DIMENSIONS, Index, Maker
-from tests.indexes.some import TOPICS, ids, some_points
+from tests.indexes.some import TOPICS, clustered, ids, some_points
 from understudy.indexes.collection import Collection
 from understudy.indexes.conditions import Condition
+from understudy.indexes.library import Library
 from understudy.indexes.points import Point
 from understudy.indexes.snapshot import write_snapshot
 from understudy.indexes.writes import Delete, Upsert, Which
@@ -262,3 +263,29 @@ def test_a_condition_sees_ids_payloads_and_texts_and_is_remembered_by_its_key(tm
     without_text = Condition(b"by its id", lambda point_id, _payload, text: point_id == points[7].id and not text)
     found = collection.scroll(None, 30, without_text)[0]
     assert [point.id for point in found] == [points[7].id]
+
+
+@pytest.mark.parametrize("written", [0, 12, 40], ids=["frozen", "partly written since", "all written since"])
+def test_points_without_words_are_not_put_behind_those_that_have_some(tmp_path: Path, written: int):
+    vectors = clustered(40, seed=3)
+    # every other point has no text; one has a title, which is words, too
+    texts = ["" if n % 2 else f"a passage of its own, number {n}" for n in range(40)]
+    points = [Point(n, vectors[n], {"title": "A harbour"} if n == 7 else {}, texts[n]) for n in range(40)]
+    frozen = 40 - written
+    write_snapshot(tmp_path / "docs", points[:frozen], space="toy", dimensions=16)
+    library = Library(tmp_path)
+    library.refresh()
+    if written:
+        library.write("docs", [Upsert(tuple(points[frozen:]))], space="toy")
+    docs = library.get("docs")
+    assert docs is not None
+    lone = docs.search_fused(vectors[9], "a passage of its own", 3)
+    assert (lone[0].id, lone[0].score) == (9, pytest.approx(1.0))
+    # where words tell one point from another they do, and among those with words as ever
+    assert docs.search_fused(vectors[9], "number 12 passage", 40)[0].score <= 1.0
+    best = docs.search_fused(vectors[12], "number 12", 40)
+    assert (best[0].id, best[0].score) == (12, pytest.approx(1.0))
+    titled = {hit.id: hit.score for hit in docs.search_fused(vectors[7], "passage", 40)}
+    assert titled[7] == pytest.approx(0.5), "it has words, and not this one"
+    # nothing has the word: the vectors alone say the order
+    assert ids(docs.search_fused(vectors[9], "xylophone", 9)) == ids(docs.search(vectors[9], 9))
