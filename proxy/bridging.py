@@ -331,7 +331,7 @@ class Bridges:
     def _fitted(self, key: tuple[str, int], reservoir: Reservoir, shelf: Any, model: Model) -> Published:
         """A map of the pairs, and how it stands with each copy."""
         bridge = fitted(reservoir.fitting)
-        sane = _native_sanity(reservoir)
+        sane = native_sanity(reservoir)
         standings: dict[str, Standing] = {}
         for name in shelf.names():
             collection = shelf.get(name)
@@ -339,7 +339,7 @@ class Bridges:
                 continue
             if model.is_in(collection.space):
                 continue
-            agreed = agreement(bridge, reservoir.held_out[:JUDGED_MAX], functools.partial(_nearest, collection))
+            agreed = agreement(bridge, reservoir.held_out[:JUDGED_MAX], functools.partial(nearest_in, collection))
             standing = judged(bridge, reservoir, agreed, sane)
             share = self._worded_share(collection)
             if share > WORDED_SHARE_MAX:
@@ -383,11 +383,12 @@ def _told(span: Span) -> dict[str, Any]:
     }
 
 
-def _nearest(collection: Any, rows: Vectors) -> list[list[object]]:
+def nearest_in(collection: Any, rows: Vectors) -> list[list[object]]:
+    """For vectors [n, d] of the collection's own space the ids of what is nearest, DEPTH of them each."""
     return [[hit.id for hit in collection.search(row, DEPTH)] for row in rows]
 
 
-def _native_sanity(reservoir: Reservoir) -> float:
+def native_sanity(reservoir: Reservoir) -> float:
     """How much of what the other model's own vectors find among the documents of the pairs is found by words too: the
     copy has no texts to ask, and the pairs are texts of the same application."""
     documents = [pair for pair in (*reservoir.fitting, *reservoir.held_out) if pair.is_document]

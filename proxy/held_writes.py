@@ -109,10 +109,14 @@ class HeldWrites:
 
         assert self._dialect is not None
         assert self._rules is not None
-        changes = self._changes(call)
-        answer = acknowledged(self._dialect.name, call.request, changes or ())
-        if changes is None or answer is None:
-            raise self._cannot("it can't be acknowledged in its database's stead")
+        try:
+            changes = self._dialect.changes(call)
+        except (Malformed, Refused, BadRequest) as fault:
+            detail = str(fault) if isinstance(fault, Malformed) else fault.detail
+            raise self._cannot(f"it can't be acknowledged in its database's stead: {detail}") from None
+        answer = acknowledged(self._dialect.name, call.request, changes)
+        if answer is None:
+            raise self._cannot("it can't be acknowledged in its database's stead: the answer depends on what is stored")
         keys = {name.lower() for name, _ in call.request.headers if name.lower() in CREDENTIALS}
         if not keys <= self._own_keys:
             raise self._cannot("its key is its caller's own, and is not kept: set it in the tier's headers")
@@ -137,6 +141,7 @@ class HeldWrites:
         return answer
 
     def _held(self, call: Call, places: Sequence[Marked], texts: Sequence[str], changes: Iterable[Change]) -> Held:
+        from understudy.proxy.dialects.acknowledging import repeatable
         from understudy.proxy.held_store import Held
 
         request = call.request
@@ -144,10 +149,11 @@ class HeldWrites:
         if body is None:
             raise self._cannot("it is packed in a way that can't be read")
         way = self._provenance.reembedding.way_of(self._space)
+        target, path = repeatable(call.dialect, request)
         return Held(
             method=request.method,
-            target=request.target,
-            path=request.path,
+            target=target,
+            path=path,
             headers=[header for header in request.headers if header[0].lower() in KEPT_HEADERS],
             body=body,
             places=[(start, end, key) for start, end, key in places],
@@ -203,6 +209,8 @@ class HeldWrites:
 
     async def _carried_out(self, held: Held) -> tuple[Literal["written", "rejected", "waits"], str]:
         """What came of a write, and why it was not carried out."""
+        from understudy.proxy.dialects.acknowledging import rejected_within
+
         assert self._dialect is not None
         assert self._inner is not None
         until = asyncio.get_running_loop().time() + ASK_S
@@ -223,8 +231,10 @@ class HeldWrites:
             answer.stream.close()
             return "waits", "the database answered with a stream"
         if 200 <= answer.status < 300:
-            broken = self._dialect.write_failed(call, answer)
-            return ("waits", f"the database could not: {broken}") if broken else ("written", "")
+            if broken := self._dialect.write_failed(call, answer):
+                return "waits", f"the database could not: {broken}"
+            why = rejected_within(self._dialect.name, call, answer)
+            return self._rejected(why) if why else ("written", "")
         if answer.status in REJECTING:
             return self._rejected(f"the database answered {answer.status}")
         return "waits", f"the database answered {answer.status}"

@@ -51,7 +51,7 @@ class Spaces(Frozen, frozen=True):
     handles_in_writes: Literal["refuse", "embed", "queue"] = "refuse"
     """A write with handles in it: refused with a 503, to be repeated; or, where they are remembered, its texts are
     embedded anew once the embedder is back, and it goes on with their own vectors. With queue it is acknowledged
-    meanwhile, kept on disk, and carried out then: Qdrant, Chroma and Pinecone, where the tier brings the key."""
+    meanwhile, kept on disk, and carried out then, where the tier brings the key."""
     holding: Holding = Holding()
     tiktoken_file: FilePath | None = None
     """The vocabulary of OpenAI's tokeniser (cl100k_base.tiktoken), by which token ids are read as text."""

@@ -42,6 +42,10 @@ NUMBERS_MIN: Final = 2
 """A list of fewer numbers is no vector."""
 DEPTH_MAX: Final = 8
 
+ACCEPTED: Final = 202
+_UNASSIGNED: Final = {"_version": -1, "_seq_no": -2, "_primary_term": 0}
+_CONDITIONS: Final = frozenset({"if_seq_no", "if_primary_term", "version"})
+
 _BULK: Final = re.compile(rb"(?:^|/)(?:([^/_*][^/]*)/)?_bulk/?$")
 _DOCUMENT: Final = re.compile(rb"(?:^|/)([^/_*][^/]*)/_(doc|create|update)(?:/([^/]+))?/?$")
 _BY_QUERY: Final = re.compile(rb"(?:^|/)([^/_*][^/]*)/_delete_by_query/?$")
@@ -72,6 +76,8 @@ class _Asked:
     index: str
     id: str
     source: Fields
+    is_conditional: bool = False
+    """Only where what is stored is as the caller has seen it."""
 
 
 class _Item(msgspec.Struct):
@@ -136,6 +142,34 @@ def item_statuses(body: bytes) -> list[int]:
     return [item.status for each in parsed(_ITEMS, body).items or () for item in each.values()]
 
 
+def items_refused(body: bytes) -> int:
+    """How many documents of a bulk the database will never have; a delete of what is not there is none of them. Raises
+    Malformed."""
+    items = [each for told in parsed(_ITEMS, body).items or () for each in told.items()]
+    return sum(400 <= item.status < 500 and not (act == "delete" and item.status == 404) for act, item in items)
+
+
+def promised(request: Request) -> Fields | None:
+    """What may be answered to a write that is carried out later; None for what depends on what is stored then.
+
+    Numbers that only the database can give are those by which it says itself that there are none yet: a caller who
+    sets a condition by them is refused.
+    """
+    asked = _asked(request)
+    if asked is None or any(each.is_conditional or each.act == "create" for each in asked):
+        return None
+    if _BULK.search(request.path) is None:
+        return _promise(asked[0])
+    items = [{each.act: {**_promise(each), "status": ACCEPTED}} for each in asked]
+    return {"took": 0, "errors": False, "items": items}
+
+
+def _promise(asked: _Asked) -> Fields:
+    result = {"delete": "deleted", "update": "updated"}.get(asked.act, "created")
+    shards = {"total": 0, "successful": 0, "failed": 0}
+    return {"_index": asked.index, "_id": asked.id, "result": result, "_shards": shards, **_UNASSIGNED}
+
+
 # --- documents -----------------------------------------------------------------------------------------------------
 
 
@@ -152,12 +186,13 @@ def _asked(request: Request) -> list[_Asked] | None:
         return None
     index, act, called = _text(found[1]), found[2], _text(found[3] or b"")
     said = _params(request)
+    is_conditional = not _CONDITIONS.isdisjoint(said)
     if request.method == b"DELETE":
-        return [_Asked("delete", index, called, {})]
+        return [_Asked("delete", index, called, {}, is_conditional)]
     if act == b"update":
-        return [_Asked("update", index, called, parsed(_FIELDS, _body(request)))]
+        return [_Asked("update", index, called, parsed(_FIELDS, _body(request)), is_conditional)]
     word = "create" if act == b"create" or said.get("op_type") == "create" else "index"
-    return [_Asked(word, index, called, parsed(_FIELDS, _body(request)))]
+    return [_Asked(word, index, called, parsed(_FIELDS, _body(request)), is_conditional)]
 
 
 def _lines(body: bytes, index: str) -> Iterator[_Asked]:
@@ -182,7 +217,8 @@ def _lines(body: bytes, index: str) -> Iterator[_Asked]:
             source = parsed(_FIELDS, lines[at])
             at += 1
         called = meta.get("_id")
-        yield _Asked(act, str(meta.get("_index") or index), "" if called is None else str(called), source)
+        name, is_conditional = str(meta.get("_index") or index), not _CONDITIONS.isdisjoint(meta)
+        yield _Asked(act, name, "" if called is None else str(called), source, is_conditional)
 
 
 def _done(asked: list[_Asked], body: bytes, *, is_bulk: bool) -> Iterator[tuple[_Asked, str]]:

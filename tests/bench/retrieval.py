@@ -132,7 +132,7 @@ class Asking:
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors [n, d] of texts, as an application gets them."""
         rows: list[list[float]] = []
-        for batch in _batches(texts, BATCH_TEXTS):
+        for batch in batches(texts, BATCH_TEXTS):
             told = self.post("/v1/embeddings", {"model": "any", "input": list(batch), "encoding_format": "float"})
             rows += [item["embedding"] for item in told["data"]]
         return np.array(rows, np.float32)
@@ -140,7 +140,7 @@ class Asking:
     def dense(self, collection: str, vectors: np.ndarray) -> Rankings:
         """What Qdrant's API finds near each of `vectors`."""
         found: Rankings = []
-        for batch in _batches(vectors.tolist(), BATCH_SEARCHES):
+        for batch in batches(vectors.tolist(), BATCH_SEARCHES):
             searches = [{"query": vector, "limit": K} for vector in batch]
             told = self.post(f"/collections/{collection}/points/query/batch", {"searches": searches})
             found += [[point["id"] for point in one["points"]] for one in told["result"]]
@@ -162,7 +162,7 @@ def _id(told: str) -> Any:
     return int(told) if told.isdecimal() else told
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for at in range(0, len(items), size):
         yield items[at : at + size]
 
@@ -228,7 +228,7 @@ def measure(site: Site, squad: Squad) -> Told:
     name, large, held_out, inner_gold = _large(site, squad)
     with Sidecar(site.policies, site.state, ready_s_max=300) as sidecar:
         asking = Asking(sidecar.port)
-        vectors = site.kept(f"questions-int8-{_digest(questions)}", lambda: asking.vectors(questions))
+        vectors = site.kept(f"questions-int8-{digest(questions)}", lambda: asking.vectors(questions))
         near = asking.dense("squad", vectors)
         found = {
             "dense, exact, int8": near,
@@ -265,12 +265,12 @@ def _in_fp32(site: Site, texts: Sequence[str], questions: Sequence[str]) -> np.n
     def embed(some: Sequence[str], kind: Kind) -> np.ndarray:
         if not embedder:
             embedder.append(site.embedder("fp32"))
-        return np.concatenate([embedder[0].embed(batch, kind) for batch in _batches(some, BATCH_TEXTS)])
+        return np.concatenate([embedder[0].embed(batch, kind) for batch in batches(some, BATCH_TEXTS)])
 
-    rows = site.kept(f"passages-fp32-{_digest(texts)}", lambda: embed(texts, "document"))
+    rows = site.kept(f"passages-fp32-{digest(texts)}", lambda: embed(texts, "document"))
     points = [Point(at, row, {"text": text}, text) for at, (row, text) in enumerate(zip(rows, texts, strict=True))]
     _write(site, "squad-fp32", points)
-    return site.kept(f"questions-fp32-{_digest(questions)}", lambda: embed(questions, "query"))
+    return site.kept(f"questions-fp32-{digest(questions)}", lambda: embed(questions, "query"))
 
 
 def _large(site: Site, squad: Squad) -> tuple[str, np.ndarray, np.ndarray, list[int]]:
@@ -286,10 +286,10 @@ def _large(site: Site, squad: Squad) -> tuple[str, np.ndarray, np.ndarray, list[
         raise ValueError(f"{len(texts)} points are too few for a graph")
     model = site.embedder("int8")
     embed: Callable[[], np.ndarray] = lambda: np.concatenate(  # noqa: E731 (its one use is the next line's)
-        [model.embed(batch, "document") for batch in _batches(texts, BATCH_TEXTS)]
+        [model.embed(batch, "document") for batch in batches(texts, BATCH_TEXTS)]
     )
-    rows = site.kept(f"large-{_digest(texts)}", embed)
-    name = f"large-{_digest(texts)}"
+    rows = site.kept(f"large-{digest(texts)}", embed)
+    name = f"large-{digest(texts)}"
     _write(site, name, [Point(at, row) for at, row in enumerate(rows)])
     return name, rows, held_out, [squad.questions[at]["passage"] for at in held_out]
 
@@ -304,12 +304,12 @@ def _write(site: Site, name: str, points: Sequence[Point]) -> None:
 
 def _exact(matrix: np.ndarray, queries: np.ndarray) -> Rankings:
     found: Rankings = []
-    for batch in _batches(queries, 256):
+    for batch in batches(queries, 256):
         found += np.argsort(-(batch @ matrix.T), axis=1, kind="stable")[:, :K].tolist()
     return found
 
 
-def _digest(texts: Sequence[str]) -> str:
+def digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 

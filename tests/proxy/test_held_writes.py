@@ -14,7 +14,7 @@ from tests.kit.two_spaces import COLLECTION, FAR, FAR_DIMENSIONS, TwoSpaces, far
 from tests.proxy.test_spaces import DOCUMENTS, QUESTIONS
 from understudy.policies.service import Answer, Call, Request
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.dialects.acknowledging import acknowledged
+from understudy.proxy.dialects.acknowledging import acknowledged, rejected_within, repeatable
 from understudy.proxy.held_reports import held_metrics, held_status
 from understudy.proxy.held_writes import HeldWrites
 from understudy.proxy.settings import Spaces
@@ -245,10 +245,11 @@ async def test_metrics_and_status_say_how_many_wait(desk: Desk):
 
 
 def yes(dialect: str, method: str, path: str, body: object) -> Any:
-    request = Request(method.encode(), path.encode(), [], json.dumps(body).encode())
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = Request(method.encode(), path.encode(), [], content)
     changes = DIALECTS[dialect].changes(Call("pass", request, dialect=dialect))
     answer = acknowledged(dialect, request, changes)
-    return None if answer is None else (answer.status, json.loads(answer.body))
+    return None if answer is None else (answer.status, json.loads(answer.body) if answer.body else None)
 
 
 def test_each_database_that_can_be_spoken_for_says_yes_in_its_own_words_and_no_other_does():
@@ -265,4 +266,98 @@ def test_each_database_that_can_be_spoken_for_says_yes_in_its_own_words_and_no_o
     vectors = {"vectors": [{"id": "a", "values": [1.0]}, {"id": "b", "values": [2.0]}]}
     assert yes("pinecone", "POST", "/vectors/upsert", vectors) == (200, {"upsertedCount": 2})
     assert yes("pinecone", "POST", "/vectors/delete", {"ids": ["a"]}) == (200, {})
-    assert yes("elasticsearch", "PUT", "/docs/_doc/1", {"v": [1.0]}) is None
+
+
+NOT_YET = {"_shards": {"total": 0, "successful": 0, "failed": 0}, "_version": -1, "_seq_no": -2, "_primary_term": 0}
+
+
+def lines(*each: Any) -> bytes:
+    return b"".join(json.dumps(line).encode() + b"\n" for line in each)
+
+
+@pytest.mark.parametrize("dialect", ["elasticsearch", "opensearch"])
+def test_elasticsearch_says_that_it_is_accepted_and_that_there_is_no_version_yet(dialect: str):
+    document = {"v": [1.0, 2.0]}
+    told = {"_index": "docs", "_id": "1", "result": "created", **NOT_YET}
+    assert yes(dialect, "PUT", "/docs/_doc/1", document) == (202, told)
+    assert yes(dialect, "POST", "/docs/_update/1", {"doc": document}) == (202, {**told, "result": "updated"})
+    assert yes(dialect, "DELETE", "/docs/_doc/1", b"") == (202, {**told, "result": "deleted"})
+    bulk = lines({"index": {"_id": "1"}}, document, {"delete": {"_index": "docs", "_id": "2"}})
+    gone = {**told, "_id": "2", "result": "deleted", "status": 202}
+    assert yes(dialect, "POST", "/docs/_bulk", bulk) == (
+        200,
+        {"took": 0, "errors": False, "items": [{"index": {**told, "status": 202}}, {"delete": gone}]},
+    )
+    request = Request(b"PUT", b"/docs/_doc/1", [], json.dumps(document).encode())
+    answer = acknowledged(dialect, request, DIALECTS[dialect].changes(Call("pass", request, dialect=dialect)))
+    assert answer is not None
+    # its client takes no answer without it
+    assert ((b"x-elastic-product", b"Elasticsearch") in answer.headers) == (dialect == "elasticsearch")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/docs/_create/1", {"v": [1.0, 2.0]}),
+        ("PUT", "/docs/_doc/1?op_type=create", {"v": [1.0, 2.0]}),
+        ("PUT", "/docs/_doc/1?if_seq_no=3&if_primary_term=1", {"v": [1.0, 2.0]}),
+        ("POST", "/docs/_bulk", lines({"create": {"_id": "1"}}, {"v": [1.0, 2.0]})),
+        ("POST", "/docs/_bulk", lines({"index": {"_id": "1", "if_seq_no": 3}}, {"v": [1.0, 2.0]})),
+        ("POST", "/docs/_delete_by_query", {"query": {"term": {"k": 1}}}),
+    ],
+)
+def test_what_depends_on_what_elasticsearch_has_stored_by_then_is_not_acknowledged(method: str, path: str, body: Any):
+    assert yes("elasticsearch", method, path, body) is None
+
+
+def test_milvus_tells_the_ids_that_the_rows_bring():
+    rows = {"collectionName": "docs", "data": [{"id": 7, "vector": [1.0, 2.0]}, {"id": 8, "vector": [1.0, 2.0]}]}
+    at = "/v2/vectordb/entities"
+    inserted = {"insertCount": 2, "insertIds": [7, 8]}
+    assert yes("milvus", "POST", f"{at}/insert", rows) == (200, {"code": 0, "cost": 0, "data": inserted})
+    upserted = {"upsertCount": 2, "upsertIds": [7, 8]}
+    assert yes("milvus", "POST", f"{at}/upsert", rows) == (200, {"code": 0, "cost": 0, "data": upserted})
+    gone = {"collectionName": "docs", "filter": "id in [7]"}
+    assert yes("milvus", "POST", f"{at}/delete", gone) == (200, {"code": 0, "cost": 0, "data": {}})
+    assert yes("milvus", "POST", "/v2/vectordb/collections/drop", {"collectionName": "docs"}) is None
+
+
+def test_weaviate_gives_the_object_back_and_says_pending_of_a_batch():
+    called = "4647e5e8-2f00-48be-a3a7-cbc01dfd6d53"
+    thing = {"class": "Docs", "id": called, "properties": {"text": "x"}, "vector": [1.0, 2.0]}
+    told = {"class": "Docs", "id": called, "properties": {"text": "x"}}
+    assert yes("weaviate", "POST", "/v1/objects", thing) == (200, told)
+    assert yes("weaviate", "PUT", f"/v1/objects/Docs/{called}", thing) == (200, told)
+    batch = {"objects": [thing]}
+    assert yes("weaviate", "POST", "/v1/batch/objects", batch) == (200, [{**told, "result": {"status": "PENDING"}}])
+    assert yes("weaviate", "PATCH", f"/v1/objects/Docs/{called}", thing) == (204, None)
+    assert yes("weaviate", "DELETE", f"/v1/objects/Docs/{called}", b"") == (204, None)
+    where = {"path": ["k"], "operator": "Equal", "valueInt": 1}
+    assert yes("weaviate", "DELETE", "/v1/batch/objects", {"match": {"class": "Docs", "where": where}}) is None
+
+
+def test_what_a_database_refuses_within_its_yes_is_found():
+    def why(dialect: str, path: bytes, told: Any) -> str:
+        call = Call("pass", Request(b"POST", path, [], b""), dialect=dialect)
+        return rejected_within(dialect, call, Answer(200, [], json.dumps(told).encode()))
+
+    item = {"_index": "docs", "_id": "1"}
+    bulk = {"items": [{"index": {**item, "status": 201}}, {"delete": {**item, "status": 404}}]}
+    assert why("elasticsearch", b"/docs/_bulk", bulk) == ""
+    bulk["items"].append({"index": {**item, "status": 400}})
+    assert "but 1 documents" in why("opensearch", b"/_bulk", bulk)
+    milvus = b"/v2/vectordb/entities/upsert"
+    assert why("milvus", milvus, {"code": 0, "data": {}}) == ""
+    assert "1804" in why("milvus", milvus, {"code": 1804, "message": "field not found"})
+    taken = {"class": "Docs", "id": "1", "result": {"status": "SUCCESS"}}
+    failed = {**taken, "result": {"status": "FAILED", "errors": {"error": [{"message": "vector lengths differ"}]}}}
+    assert why("weaviate", b"/v1/batch/objects", [taken]) == ""
+    assert "but 1 objects" in why("weaviate", b"/v1/batch/objects", [taken, failed])
+    assert why("qdrant", b"/collections/docs/points", {"result": {}, "status": "ok"}) == ""
+
+
+def test_an_insert_into_milvus_is_repeated_as_an_upsert_lest_a_kill_make_two_rows_of_it():
+    insert = Request(b"POST", b"/db/v2/vectordb/entities/insert", [], b"", path=b"/v2/vectordb/entities/insert")
+    assert repeatable("milvus", insert) == (b"/db/v2/vectordb/entities/upsert", b"/v2/vectordb/entities/upsert")
+    upsert = Request(b"PUT", b"/collections/docs/points", [], b"")
+    assert repeatable("qdrant", upsert) == (b"/collections/docs/points", b"/collections/docs/points")
