@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,13 @@ from tests.bench.subjects import NotHere, Site, Start, Subject
 from tests.bench.workloads import Workload
 from tests.kit.processes import REPOSITORY, Process, free_port
 from understudy.proxy.bench.load import Mark
-from understudy.proxy.bench.processes import pin, tree
+from understudy.proxy.bench.processes import cpu_s, pin, tree
 
 STOP_S_MAX = 5.0
+REST_S, REST_S_MAX = 1.0, 90.0
+"""What a subject does once at its start (an index of its own, made in the background) is nobody's call: it is at rest
+when it has used less than `REST_SHARE` of a core for so long."""
+REST_SHARE = 0.03
 
 
 class BenchFailed(Exception):
@@ -165,7 +170,18 @@ def put_up(subjects: Sequence[Subject], *, has_local: bool = True) -> Generator[
         for child in children.values():
             child.wait_ready()
         roots = {name: child.pid for name, child in children.items()}
+        if has_local:
+            _wait_for_rest(list(roots.values()))
         yield Rig(site, load, tree(upstream.pid), ports, roots, left_out, sorted(os.sched_getaffinity(0)))
+
+
+def _wait_for_rest(roots: Sequence[int]) -> None:
+    until = time.monotonic() + REST_S_MAX
+    busy = list(roots)
+    while busy and time.monotonic() < until:
+        before = {root: cpu_s(tree(root)) for root in busy}
+        time.sleep(REST_S)
+        busy = [root for root in busy if cpu_s(tree(root)) - before[root] > REST_SHARE * REST_S]
 
 
 def _spawned(stack: contextlib.ExitStack, start: Start) -> Child:
