@@ -36,7 +36,7 @@ from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.stream_rules import can_fail_over
 from understudy.proxy.tiers.handing import Handing
 from understudy.proxy.tiers.judging import tier_judge
-from understudy.proxy.tiers.local import Knowing, local_tier
+from understudy.proxy.tiers.knowing import Knowing
 from understudy.proxy.tiers.origins import Origins
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 from understudy.proxy.trace_settings import Traces
@@ -212,6 +212,8 @@ class Assembler:
         return self.accountant.counted(service, route, tier, dialect, charge)
 
     def _local_tier(self, settings: Settings, route: Route, tier: LocalTier) -> Service:
+        from understudy.proxy.tiers.local import local_tier
+
         space, rules, dialect = settings.space_of(route), route.spaces, DIALECTS[route.dialect]
         declared = settings.server.spaces.get(space)
         handing = origins = None

@@ -11,7 +11,6 @@ journal tells a change once, also one that took place while nothing ran.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NamedTuple
 
 from understudy.policies.events import WHOLE, Event, component_of
@@ -21,6 +20,7 @@ from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.peeks import Peek
 from understudy.proxy.settings import Settings
 from understudy.proxy.stack import RouteParts
+from understudy.proxy.version import VERSION
 
 if TYPE_CHECKING:
     from understudy.proxy.collection_reports import Stats
@@ -105,7 +105,7 @@ class Changes:
         self.peeks = {key: peek for key, peek in self.peeks.items() if key in self._components}
         self._local_model = component_of("local_model", settings.local.model)
         self.saw(WHOLE, "policies", settings.digest)
-        self.saw(WHOLE, "version", _own_version())
+        self.saw(WHOLE, "version", VERSION)
         for (route, tier), endpoints in tiers.items():
             self.saw(WHOLE, f"endpoints {route}/{tier}", " ".join(sorted(set(endpoints.values()))))
 
@@ -167,10 +167,3 @@ def fact_of(event: Event) -> Fact | None:
     if event.family != "change" or "value" not in event.facts:
         return None
     return Fact(event.component, f"{event.kind} {event.facts.get('what', '')}".rstrip(), event.facts["value"])
-
-
-def _own_version() -> str:
-    try:
-        return version("understudy")
-    except PackageNotFoundError:
-        return ""

@@ -10,12 +10,15 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import Any
 
 import understudy.policies
+from understudy.proxy.version import VERSION
 
 WELL, NOT_WELL, WRONG = 0, 1, 2
+PLUGINS = "understudy.commands"
+"""The entry points that are commands."""
 EXAMPLES = """\
 examples:
   understudy run                                     start with the policies that ship
@@ -69,8 +72,33 @@ def environ_of(arguments: argparse.Namespace) -> dict[str, str]:
 Command = Callable[[argparse.Namespace], int]
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line, with every subcommand's own help."""
+def add_policies(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told whose policies it is about."""
+    parser.add_argument("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES; default: as shipped)")
+
+
+def parser(word: str = "") -> argparse.ArgumentParser:
+    """The command line, with every subcommand's own help; of `run` alone where that is the word, which then starts
+    sooner and holds less memory for as long as it runs."""
+    from understudy.proxy import run_command
+
+    top = argparse.ArgumentParser(
+        prog="understudy",
+        description="A sidecar proxy for RAG applications that answers when the services behind it can't.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"understudy {VERSION}")
+    groups = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run_command.add_to(groups)
+    if word != "run":
+        _add_others(groups)
+    return top
+
+
+def _add_others(groups: Any) -> None:
+    from importlib.metadata import entry_points
+
     from understudy.proxy import (
         commands,
         forecast_commands,
@@ -81,14 +109,6 @@ def parser() -> argparse.ArgumentParser:
     )
     from understudy.proxy.bench import command as bench_command
 
-    top = argparse.ArgumentParser(
-        prog="understudy",
-        description="A sidecar proxy for RAG applications that answers when the services behind it can't.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("--version", action="version", version=f"understudy {version('understudy')}")
-    groups = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_to(groups)
     journal_commands.add_to(groups)
     bench_command.add_to(groups)
@@ -96,20 +116,18 @@ def parser() -> argparse.ArgumentParser:
     local_commands.add_to(groups)
     model_commands.add_to(groups)
     llm_command.add_to(groups)
-    for other in entry_points(group="understudy.commands"):
+    for other in entry_points(group=PLUGINS):
         groups.add_parser(other.name, help=f"{other.name}: see `understudy {other.name} --help`", add_help=False)
-    return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    word = words[0] if words else ""
     try:
-        for other in entry_points(group="understudy.commands"):
-            if words[:1] == [other.name]:
-                run: Callable[[Sequence[str]], int] = other.load()
-                return run(words[1:])
-        arguments = parser().parse_args(words)
+        if word != "run" and (other := _plugin(word)) is not None:
+            return other(words[1:])
+        arguments = parser(word).parse_args(words)
         command: Command = arguments.run
         return command(arguments)
     except Complaint as complaint:
@@ -121,6 +139,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read our output has had enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WELL
+
+
+def _plugin(word: str) -> Callable[[Sequence[str]], int] | None:
+    """A command that another part, or another package, has put into the group."""
+    from importlib.metadata import entry_points
+
+    for other in entry_points(group=PLUGINS):
+        if other.name == word:
+            return other.load()
+    return None
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Commands on the sidecar and its policies: run, check, explain, schema, status, tier, env, exec."""
+"""Commands on the sidecar and its policies: check, explain, schema, status, tier, env, exec."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shlex
 import sys
@@ -17,9 +16,9 @@ from understudy.proxy.cli import (
     NOT_WELL,
     WELL,
     Complaint,
+    add_policies,
     environ_of,
     policies_folder,
-    state_folder,
 )
 
 if TYPE_CHECKING:
@@ -37,14 +36,6 @@ Groups = Any  # argparse names the type of add_subparsers() only privately
 
 def add_to(groups: Groups) -> None:
     """Add this module's commands to the command line."""
-    run = groups.add_parser("run", help="run the sidecar", description="Run the sidecar until SIGTERM or SIGINT.")
-    add_policies(run)
-    run.add_argument("--listen", metavar="HOST:PORT", help="where applications come in (default 127.0.0.1:8787)")
-    run.add_argument("--admin", metavar="HOST:PORT", help="metrics, probes, status (default 127.0.0.1:8788)")
-    run.add_argument("--state", metavar="DIR", help="index, models and journal (or UNDERSTUDY_STATE)")
-    run.add_argument("--worker", default="", help=argparse.SUPPRESS)
-    run.set_defaults(run=run_sidecar)
-
     check = groups.add_parser("check", help="say everything that is wrong with a policy folder")
     check.add_argument("policies", nargs="?", metavar="DIR")
     check.set_defaults(run=check_policies)
@@ -101,22 +92,6 @@ def _add_questions(groups: Groups) -> None:
     tier.add_argument("--admin", metavar="HOST:PORT")
     add_policies(tier)
     tier.set_defaults(run=pin_tier)
-
-
-def add_policies(parser: argparse.ArgumentParser) -> None:
-    """Let a command be told whose policies it is about."""
-    parser.add_argument("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES; default: as shipped)")
-
-
-def run_sidecar(arguments: argparse.Namespace) -> int:
-    """Run until told to stop."""
-    from understudy.proxy.server import Start, serve
-
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    environ = environ_of(arguments)
-    return serve(
-        Start(policies_folder(arguments, environ), state_folder(arguments, environ), environ, arguments.worker)
-    )
 
 
 def read(arguments: argparse.Namespace) -> Reading:

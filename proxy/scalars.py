@@ -5,7 +5,6 @@ Whatever can't be read is an Unfilled with its reason in words. No reason repeat
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -160,6 +159,8 @@ def _found_file(folder: Path, path: str) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str:
     """The known word that this one is likely meant to be, or ''."""
+    import difflib
+
     return next(iter(difflib.get_close_matches(word[:64], list(known), n=1)), "")
 
 

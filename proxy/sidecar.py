@@ -47,7 +47,7 @@ from understudy.proxy.settings import LocalTier, Settings, Shedding, UpstreamTie
 from understudy.proxy.settings import Questions as QuestionSettings
 from understudy.proxy.spaces import plans_of
 from understudy.proxy.stack import RouteParts, World
-from understudy.proxy.tiers.local import Knowing
+from understudy.proxy.tiers.knowing import Knowing
 
 if TYPE_CHECKING:
     from understudy.proxy.accounting import Accountant

@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from understudy.proxy.version import VERSION
+
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = ("proxy", "policies", "indexes", "models", "envoy")
 NEVER_SHIPPED = {"__pycache__", ".DS_Store"}
@@ -212,8 +214,13 @@ def test_an_import_against_the_grain_is_caught(file: str, line: str, tmp_path: P
     assert "straying" in told.stdout.replace("\n", ""), told.stdout + told.stderr
 
 
+def test_the_version_that_the_code_says_is_the_packages():
+    assert importlib.metadata.version("understudy") == VERSION
+
+
 def test_the_server_starts_without_what_only_the_local_tier_and_the_admin_port_need():
     heavy = ("numpy", "hnswlib", "onnxruntime", "tokenizers", "aiohttp", "aiocache", "rich", "prometheus_client")
+    heavy += ("statistics", "importlib.metadata", "difflib", "sqlite3", "understudy.proxy.tiers.local")
     told = subprocess.run(
         [sys.executable, "-c", f"import sys, understudy.proxy.server; print([m for m in {heavy} if m in sys.modules])"],
         capture_output=True,

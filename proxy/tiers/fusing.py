@@ -7,7 +7,6 @@ distribution-based score fusion takes a score's place between the mean less and 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from statistics import fmean
 from typing import TypeVar
 
 _Id = TypeVar("_Id", bound=Hashable)
@@ -37,7 +36,7 @@ def fused_scores(rankings: Sequence[Sequence[tuple[_Id, float]]]) -> list[tuple[
 def _scaled(scores: Sequence[float]) -> list[float]:
     if len(scores) < 2:
         return [0.5] * len(scores)
-    mean = fmean(scores)
+    mean = sum(scores) / len(scores)
     deviation = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)) ** 0.5
     if not deviation:
         return [0.5] * len(scores)
