@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from math import exp, log, pi, sqrt
 from typing import Any, cast
 
-UNUSUAL, UNUSUAL_MAX = 2.0, 8.0
-"""Up to so many standard deviations a number counts as what it is; from there on its logarithm, and never for more than
-the other: one value must not decide alone."""
+UNUSUAL, UNUSUAL_MAX = 4.0, 8.0
+"""Up to so many standard deviations a number counts as what it is, since what gets bad and recovers is told from what
+goes on to a failure by how far it goes; from there on its logarithm, and never for more than the other: one value must
+not decide alone."""
 RIDGE = 1.0
 FORGET_PER_STEP = 1e-4
 """A scale forgets with a half-life of 7,000 looks, five days of a look a minute."""

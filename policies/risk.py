@@ -41,6 +41,8 @@ SHRINK = 2.0
 """Failures' worth of belief that a condition changes nothing."""
 EFFECTIVE = STEP_S / WINDOW_S
 """What one look counts for: ten looks see the same failure in their windows, and are one piece of evidence."""
+SIGNALS_EFFECTIVE = 2 * EFFECTIVE
+"""For the regression: ten looks see the same failure, and each by numbers of its own."""
 SWITCH_SHARE = 1e-3
 """Of the weight is shared out anew at each step, so that an opinion that was bad for a month can become good."""
 FORGET = 1.0 / 43200.0
@@ -219,7 +221,7 @@ class Risk:
             self._reweigh(one.prediction.opinions, happened)
             for share, kind in zip(self._shares.values(), one.conditions, strict=True):
                 share.learn(kind, happened)
-            self._signals.learn(one.x, happened, EFFECTIVE)
+            self._signals.learn(one.x, happened, SIGNALS_EFFECTIVE)
 
     def _reweigh(self, opinions: tuple[float, ...], happened: bool) -> None:
         """Each opinion's weight, times how likely it held what came: a Bayesian mixture whose best may change."""

@@ -55,6 +55,16 @@ def test_after_twenty_failures_with_a_ramp_four_of_five_are_warned_of_a_minute_b
     assert all(one.warns for one in warned)
 
 
+@pytest.mark.parametrize(("seed", "false_ramps"), [(4, 0.0), (2, 1.0), (5, 1.0)])
+def test_so_they_are_where_nothing_or_as_much_gets_half_as_bad_and_recovers(seed: int, false_ramps: float):
+    told = story(seed, days=15, failures_a_day=4, ramps=True, false_ramps=false_ramps)
+    since = told.failures[19]
+    warned = [one for one in told.after(since) if one.risk > WARN_RISK]
+    assert len(told.failures) >= 40
+    assert recall(told, since) >= 0.8
+    assert sum(told.is_true(one.at) for one in warned) / len(warned) >= 0.5
+
+
 def test_what_is_called_likely_by_seven_to_nine_tenths_comes_about_as_often(replay: Story):
     said = [one for one in replay.after(replay.failures[19]) if 0.7 <= one.risk < 0.9]
     assert len(said) >= 30
