@@ -2,6 +2,7 @@
 
     bridges/KEY.map.npz      the map, its version, and what was measured of it on each copy     read by every worker
     bridges/KEY.pairs.npz    the pairs, with as much of their texts as judging takes            read at start, by one
+    bridges/PID-N.passed     texts and vectors that passed another worker                       read once, by that one
 
 KEY stands for both spaces and the dimensions, so that a map is never taken for another's.
 """
@@ -9,20 +10,38 @@ KEY stands for both spaces and the dimensions, so that a map is never taken for 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
+import os
 import zipfile
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
 from understudy.models.bridge import Bridge, Pair, Standing
 from understudy.proxy.durable import replace_file
 
 log = logging.getLogger("understudy.bridges")
+
+PASSED_FILES_MAX: Final = 8
+"""25 MB of 1 536 dimensions: when nobody reads them, no more are written."""
+
+
+class Offered(NamedTuple):
+    """A text that was embedded, and its vector (float32 bytes); `key` is the vector's space and dimensions."""
+
+    key: tuple[str, int]
+    vector: bytes
+    text: str
+    kind: Literal["query", "document"]
+
+
+_OFFERED = msgspec.msgpack.Decoder(list[Offered])
 
 
 class Key(NamedTuple):
@@ -53,6 +72,34 @@ class BridgeStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._numbers = itertools.count()
+
+    def pass_on(self, offered: Sequence[Offered]) -> bool:
+        """Let the process that gathers have these; whether there was room for them."""
+        if len(list(self.folder.glob("*.passed"))) >= PASSED_FILES_MAX:
+            return False
+        plain = [each._replace(text=each.text.encode("utf-8", "replace").decode()) for each in offered]
+        path = self.folder / f"{os.getpid()}-{next(self._numbers)}.passed"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(path, msgspec.msgpack.encode(plain))
+        except OSError as fault:
+            log.warning("pairs can't be passed on: %s", fault.strerror)
+            return False
+        return True
+
+    def passed_on(self, room: int) -> list[Offered]:
+        """What others have passed on, at most about `room`, the oldest first; each is given once."""
+        found: list[Offered] = []
+        for path in sorted(self.folder.glob("*.passed"), key=_age):
+            if len(found) >= room:
+                break
+            try:
+                found += _OFFERED.decode(path.read_bytes())
+            except (OSError, ValueError) as fault:
+                log.warning("pairs that were passed on are passed over: %s", fault)
+            path.unlink(missing_ok=True)
+        return found[:room]
 
     def publish(self, key: Key, told: Published) -> None:
         """Have every worker know of a map."""
@@ -148,3 +195,10 @@ class BridgeStore:
 
 def _plain(standing: Standing) -> dict[str, Any]:
     return {name: getattr(standing, name) for name in Standing.__slots__}
+
+
+def _age(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

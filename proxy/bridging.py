@@ -1,6 +1,7 @@
 """Search copies whose texts nobody has, while the embedder is away: a map between spaces, fitted from what passes by.
 
     answered embedding --> offered: texts, and the primary's vectors of them     bounded; the rest is passed over
+       --of several workers', by files, to the one that gathers-->
        --the local model, for a share of a core--> pairs --> reservoir
        --once an hour, in a thread--> a map, judged on each copy --> state/bridges --> every worker
     a handle, a copy of few texts, a map that holds there --> the handle's vector mapped, and its text's words
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -42,7 +43,7 @@ from understudy.models.bridge import (
 from understudy.models.errors import ModelError
 from understudy.models.space import Space, canonical_name
 from understudy.policies.service import Refused
-from understudy.proxy.bridge_store import BridgeStore, Key, Published
+from understudy.proxy.bridge_store import BridgeStore, Key, Offered, Published
 from understudy.proxy.shadow_index import pause_s
 from understudy.proxy.tiers.knowing import Knowing, Model
 
@@ -57,6 +58,10 @@ KEEP_S = 300.0
 EMBED_S_MAX = 60.0
 WAITING_MAX: Final = 512
 """Texts that wait to be embedded, with their vectors: 4 MiB of 1 536 dimensions."""
+PASS_ON_S: Final = 5.0
+"""How often a worker passes on what it was offered, and the one that gathers looks for it."""
+QUESTIONS_WAITING_MAX: Final = WAITING_MAX // 4
+"""In a worker that does not know how many the gathering one can use."""
 BATCH_TEXTS: Final = 16
 TEXT_CHARS_MAX: Final = 2_000
 """As much of a text is kept as a search by words needs to know it by."""
@@ -66,15 +71,6 @@ JUDGED_MAX: Final = 400
 WORDED_SHARE_MAX: Final = 0.5
 """Of a copy more than half of whose points have texts, words and the local model's vectors find more than a map."""
 SPANS_MAX: Final = 8
-
-
-class Offered(NamedTuple):
-    """A text that was embedded, and its vector: float32 bytes."""
-
-    key: tuple[str, int]
-    vector: bytes
-    text: str
-    kind: Literal["query", "document"]
 
 
 @dataclass(slots=True)
@@ -129,7 +125,8 @@ class Crossing:
 
 
 class Bridges:
-    """One process's. `cpu_share` is above 0; where `gathers` is False, others fit the maps and we read them."""
+    """One process's. `cpu_share` is above 0; where `gathers` is False, another fits the maps, also to what passes here,
+    and we read them."""
 
     def __init__(
         self,
@@ -156,7 +153,7 @@ class Bridges:
         self._clock, self._wall, self._dice, self._sleep = clock, wall, dice, sleep
         self._waiting: deque[Offered] = deque()
         self._worded: dict[str, tuple[str, float]] = {}
-        self._look_at = clock()
+        self._look_at = self._pass_at = clock()
 
     # --- on the way of calls ---------------------------------------------------------------------------------------
 
@@ -169,14 +166,24 @@ class Bridges:
             return
         # the API does not say which; one text alone is mostly a question
         is_document = kind == "document" if kind in ("query", "document") else len(texts) > 1
-        span = self.spans.get(key)
-        if not is_document and (span is None or not span.takes_questions):
-            return
+        kind = "document" if is_document else "query"
         for vector, text in zip(vectors, texts, strict=True):
-            if len(self._waiting) >= WAITING_MAX:
-                self.passed_over += 1
-            elif text.strip() and len(vector) >> 2 == key[1]:
-                self._waiting.append(Offered(key, vector, text, "document" if is_document else "query"))
+            if text.strip() and len(vector) >> 2 == key[1]:
+                self._take(Offered(key, vector, text, kind))
+
+    def _take(self, offered: Offered) -> None:
+        if offered.kind == "query" and not self._takes_question(offered.key):
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            self.passed_over += 1
+        else:
+            self._waiting.append(offered)
+
+    def _takes_question(self, key: tuple[str, int]) -> bool:
+        if not self.gathers:
+            return len(self._waiting) < QUESTIONS_WAITING_MAX
+        span = self.spans.get(key)
+        return span is not None and span.takes_questions
 
     def over(self, collection: Any, own: Space) -> Crossing | None:
         """The way into a collection, where a map holds there now."""
@@ -211,6 +218,9 @@ class Bridges:
         if self._clock() >= self._look_at:
             self._look_at = self._clock() + LOOK_S
             await self._apart(functools.partial(self._look, shelf, model))
+        if self._clock() >= self._pass_at:
+            self._pass_at = self._clock() + PASS_ON_S
+            await self._exchange()
         if not self.gathers:
             return
         await self._embed(model)
@@ -222,11 +232,25 @@ class Bridges:
 
     async def close(self) -> None:
         """Write down what must outlive us."""
+        if not self.gathers:
+            await self._exchange()
         model = self._knowing.model_or_none()
         if model is None or not self.gathers:
             return
         for key, span in list(self.spans.items()):
             await self._keep(Key(model.embedder.space.fingerprint, *key), span)
+
+    async def _exchange(self) -> None:
+        """Pass on what was offered to us, or take what was passed on."""
+        if not self.gathers:
+            offered = list(self._waiting)
+            self._waiting.clear()
+            if offered and not await self._apart(functools.partial(self._store.pass_on, offered)):
+                self.passed_over += len(offered)
+        elif self.wanted and (room := WAITING_MAX - len(self._waiting)) > 0:
+            for each in await self._apart(functools.partial(self._store.passed_on, room)):
+                if each.key in self.wanted and len(each.vector) >> 2 == each.key[1]:
+                    self._take(each)
 
     async def _keep(self, key: Key, span: Span) -> None:
         if span.is_unkept:

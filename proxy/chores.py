@@ -59,7 +59,7 @@ class Chores:
             self._fill = asyncio.get_running_loop().create_task(self.shadow_index.run())
 
     def bridge_spaces(self, cpu_share: float, provenance: Provenance, folder: Path, *, gathers: bool) -> None:
-        """Have maps into copies without texts: one worker gathers what they are fitted to, the others read them."""
+        """Have maps into copies without texts: one worker fits them to what passes all of them, and all read them."""
         if self._bridge is None and cpu_share > 0 and self._knowing.ready:
             from understudy.proxy.bridging import Bridges
 
@@ -73,7 +73,7 @@ class Chores:
                 wall=time.time,
                 dice=random.random,
             )
-            provenance.pairing = bridges.offer if gathers else None
+            provenance.pairing = bridges.offer
             self._bridge = asyncio.get_running_loop().create_task(bridges.run())
 
     def carry_out(self) -> None:

@@ -1,9 +1,10 @@
 """A fake OpenAI service: real MiniLM vectors, and answers that say what the prompt said.
 
-    python -m tests.kit.openai_service --port N [--model-cache FOLDER] [--token-gap-s S] [--turned D]
+    python -m tests.kit.openai_service --port N [--model-cache FOLDER] [--token-gap-s S] [--turned D] [--noise L]
 
 - POST /v1/embeddings         the vectors of all-MiniLM-L6-v2, as floats or base64; turned into D dimensions by a random
-                              rotation, they are of a space of their own
+                              rotation, they are of a space of their own; with noise of length L, which is each text's
+                              own, of one that finds other things as well
 - POST /v1/chat/completions   the sentence of the prompt's context that shares most words with the question; whole,
                               or token by token as server-sent events with `[DONE]`
 - GET  /v1/models, /healthz
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import hashlib
 import json
 import os
 import re
@@ -36,10 +38,10 @@ BODY_BYTES_MAX = 64 * 1024 * 1024
 class Service:
     """The handlers; the embedder is loaded by the first request that needs it, off the loop."""
 
-    def __init__(self, model_cache: Path, token_gap_s: float = 0.0, turned: int = 0) -> None:
+    def __init__(self, model_cache: Path, token_gap_s: float = 0.0, turned: int = 0, noise: float = 0.0) -> None:
         self._model_cache = model_cache
         self._token_gap_s = token_gap_s
-        self._turned = turned
+        self._turned, self._noise = turned, noise
         self._embedder: Embedder | None = None
         self._loading = asyncio.Lock()
 
@@ -69,6 +71,8 @@ class Service:
         vectors = np.asarray(await asyncio.to_thread(embedder.embed, texts), dtype=np.float32)
         if self._turned:
             vectors = turned(vectors, self._turned)
+        if self._noise:
+            vectors = noisy(vectors, texts, self._noise)
         as_base64 = asked.get("encoding_format") == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": base64_of(row) if as_base64 else row.tolist()}
@@ -176,6 +180,14 @@ def turned(vectors: np.ndarray, dimensions: int) -> np.ndarray:
     return (vectors @ _turn(dimensions, vectors.shape[1])).astype(np.float32)
 
 
+def noisy(vectors: np.ndarray, texts: Sequence[str], length: float) -> np.ndarray:
+    """Unit vectors [n, d] with noise of such a length in each, the same for the same text."""
+    seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts]
+    noise = np.stack([np.random.default_rng(seed).normal(size=vectors.shape[1]) for seed in seeds])
+    moved = vectors + length * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
+
+
 @lru_cache
 def _turn(dimensions: int, width: int) -> np.ndarray:
     drawn = np.random.default_rng(3).normal(size=(dimensions, width))
@@ -190,11 +202,12 @@ def serve(service: type[Service] = Service) -> None:
     words.add_argument("--model-cache", type=Path, default=Path(cache))
     words.add_argument("--token-gap-s", type=float, default=0.0)
     words.add_argument("--turned", type=int, default=0)
+    words.add_argument("--noise", type=float, default=0.0)
     given = words.parse_args()
     given.model_cache.mkdir(parents=True, exist_ok=True)
 
     async def app() -> web.Application:
-        return service(given.model_cache, given.token_gap_s, given.turned).app()
+        return service(given.model_cache, given.token_gap_s, given.turned, given.noise).app()
 
     web.run_app(app(), host="127.0.0.1", port=given.port, print=None, access_log=None)
 

@@ -30,7 +30,8 @@ from understudy.indexes.writes import Upsert
 from understudy.models.bridge import AGREEMENT_MIN, PAIRS_MIN, SANITY_MIN
 from understudy.models.space import Space
 from understudy.proxy.bridge_reports import bridge_metrics
-from understudy.proxy.bridging import LOOK_S, REFIT_S, WAITING_MAX, Bridges
+from understudy.proxy.bridge_store import PASSED_FILES_MAX
+from understudy.proxy.bridging import LOOK_S, PASS_ON_S, QUESTIONS_WAITING_MAX, REFIT_S, WAITING_MAX, Bridges
 
 DOCUMENTS = topical(1_300)
 QUESTIONS = [" ".join(text.split()[:8]) for text in DOCUMENTS]
@@ -200,6 +201,51 @@ async def test_a_restart_loses_neither_pairs_nor_map_and_another_worker_reads_th
     mine = desk.bridges.over(desk.two.knowing.shelf().get(COLLECTION), OWN)
     assert mine is not None
     assert crossing(near("t1w1").tolist()) == mine(near("t1w1").tolist())
+
+
+async def test_what_passes_another_worker_is_gathered_too_and_most_of_it_are_documents(desk: Desk):
+    await desk.bridges.once()
+    neighbour = desk.made(gathers=False)
+    await neighbour.once()
+    # everything goes by the neighbour: the one that gathers sees no call at all
+    desk.two.provenance.pairing = neighbour.offer
+    for at in range(0, len(DOCUMENTS), BATCH):
+        assert (await desk.two.embed(*DOCUMENTS[at : at + BATCH])).status == 200
+        desk.two.provenance.drain(1.0)
+        desk.now_s += PASS_ON_S
+        await neighbour.once()
+        await desk.bridges.once()
+    for question in QUESTIONS[: QUESTIONS_WAITING_MAX + 20]:
+        await desk.two.embed(question)
+        desk.two.provenance.drain(1.0)
+    assert neighbour.told["waiting"] == QUESTIONS_WAITING_MAX
+    # it stops before it has passed them on
+    await neighbour.close()
+    desk.now_s += PASS_ON_S
+    await desk.bridges.once()
+    assert desk.span["pairs"] == len(DOCUMENTS) + QUESTIONS_WAITING_MAX
+    assert desk.span["collections"][COLLECTION]["in_use"]
+    assert list((desk.folder / "bridges").glob("*.passed")) == []
+
+
+async def test_what_nobody_gathers_is_bounded_and_what_rotted_on_the_way_is_passed_over(desk: Desk):
+    neighbour = desk.made(gathers=False)
+    await neighbour.once()
+    desk.two.provenance.pairing = neighbour.offer
+    for at in range(PASSED_FILES_MAX + 2):
+        await desk.two.embed(*DOCUMENTS[at * BATCH : (at + 1) * BATCH])
+        desk.two.provenance.drain(1.0)
+        desk.now_s += PASS_ON_S
+        await neighbour.once()
+    passed = sorted((desk.folder / "bridges").glob("*.passed"))
+    assert len(passed) == PASSED_FILES_MAX
+    assert neighbour.told["passed_over"] == 2 * BATCH
+    passed[0].write_bytes(b"rotten")
+    await desk.bridges.once()
+    desk.now_s += PASS_ON_S
+    await desk.bridges.once()
+    assert desk.span["pairs"] == (PASSED_FILES_MAX - 1) * BATCH
+    assert list((desk.folder / "bridges").glob("*.passed")) == []
 
 
 async def test_a_map_that_rotted_on_disk_is_passed_over_and_fitted_anew(desk: Desk):
