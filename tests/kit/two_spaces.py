@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.kit.ways import WAYS
 from understudy.indexes.library import Library
 from understudy.indexes.points import Point
 from understudy.indexes.snapshot import write_snapshot
@@ -150,7 +151,9 @@ class TwoSpaces:
         worded: bool = True,
         state: Path | None = None,
         questions: Questions | None = None,
+        dialect: str = "qdrant",
     ) -> None:
+        self.way = WAYS[dialect]
         self.documents = list(documents)
         self.far, self.worded = far, worded
         self.embedder_up = self.database_up = True
@@ -167,7 +170,7 @@ class TwoSpaces:
         self._knowing.give_shelf(self._library(folder, collection_space))
         rules = spaces or Spaces()
         self.embeddings = self._route("embeddings", "openai-embeddings", rules)
-        self.retrieval = self._route("retrieval", "qdrant", rules)
+        self.retrieval = self._route("retrieval", dialect, rules)
         settings = Settings(local=_local(), routes=(self.embeddings, self.retrieval))
         self.plans = plans_of(settings)
         self.skipped_s = 0.0
@@ -210,8 +213,12 @@ class TwoSpaces:
         return shelf
 
     def _route(self, name: str, dialect: str, rules: Spaces) -> Route:
-        tiers: list[Tier] = [UpstreamTier(name="primary", url="http://a", space=FAR), LocalTier()]
+        tiers: list[Tier] = [UpstreamTier(name="primary", url="http://a", space=FAR), self._local(name)]
         return Route(name=name, match=Match(prefix="/"), dialect=dialect, tiers=tiers, space=FAR, spaces=rules)
+
+    def _local(self, name: str) -> LocalTier:
+        called = self.way.called
+        return LocalTier(collections={called: COLLECTION} if name == "retrieval" and called != COLLECTION else {})
 
     def _assembled(self, route: Route) -> RouteParts:
         return assemble(route, DIALECTS[route.dialect], self.world, self._tier, space=FAR, plan=self.plans[route.name])
@@ -261,16 +268,17 @@ class TwoSpaces:
                 return _json(self.says, {"status": {"error": "as planned"}})
             return _json(200, {"result": {"status": "acknowledged"}, "status": "ok", "time": 0.0})
         asked = json.loads(call.request.body)
-        searches = asked.get("searches", [asked])
-        results = [self._found(search) for search in searches]
-        return _json(200, {"result": results if "searches" in asked else results[0], "status": "ok", "time": 0.0})
+        told = [self.way.told(self._found(search)) for search in asked.get("searches", [asked])]
+        if "searches" in asked:
+            return _json(200, {"result": [each["result"] for each in told], "status": "ok", "time": 0.0})
+        return _json(200, told[0])
 
-    def _found(self, search: dict[str, Any]) -> dict[str, Any]:
-        vector = np.asarray(search["query"], np.float32)
+    def _found(self, search: dict[str, Any]) -> list[tuple[int, float]]:
+        vector = np.asarray(self.way.vector(search), np.float32)
         if vector.tobytes() not in self.known_far:
             self.wrong_space += 1
         best = np.argsort(-(self._matrix @ vector))[: search.get("limit", 10)]
-        return {"points": [{"id": int(n), "version": 0, "score": float(self._matrix[n] @ vector)} for n in best]}
+        return [(int(n), float(self._matrix[n] @ vector)) for n in best]
 
     def check_near(self, vector: Any) -> None:
         given = np.asarray(vector, np.float32)
@@ -314,8 +322,7 @@ class TwoSpaces:
         return json.loads(answer.body)["data"][0]["embedding"]
 
     async def search(self, vector: Sequence[float], limit: int = 10, **more: Any) -> Answer:
-        body = {"query": list(vector), "limit": limit} | more
-        return await self.ask(self.retrieve_parts, "POST", f"/collections/{COLLECTION}/points/query", body)
+        return await self.ask(self.retrieve_parts, "POST", self.way.path, self.way.asked(vector, limit) | more)
 
     async def upsert(self, vector: Sequence[float], id: int = 1) -> Answer:
         body = {"points": [{"id": id, "vector": list(vector), "payload": {"text": "x"}}]}

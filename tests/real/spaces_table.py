@@ -1,6 +1,6 @@
 """The wrong-space table: searches in every combination of embedder, database and whose the vector is.
 
-    python -m tests.real.spaces_table [--searches 10000] [--documents 500]
+    python -m tests.real.spaces_table [--searches 10000] [--documents 500] [--dialect NAME ...]
 
 embedder: up, down, or back after an outage; database: up or down; the vector: handed out here, or of unknown origin.
 The primary's vectors are of another space (96 dimensions, turned by a random rotation) than the local model's (48).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import tempfile
 import time
@@ -21,7 +22,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from tests.kit.two_spaces import FAR, FAR_DIMENSIONS, TwoSpaces, far, ids_of, texts
+from tests.kit.two_spaces import FAR, FAR_DIMENSIONS, TwoSpaces, far, texts
+from tests.kit.ways import WAYS
 from understudy.policies.marks import MARK_PLACES, mark_of
 
 EMBEDDER = ("up", "down", "back")
@@ -71,6 +73,8 @@ async def row(two: TwoSpaces, embedder: str, database: str, whose: str, searches
     two.skipped_s += 600.0
     for _ in range(searches):
         two.skipped_s += 1.0
+        # as every second in the sidecar
+        two.provenance.drain(1.0)
         if whose == "unknown":
             wanted, vector = _unknown(two, rng)
         elif len(pool) < POOL or rng.random() < 0.125:
@@ -83,7 +87,7 @@ async def row(two: TwoSpaces, embedder: str, database: str, whose: str, searches
         told.served[f"{answer.source} ({kind})"] += 1
         if answer.status == 200:
             told.answered += 1
-            told.right += wanted in ids_of(answer)
+            told.right += wanted in two.way.ids(json.loads(answer.body))
     told.wrong_space = two.wrong_space - before[0]
     told.handles_at_primary = two.handles_at_primary - before[1]
     return told
@@ -116,9 +120,9 @@ def _altered(vector: list[float], rng: random.Random) -> list[float]:
     return [x / length for x in vector]
 
 
-async def table(folder: Path, searches: int, documents: int) -> list[Row]:
-    """A row for each combination."""
-    two = TwoSpaces(folder, texts(documents))
+async def table(folder: Path, searches: int, documents: int, dialect: str = "qdrant") -> list[Row]:
+    """A row for each combination, with a database of this API."""
+    two = TwoSpaces(folder, texts(documents), dialect=dialect)
     two.provenance.learn(FAR, "m", FAR_DIMENSIONS)
     try:
         return [
@@ -134,18 +138,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--searches", type=int, default=10_000, help="of each combination")
     parser.add_argument("--documents", type=int, default=500)
+    parser.add_argument("--dialect", nargs="+", choices=sorted(WAYS), default=["qdrant", "elasticsearch", "chroma"])
     given = parser.parse_args()
     began = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = asyncio.run(table(Path(folder), given.searches, given.documents))
-    print(HEAD)
-    for each in rows:
-        print(each.line())
+    rows: list[Row] = []
+    for dialect in given.dialect:
+        with tempfile.TemporaryDirectory() as folder:
+            found = asyncio.run(table(Path(folder), given.searches, given.documents, dialect))
+        print(f"\n{dialect}\n{HEAD}")
+        for each in found:
+            print(each.line(), flush=True)
+        rows += found
     wrong, handles = sum(each.wrong_space for each in rows), sum(each.handles_at_primary for each in rows)
     whole = sum(each.searches for each in rows)
     took_s = time.process_time() - began
     print(
-        f"{whole} searches, answers from a wrong space {wrong}, handles at a primary {handles}; {took_s:.0f} s of CPU"
+        f"\n{whole} searches, answers from a wrong space {wrong}, handles at a primary {handles}; {took_s:.0f} s of CPU"
     )
     raise SystemExit(int(bool(wrong or handles)))
 

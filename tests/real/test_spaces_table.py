@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.kit.two_spaces import far, near
+from tests.kit.ways import WAYS
 from tests.real.spaces_table import Row, table
 
 
-async def test_no_search_is_answered_from_a_wrong_space_and_no_primary_sees_a_handle(tmp_path: Path):
-    rows = await table(tmp_path, searches=60, documents=200)
+@pytest.mark.parametrize("dialect", sorted(WAYS))
+async def test_no_search_is_answered_from_a_wrong_space_and_no_primary_sees_a_handle(tmp_path: Path, dialect: str):
+    rows = await table(tmp_path, searches=60, documents=200, dialect=dialect)
     assert len(rows) == 12
     assert [(row.wrong_space, row.handles_at_primary) for row in rows] == [(0, 0)] * 12
     by_name = {(row.embedder, row.database, row.vector): row for row in rows}
