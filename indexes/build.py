@@ -18,9 +18,7 @@ import numpy as np
 from understudy.indexes.chunks import Passage, chunk_files
 from understudy.indexes.collection import Embed
 from understudy.indexes.faults import BadFile, CorruptIndex, IndexFault, WrongDimension
-from understudy.indexes.library import Library
-from understudy.indexes.points import Point, Vector, searchable
-from understudy.indexes.snapshot import (
+from understudy.indexes.generation import (
     GRAPH,
     POINTS,
     VECTORS,
@@ -30,8 +28,10 @@ from understudy.indexes.snapshot import (
     generations,
     inspect,
     load_matrix,
-    write_snapshot,
 )
+from understudy.indexes.library import Library
+from understudy.indexes.points import Point, Vector, searchable
+from understudy.indexes.snapshot import write_snapshot
 from understudy.indexes.store import FrozenStore
 from understudy.indexes.vectors import Distance, VectorIndex, failed_probes, opened_graph
 from understudy.indexes.walk import built

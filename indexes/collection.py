@@ -22,12 +22,12 @@ from typing import Any
 from understudy.indexes.compacting import Load, compact_in_child
 from understudy.indexes.draft import Draft
 from understudy.indexes.faults import CannotWrite, CorruptIndex, IndexFault
+from understudy.indexes.generation import current_name, generations
 from understudy.indexes.healing import Embed, heal
 from understudy.indexes.journal import Gone, Journal
 from understudy.indexes.live import Live
 from understudy.indexes.points import Hit, Point, PointId, is_derived
 from understudy.indexes.records import Batch, KeptShape, Record, batch_bytes
-from understudy.indexes.snapshot import current_name, generations
 from understudy.indexes.vectors import EXACT_BELOW, Distance
 from understudy.indexes.view import View
 from understudy.indexes.writes import Write

@@ -19,22 +19,22 @@ from understudy.indexes.conditions import Condition
 from understudy.indexes.faults import BadId, CorruptIndex
 from understudy.indexes.fields import Fields
 from understudy.indexes.filters import compile_filter
-from understudy.indexes.keywords import Keywords, open_keywords, write_keywords
-from understudy.indexes.masks import Gatherings, Masks, filter_key
-from understudy.indexes.points import Payload, Point, PointId, searchable
-from understudy.indexes.records import KeptShape
-from understudy.indexes.snapshot import (
+from understudy.indexes.generation import (
     FIELDS,
     KEYWORDS,
     POINTS,
     Generation,
     Manifest,
     VectorFiles,
-    fill_matrix,
     load_matrix,
     load_present,
     vector_files,
 )
+from understudy.indexes.keywords import Keywords, open_keywords, write_keywords
+from understudy.indexes.masks import Gatherings, Masks, filter_key
+from understudy.indexes.points import Payload, Point, PointId, searchable
+from understudy.indexes.records import KeptShape
+from understudy.indexes.snapshot import fill_matrix
 from understudy.indexes.store import FrozenStore, checked_vector
 from understudy.indexes.vectors import (
     PROBES,

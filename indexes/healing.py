@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from understudy.indexes.faults import CorruptIndex
+from understudy.indexes.generation import GRAPH, POINTS, Manifest, find_generation, generations, read_manifest
 from understudy.indexes.points import Point, searchable
-from understudy.indexes.snapshot import (
-    GRAPH,
-    POINTS,
-    Manifest,
-    find_generation,
-    generations,
-    read_manifest,
-    write_snapshot,
-)
+from understudy.indexes.snapshot import write_snapshot
 from understudy.indexes.store import FrozenStore
 from understudy.indexes.vectors import Matrix
 

@@ -25,8 +25,8 @@ from understudy.indexes.collection import Applied, Collection, Embed, Stats, hea
 from understudy.indexes.compacting import Compactor
 from understudy.indexes.faults import BadName, CannotWrite, CorruptIndex, IndexFault, OverBudget
 from understudy.indexes.frozen import bytes_of
+from understudy.indexes.generation import current_name, find_generation, generations, read_manifest
 from understudy.indexes.journal import Gone, Journal
-from understudy.indexes.snapshot import current_name, find_generation, generations, read_manifest
 from understudy.indexes.vectors import EXACT_BELOW
 from understudy.indexes.writes import Create, Drop, Upsert, Write
 

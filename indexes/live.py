@@ -17,9 +17,9 @@ import numpy as np
 
 from understudy.indexes.faults import CorruptIndex
 from understudy.indexes.frozen import Frozen
+from understudy.indexes.generation import current_name, find_generation
 from understudy.indexes.journal import JOURNAL, Journal, Position
 from understudy.indexes.records import Batch, KeptShape, batch_of
-from understudy.indexes.snapshot import current_name, find_generation
 from understudy.indexes.tail import Tail
 from understudy.indexes.vectors import Mask
 from understudy.indexes.view import View

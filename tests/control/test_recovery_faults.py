@@ -26,8 +26,8 @@ from tests.kit.fake_upstream import FakeUpstream, Heard, Wire
 from tests.kit.qdrant_service import make_app
 from tests.tiers.toy import DIMENSIONS, SPACE, TEXTS, ToyEmbedder, toy_library, vector_of
 from understudy.indexes.faults import IndexFault
+from understudy.indexes.generation import current_name
 from understudy.indexes.library import Library
-from understudy.indexes.snapshot import current_name
 from understudy.indexes.writes import Delete, Which
 from understudy.models.batcher import Batcher
 from understudy.models.runtime import Device, Runtime, Session

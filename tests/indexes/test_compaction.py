@@ -13,9 +13,10 @@ from understudy.indexes.collection import Collection
 from understudy.indexes.compact import compact
 from understudy.indexes.compacting import TAIL_POINTS, TAIL_POINTS_MAX, Compactor, Load, is_due, is_urgent
 from understudy.indexes.faults import Busy, IndexFault
+from understudy.indexes.generation import current_name, generations
 from understudy.indexes.library import Library
 from understudy.indexes.points import Point
-from understudy.indexes.snapshot import current_name, generations, locked
+from understudy.indexes.snapshot import locked
 from understudy.indexes.writes import Create, Delete, Upsert, VectorShape, Which
 
 DIMENSIONS = 16

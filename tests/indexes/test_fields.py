@@ -24,8 +24,9 @@ from understudy.indexes.fields import (
     write_columns,
 )
 from understudy.indexes.filters import compile_filter
+from understudy.indexes.generation import FIELDS
 from understudy.indexes.points import Point, PointId, canonical_id
-from understudy.indexes.snapshot import FIELDS, write_snapshot
+from understudy.indexes.snapshot import write_snapshot
 from understudy.indexes.vectors import Mask
 
 

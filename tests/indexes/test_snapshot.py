@@ -16,8 +16,9 @@ from tests.indexes.some import ids, some_points
 from understudy.indexes import snapshot
 from understudy.indexes.collection import Collection, heal
 from understudy.indexes.faults import BadPoint, Busy, CorruptIndex, NotFinite, WrongDimension
+from understudy.indexes.generation import current_name, generations, read_manifest
 from understudy.indexes.points import Point
-from understudy.indexes.snapshot import current_name, generations, read_manifest, write_snapshot
+from understudy.indexes.snapshot import write_snapshot
 from understudy.indexes.vectors import Matrix
 
 DIMENSIONS = 16
