@@ -35,7 +35,8 @@ STRAINED_SHARE, STRAINED_FAILURES_MIN = 0.1, 5
 class Diagnosis(NamedTuple):
     """What is thought of a component. `since` is when it became so, on the clock that the heart is told.
 
-    `passed` is what the last check said, whatever the word: who has mended something waits for three of those.
+    `passed` is what the last check said, and all who look at meanings, whatever the word: who has mended something
+    waits for three of those.
     `passes_over` says that callers should be sent elsewhere at once.
     """
 
@@ -129,7 +130,7 @@ class Health:
             self.since,
             self.flapping,
             self.passes_over,
-            self._passed,
+            self._passed and all(one.word == "healthy" or one.level == "live" for one in self.told.values()),
         )
 
     # --- evidence --------------------------------------------------------------------------------------------------
@@ -159,8 +160,6 @@ class Health:
             self.told.pop(source, None)
         elif source in self.told or len(self.told) < SOURCES_MAX:
             self.told[source] = Told(word, reason, level)
-            if source != BREAKER:
-                self._passed = word == "healthy"
         return self.settle(now)
 
     # --- what it comes to ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from understudy.policies.events import WHOLE, Event, component_of
 from understudy.proxy.components import by_tier, components_of
 from understudy.proxy.events import Events
 from understudy.proxy.fingerprints import Fingerprints
-from understudy.proxy.peeks import Peek
+from understudy.proxy.peeks import Peek, Shown
 from understudy.proxy.settings import Settings
 from understudy.proxy.stack import RouteParts
 from understudy.proxy.version import VERSION
@@ -112,6 +112,11 @@ class Changes:
     def peek_of(self, key: Key) -> Peek:
         """The peek of an endpoint, the same after a reload."""
         return self.peeks.setdefault(key, Peek())
+
+    def shown(self, key: Key) -> Shown | None:
+        """How callers put prompts to an endpoint; None where none has lately."""
+        peek = self.peeks.get(key)
+        return peek.shown if peek is not None else None
 
     # --- what is looked at -----------------------------------------------------------------------------------------
 

@@ -15,14 +15,16 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from understudy.policies.health import Level
-from understudy.policies.service import Answer, Call, Failed, Refused, Request
+from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
 from understudy.proxy.assembling import Stack
 from understudy.proxy.components import Component, Use, upstream
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.dialects.vital import SCHEMA, VITALS, Vital, path_under, what_is_wrong
 from understudy.proxy.health import Healths
 from understudy.proxy.health_settings import Health as Rules
+from understudy.proxy.http.pool import Pool
 from understudy.proxy.outcomes import shipped
+from understudy.proxy.settings import UpstreamTier
 from understudy.proxy.tiers.judging import Judge
 from understudy.proxy.tiers.upstream import Target, upstream_tier
 
@@ -50,6 +52,21 @@ class Unjudged(Judge):
 
     def heard(self, failed: Failed) -> None:
         """Nobody asks again."""
+
+
+def way_to(stack: Stack, use: Use) -> tuple[UpstreamTier, Pool]:
+    """Where a component is asked, as it is at one place. Raises Refused while that is being put together."""
+    key = (use.route, use.tier, use.endpoint)
+    tier, pool = upstream(stack.tiers.get(key)), stack.pools.get(key)
+    if tier is None or pool is None:
+        raise Refused("not_there", "its route is being put together")
+    return tier, pool
+
+
+def unjudged(tier: UpstreamTier, pool: Pool, clock: Callable[[], float]) -> Service:
+    """A tier's upstream past every policy, whose answers are given as they come."""
+    judge = Unjudged(shipped().table, "plain", own_key=False)
+    return upstream_tier(tier, DIALECTS["plain"], pool, clock, judge=judge)
 
 
 class Checkup:
@@ -174,11 +191,8 @@ class Checkup:
 
     async def asked(self, component: Component) -> tuple[Level, str]:
         """What is wrong with a service, and at which level; '' where nothing is. Raises Refused."""
-        stack, use = self._stack(), component.uses[0]
-        key = (use.route, use.tier, use.endpoint)
-        tier, pool = upstream(stack.tiers.get(key)), stack.pools.get(key)
-        if tier is None or pool is None:
-            raise Refused("not_there", "its route is being put together")
+        use = component.uses[0]
+        tier, pool = way_to(self._stack(), use)
         vital = VITALS.get(use.dialect)
         until = self._clock() + self._rules.wait_s
         try:
@@ -186,8 +200,7 @@ class Checkup:
                 connection = pool.take() or await pool.connect(self._rules.wait_s)
                 pool.give_back(connection)
                 return "transport", ""
-            judge = Unjudged(shipped().table, "plain", own_key=False)
-            service = upstream_tier(tier, DIALECTS["plain"], pool, self._clock, judge=judge)
+            service = unjudged(tier, pool, self._clock)
             answer = await service(self._call(use, vital, Target(tier).base_path, until))
         except Failed as failed:
             level: Level = "transport" if failed.reason in UNCONNECTED else "protocol"

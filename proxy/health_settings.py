@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from understudy.proxy.settings_types import Frozen, PositiveSeconds
+from understudy.proxy.settings_types import Frozen, PositiveSeconds, Seconds
 
 Critical = Literal[
     "vector_database", "embedding_service", "llm_service", "network", "cache", "local_model", "local_index"
@@ -52,4 +52,12 @@ class Health(Frozen, frozen=True):
     """How often they are asked then."""
     checks_per_s_max: Annotated[float, Meta(gt=0, le=1000, description="checks a second")] = 20.0
     """All checks together; with more services than that allows, each is asked less often."""
+    llm_every_s: Seconds = 0.0
+    """How often each LLM service is put a prompt of one token, to see that its answers hold a text. It costs money, a
+    little: 0, as it is unless somebody wants it, is never, and 300 are 288 tokens a day of answers."""
+    llm_model: str = ""
+    """The model that is asked, while no caller has shown one; in a tier that renames models, the caller's name of it.
+    """
+    llm_per_hour_max: Annotated[int, Meta(ge=1, le=3600, description="a count of prompts")] = 60
+    """All such prompts together, also those of a recovery that wants to know: what is more is not asked."""
     tier: ServiceTier = ServiceTier()

@@ -34,6 +34,7 @@ from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.health import Healths
 from understudy.proxy.health_checks import Checkup
 from understudy.proxy.health_meanings import Meanings
+from understudy.proxy.health_prompts import Prompts
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.http.pool import Pool
@@ -131,6 +132,7 @@ class Sidecar:
         self.health = Healths(self.events, clock=clock, wall=self.world.wall)
         self.checkup = Checkup(self.health, lambda: self.stack, clock=clock, dice=self.world.dice)
         self.changes = Changes(self.events, clock=self.world.clock, wall=self.world.wall)
+        self.prompts = Prompts(self.health, lambda: self.stack, self.changes.shown, clock=clock, dice=self.world.dice)
         self.meanings = self._meanings()
         self._assembler = self._new_assembler()
         self.stack = self._first_stack(reading or read_folder(policies, environ, KINDS))
@@ -215,7 +217,7 @@ class Sidecar:
             model=lambda: self.settings.local.model,
             clock=self.world.clock,
         )
-        self.checkup.semantic.append(meanings.again)
+        self.checkup.semantic += [meanings.again, self.prompts.again]
         return meanings
 
     def _world(self, clock: Callable[[], float]) -> World:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 from understudy.proxy.sidecar import Sidecar
 
@@ -25,7 +26,7 @@ async def keep_healthy(sidecar: Sidecar) -> None:
     """Until it is cancelled. What is an error of our own ends nothing else."""
     if not sidecar.health.is_leader:
         return
-    looking = asyncio.create_task(_keep_looking(sidecar))
+    looking = [asyncio.create_task(_keep(each)) for each in (sidecar.meanings.look, sidecar.prompts.look)]
     asking: dict[str, asyncio.Task[None]] = {}
     loop = asyncio.get_running_loop()
     try:
@@ -41,14 +42,17 @@ async def keep_healthy(sidecar: Sidecar) -> None:
                 log.exception("health could not be looked at")
             await asyncio.sleep(max(TICK_S, (time.process_time() - began) / TICK_SHARE))
     finally:
-        tasks = [looking, *asking.values()]
+        tasks = [*looking, *asking.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _keep_looking(sidecar: Sidecar) -> None:
-    """What answers mean: one look after another, however long each takes."""
+async def _keep(look: Callable[[], Awaitable[None]]) -> None:
+    """One look after another, however long each takes: what answers mean, and what prompts come to."""
     while True:
         await asyncio.sleep(LOOK_S)
-        await sidecar.meanings.look()
+        try:
+            await look()
+        except Exception:
+            log.exception("meanings could not be looked at")
