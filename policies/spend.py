@@ -73,10 +73,23 @@ def ends_of(window: Window, now: float) -> int:
     return int(datetime(year, month, 1, tzinfo=UTC).timestamp())
 
 
-class Purse:
-    """One budget in its present window: tokens and money by payer, those of all processes together."""
+Stage = Literal["free", "low", "spent"]
 
-    __slots__ = ("ends", "key", "rules", "used")
+
+class Crossed(NamedTuple):
+    """A budget has become another's word, by what its greatest payer has used: `free`, `low` from its soft share on, or
+    `spent`. `ends` is when its window does, in seconds since the epoch."""
+
+    rules: BudgetRules
+    stage: Stage
+    ends: int
+
+
+class Purse:
+    """One budget in its present window: tokens and money by payer, those of all processes together. `most` is the
+    greatest share that any of them has used."""
+
+    __slots__ = ("ends", "key", "most", "rules", "used")
 
     def __init__(self, rules: BudgetRules, now: float) -> None:
         self.rules = rules
@@ -84,6 +97,13 @@ class Purse:
         self.key = f"{rules.name}/{rules.window}"
         self.ends = ends_of(rules.window, now)
         self.used: dict[bytes, tuple[int, float]] = {}
+        self.most = 0.0
+
+    @property
+    def stage(self) -> Stage:
+        """What is told of it, whether or not anything is moved or refused."""
+        most = self.most + ROUNDING
+        return "spent" if most >= 1.0 else "low" if most >= self.rules.soft_share else "free"
 
     def share(self, payer: bytes) -> float:
         """How much of the budget a payer has used; 1 is all of it."""
@@ -106,7 +126,7 @@ class Purse:
 class Budgets:
     """The pure heart: a route's budgets. Not for several threads."""
 
-    __slots__ = ("_above", "_fresh", "_next_end", "by_caller", "callers_max", "moved", "purses", "refused")
+    __slots__ = ("_above", "_fresh", "_next_end", "_told", "by_caller", "callers_max", "moved", "purses", "refused")
 
     def __init__(self, rules: Sequence[BudgetRules], callers_max: int, now: float) -> None:
         self.purses: list[Purse] = []
@@ -114,6 +134,7 @@ class Budgets:
         self.refused: dict[str, int] = {}
         self._fresh: dict[tuple[str, int, bytes], tuple[int, float]] = {}
         self._above: set[bytes] = set()
+        self._told: dict[str, Stage] = {}
         self._next_end = inf
         self.obey(rules, callers_max, now)
 
@@ -196,13 +217,25 @@ class Budgets:
             purse.used[payer] = (tokens + added[0], cost + added[1])
             self._weigh(payer)
 
+    def crossed(self, now: float) -> list[Crossed]:
+        """The budgets that are at another stage than when this was last asked; of callers', who has used the most."""
+        if now >= self._next_end:
+            self._turn(now)
+        found: list[Crossed] = []
+        told, self._told = self._told, {}
+        for purse in self.purses:
+            self._told[purse.key] = purse.stage
+            if purse.stage != told.get(purse.key, "free"):
+                found.append(Crossed(purse.rules, purse.stage, purse.ends))
+        return found
+
     # --- windows ---------------------------------------------------------------------------------------------------
 
     def _turn(self, now: float) -> None:
         for purse in self.purses:
             if now >= purse.ends:
                 purse.ends = ends_of(purse.rules.window, now)
-                purse.used = {}
+                purse.used, purse.most = {}, 0.0
         self._weigh_all()
 
     def _weigh_all(self) -> None:
@@ -213,6 +246,9 @@ class Budgets:
                 self._weigh(payer)
 
     def _weigh(self, payer: bytes) -> None:
+        for purse in self.purses:
+            if payer in purse.used:
+                purse.most = max(purse.most, purse.share(payer))
         if any(purse.level(payer) for purse in self.purses if payer in purse.used):
             self._above.add(payer)
         else:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from understudy.policies.objectives import BAD_MIN, RETRIEVAL, RULES, Objective, Rule, objectives_of
+from understudy.proxy.control.budget_alerts import BUDGET, BUDGET_RUNBOOK
 from understudy.proxy.control.objectives import (
     CAPACITY,
     CAPACITY_RUNBOOK,
@@ -20,7 +21,7 @@ from understudy.proxy.control.objectives import (
     runbook_of,
     severity_of,
 )
-from understudy.proxy.settings import Route, Settings
+from understudy.proxy.settings import Route, Settings, SpendBudget
 
 _NONE = 'understudy_unanswered_total{{route="{route}"}}[{over}]'
 _BAD = {
@@ -40,6 +41,9 @@ def rules_text(settings: Settings) -> str:
         for route in settings.routes
         if _promised(route)
     ]
+    budgets = [_budget(settings, route, budget) for route in settings.routes for budget in route.spend.budgets]
+    if budgets:
+        groups.append({"name": "understudy-budgets", "rules": budgets})
     groups.append({"name": "understudy-capacity", "rules": [_capacity(settings)]})
     head = "# Written by `understudy rules`; the objectives are those of the policies it read.\n"
     return head + yaml.safe_dump({"groups": groups}, sort_keys=False, width=1000)
@@ -88,6 +92,22 @@ def _capacity(settings: Settings) -> dict[str, Any]:
         "annotations": {
             "summary": "{{ $labels.resource }} ({{ $labels.name }}) will be full within a day, or nearly is",
             "runbook": alerts.runbook_url + CAPACITY_RUNBOOK,
+        },
+    }
+
+
+def _budget(settings: Settings, route: Route, budget: SpendBudget) -> dict[str, Any]:
+    """A budget that is spent; that one is nearly so, the sidecars tell themselves."""
+    alerts = settings.server.alerts
+    severity = "critical" if budget.hard else "warning"
+    which = f'{{route="{route.name}",budget="{budget.name}"}}'
+    return {
+        "alert": BUDGET,
+        "expr": f"max(understudy_spend_share{which}) >= 1",
+        "labels": {**alerts.labels, "route": route.name, "budget": budget.name, "severity": severity},
+        "annotations": {
+            "summary": f"the budget {budget.name} for the {budget.window} of route {route.name} is spent",
+            "runbook": alerts.runbook_url + BUDGET_RUNBOOK,
         },
     }
 

@@ -341,8 +341,7 @@ class Sidecar:
         for pool in set(before.pools.values()) - set(stack.pools.values()):
             pool.close()
         self.prompter.embed(self.routes)
-        if self.spending is not None:
-            self.spending.start()
+        self._start_spending()
 
     # --- caches ----------------------------------------------------------------------------------------------------
 
@@ -408,8 +407,7 @@ class Sidecar:
         if self.caches is not None:
             self.caches.spawn(self._load_caches(self.caches))
         self.copies.adopt(self.stack.routes)
-        if self.spending is not None:
-            self.spending.start()
+        self._start_spending()
         if self._needs_local():
             self._loading = self.loop.create_task(load_local(self.knowing, self.settings.local, self.state))
             self._loading.add_done_callback(self._loaded)
@@ -492,6 +490,13 @@ class Sidecar:
             if self.accountant is not None:
                 self.accountant.drain()
             self.tracer.flush()
+
+    def _start_spending(self) -> None:
+        if self.spending is not None:
+            if self.health.is_leader:
+                # all processes know what is spent; one of them tells of it
+                self.spending.tell = self.events.publish
+            self.spending.start()
 
     def _watched(self) -> Watched:
         return Watched(self.stack.routes, self.collection_stats, self.local_info, self.fingerprints)

@@ -12,7 +12,8 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from understudy.policies.spend import Budgets
+from understudy.policies.events import WHOLE, Event
+from understudy.policies.spend import Budgets, Crossed
 from understudy.proxy.settings import Settings
 from understudy.proxy.spend_book import Book, Entry
 
@@ -35,6 +36,8 @@ class Spending:
         self._reads_anew = False
         self.budgets: dict[str, Budgets] = {}
         self.is_kept = True
+        # who hears that a budget is nearly spent, spent, or begins anew
+        self.tell: Callable[[Event], None] | None = None
 
     def obey(self, settings: Settings) -> None:
         """Have the budgets of these settings in force; what was spent goes on, and what others have is read."""
@@ -80,6 +83,17 @@ class Spending:
                 await asyncio.wait_for(self._stopping.wait(), TELL_S)
             added = self._added()
             self._heard(added, await loop.run_in_executor(None, self._asked, added, self._wall()))
+            self._publish()
+
+    def _publish(self) -> None:
+        """What has become of budgets since the last time; what was spent when we began is told, too."""
+        now = self._wall()
+        for route, heart in self.budgets.items():
+            for crossed in heart.crossed(now):
+                event = crossing(now, route, crossed)
+                (log.info if crossed.stage == "free" else log.warning)("%s", event.detail)
+                if self.tell is not None:
+                    self.tell(event)
 
     def exchange(self) -> None:
         """Tell and hear now, and wait for it."""
@@ -116,3 +130,26 @@ class Spending:
                 heart.take_back(sums)
             else:
                 heart.hear(sums)
+
+
+def crossing(now: float, route: str, crossed: Crossed) -> Event:
+    """For the journal, and for alerts: a tier story, since it says who will answer from now on. Nobody is named."""
+    rules, stage, ends = crossed
+    whose = "a caller's" if rules.each == "caller" else "the"
+    what = f"{whose} budget {rules.name} for the {rules.window} of route {route}"
+    if stage == "free":
+        detail = f"{what} has something left again"
+    elif stage == "low":
+        moves = f"calls go to {', '.join(rules.cheaper)} first" if rules.cheaper else "nothing is moved"
+        detail = f"{what} is nearly spent ({rules.soft_share:.0%}): {moves}"
+    else:
+        detail = f"{what} is spent: {'calls are refused until its window ends' if rules.hard else 'it is only told of'}"
+    facts = {
+        "route": route,
+        "budget": rules.name,
+        "each": rules.each,
+        "window": rules.window,
+        "ends": str(ends),
+        "refuses": "yes" if stage == "spent" and rules.hard else "no",
+    }
+    return Event(now, "tier", WHOLE, f"budget_{stage}", detail, facts)

@@ -48,7 +48,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 log = logging.getLogger("understudy.admin")
 
 MODE_BYTES_MAX = 64
-PAGES = ("forecasts", "replicas")
+PAGES = ("budgets", "forecasts", "replicas")
 """What is watched beside the objectives has a page each."""
 LAG_S_MAX = 1.0
 """An event loop later than this is not alive in any sense that helps a caller."""

@@ -350,11 +350,12 @@ class Overlooked:
 
     def _beside(self) -> list[Beside]:
         # not for workers, who import what is above
+        from understudy.proxy.control.budget_alerts import BudgetAlerts
         from understudy.proxy.control.forecasts import Foresight
         from understudy.proxy.control.replicas import Replicas
 
         own = f"{socket.gethostname()[:64]}-{secrets.token_hex(4)}"
-        return [Foresight(self._seen, self._state), Replicas(self._seen, own)]
+        return [Foresight(self._seen, self._state), Replicas(self._seen, own), BudgetAlerts(self._seen.events)]
 
     async def stop(self) -> None:
         for running in self._running:

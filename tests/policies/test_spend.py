@@ -110,6 +110,41 @@ def test_what_could_not_be_told_is_told_the_next_time():
     assert budgets.purses[0].used == {b"": (15, 5.0)}
 
 
+def stages(budgets: Budgets, now: float = NOON) -> list[tuple[str, str]]:
+    return [(one.rules.name, one.stage) for one in budgets.crossed(now)]
+
+
+def test_each_crossing_of_a_budget_is_told_once_and_its_next_window_too():
+    budgets = heart(DAY, SpendBudget(name="only-told", tokens=5, hard=False, window="hour"))
+    assert stages(budgets) == []
+    budgets.charge(NOON, b"", 4, 8.0)
+    assert stages(budgets) == [("day", "low"), ("only-told", "low")]
+    budgets.charge(NOON, b"", 1, 2.0)
+    assert stages(budgets) == [("day", "spent"), ("only-told", "spent")]
+    assert stages(budgets) == []
+    assert stages(budgets, NOON + 3600) == [("only-told", "free")]
+    assert stages(budgets, NOON + 86400) == [("day", "free")]
+
+
+def test_what_others_have_spent_crosses_a_budget_as_well_and_a_larger_one_is_free_again():
+    one, other = heart(DAY), heart(DAY)
+    one.charge(NOON, b"", 1, 10.0)
+    other.hear(one.fresh())
+    assert stages(other) == [("day", "spent")]
+    other.obey([SpendBudget(name="day", cost=100.0)], 100, NOON)
+    assert stages(other) == [("day", "free")]
+
+
+def test_of_callers_budgets_the_one_who_has_used_the_most_is_told_of():
+    budgets = heart(SpendBudget(name="each", each="caller", tokens=10))
+    for payer in (b"a", b"b", b"c"):
+        budgets.charge(NOON, payer, 9, 0.0)
+    assert stages(budgets) == [("each", "low")]
+    budgets.charge(NOON, b"b", 1, 0.0)
+    budgets.charge(NOON, b"c", 1, 0.0)
+    assert stages(budgets) == [("each", "spent")]
+
+
 def test_a_reload_keeps_what_was_spent_under_the_same_name_and_window():
     budgets = heart(DAY, SpendBudget(name="hour", window="hour", cost=1.0))
     budgets.charge(NOON, b"", 10, 1.0)

@@ -290,6 +290,11 @@ class Spending:
         with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=10) as told:
             return json.load(told)["routes"][0]["budgets"][0]
 
+    def journal(self) -> list[str]:
+        """What has been written down of budgets, the first thing first."""
+        told = httpx.get(self.sidecar.admin_url + "/journal", params={"family": "tier"}).json()["entries"]
+        return [each["kind"] for each in sorted(told, key=lambda one: one["at"]) if "budget" in each["kind"]]
+
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=10) as told:
             found = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", told.read().decode(), re.MULTILINE)
@@ -327,6 +332,9 @@ def test_calls_move_to_the_cheaper_tier_and_then_the_official_client_meets_a_429
         assert spending.metric("understudy_spend_refused_total") == 1
         assert spending.metric("understudy_spend_moved_total") == 2
         assert spending.metric("understudy_spend_share") == 1.0
+        eventually(lambda: "budget_spent" in spending.journal())
+        (told,) = httpx.get(sidecar.admin_url + "/budgets").json()["budgets"]
+        assert (told["budget"], told["refuses"]) == ("day", "yes")
 
 
 def test_what_was_spent_outlives_a_restart_and_a_crash(first: Hosted, tmp_path: Path):
@@ -374,3 +382,6 @@ def test_several_workers_agree_on_what_is_left_within_about_a_second(first: Host
         used = spending.budget()["cost"]
         # what is under way may overdraw it, and no more
         assert 2.99 < used < 3.0 + 12 * 0.6
+        # all workers know, and one of them tells
+        eventually(lambda: "budget_spent" in spending.journal())
+        assert spending.journal().count("budget_spent") == 1
