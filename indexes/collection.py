@@ -28,6 +28,7 @@ from understudy.indexes.journal import Gone, Journal
 from understudy.indexes.live import Live
 from understudy.indexes.points import Hit, Point, PointId, is_derived
 from understudy.indexes.records import Batch, KeptShape, Record, batch_bytes
+from understudy.indexes.tail import Tail
 from understudy.indexes.vectors import EXACT_BELOW, Distance
 from understudy.indexes.view import View
 from understudy.indexes.writes import Write
@@ -81,6 +82,8 @@ class Collection:
         # who commits, catches up or swaps generations
         self._changing = threading.Lock()
         self._refreshing = threading.Lock()
+        # tails that generations took the place of, each until nobody looks at it any more
+        self._left: list[tuple[Tail, Callable[[], object]]] = []
 
     @classmethod
     def open(
@@ -309,6 +312,7 @@ class Collection:
         stays as it was.
         """
         with self._refreshing:
+            self._free_what_was_left()
             if not self._is_same_folder():
                 raise Gone(f"{self.name}: the collection was dropped")
             current = current_name(self.folder)
@@ -321,8 +325,11 @@ class Collection:
             live = Live.open(self.folder, exact_below=self._exact_below)
             with self._changing:
                 live.catch_up()
+                left = self._live.tail
                 self._live, self._view = live, live.view()
+                self._left.append((left, left.leave()))
             self._current = current
+            self._free_what_was_left()
             return True
 
     def compact(self) -> str | None:
@@ -336,6 +343,13 @@ class Collection:
         """Let go of the files. Only for when nobody is asking any more; otherwise garbage collection does it."""
         if self._live.frozen is not None:
             self._live.frozen.close()
+
+    def _free_what_was_left(self) -> None:
+        looked_at = [(tail, shown, shown() is not None) for tail, shown in self._left]
+        self._left = [(tail, shown) for tail, shown, is_seen in looked_at if is_seen]
+        for tail, _, is_seen in looked_at:
+            if not is_seen:
+                tail.free()
 
     def _is_same_folder(self) -> bool:
         try:

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from understudy.indexes.arrays import among
 from understudy.indexes.faults import CorruptIndex
 from understudy.indexes.filters import TEXT_TESTS, microseconds_of
 from understudy.indexes.points import Payload, PointId, canonical_id
@@ -365,7 +366,7 @@ class _Open:
         integers = np.array(
             [value for value in wanted if isinstance(value, int) and abs(value) <= _EXACT_MAX], np.float64
         )
-        others = ~(self._integers & np.isin(self._numbers, integers))
+        others = ~(self._integers & among(self._numbers, integers))
         kept = np.ones(len(self._words), np.bool_)
         for value in wanted:
             if isinstance(value, str) and len(value.encode(errors="replace")) > STRING_BYTES_MAX:

@@ -15,6 +15,7 @@ from typing import Final, Literal, TypeVar
 
 import numpy as np
 
+from understudy.indexes.arrays import distinct
 from understudy.indexes.conditions import Condition
 from understudy.indexes.faults import BadId, CorruptIndex
 from understudy.indexes.fields import Fields
@@ -188,7 +189,7 @@ class Frozen:
         distance = Distance.of(kept.distance)
         held = np.arange(self.count) if present is None else np.flatnonzero(present)
         # sums say the file is what was written; this says that what was written is of this store
-        rows = held[np.unique(np.linspace(0, len(held) - 1, min(PROBES, len(held))).astype(np.int64))]
+        rows = held[distinct(np.linspace(0, len(held) - 1, min(PROBES, len(held))).astype(np.int64))]
         points = self.store.fetch([int(row) for row in rows], with_vectors=True)
         for row, point in zip(rows, points, strict=True):
             stored = point.named.get(called) if called else point.vector

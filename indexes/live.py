@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from understudy.indexes.arrays import distinct
 from understudy.indexes.faults import CorruptIndex
 from understudy.indexes.frozen import Frozen
 from understudy.indexes.generation import current_name, find_generation
@@ -122,7 +123,7 @@ class Live:
         if not rows:
             return
         alive = np.ones(self.frozen.count, np.bool_) if self._alive is None else self._alive.copy()
-        self.tombstones += int(np.count_nonzero(alive[np.unique(np.array(rows))]))
+        self.tombstones += int(np.count_nonzero(alive[distinct(np.array(rows))]))
         alive[rows] = False
         self._alive = alive
 

@@ -9,7 +9,8 @@ There is one writer, and any number of readers, each with a view of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,8 @@ from understudy.indexes.tail_words import TailWords
 from understudy.indexes.vectors import Distance, Mask, Matrix, VectorIndex, prepared
 
 _ROWS_LEAST: Final = 64
+# 100 000 records freed at once keep the interpreter's lock for 26 ms
+_FREED_AT_ONCE: Final = 256
 _GROWTH: Final = 1.5
 
 
@@ -52,6 +55,12 @@ class _Growing:
         self.matrix, self.present = matrix, present
 
 
+class _Shown:
+    """Held by every view of one tail, and by nobody else once that is left."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Tail:
     """The writer's side. Not safe from several threads; its views are."""
 
@@ -61,6 +70,7 @@ class Tail:
         self.words = TailWords()
         self.masks = Masks()
         self.record_bytes = 0
+        self._shown: _Shown | None = _Shown()
         self._alive: Mask = np.zeros(_ROWS_LEAST, np.bool_)
         self._growing: dict[str, _Growing] = {}
         for name, kept in shapes.items():
@@ -114,14 +124,30 @@ class Tail:
         """What is here now."""
         return TailView(self)
 
+    def leave(self) -> Callable[[], object]:
+        """Show it to nobody any more; what this returns gives None once the last view of it has gone."""
+        shown, self._shown = self._shown, None
+        return (lambda: None) if shown is None else weakref.ref(shown)
+
+    def free(self) -> None:
+        """Give back the memory, a little at a time. Only when nobody has a view of it any more."""
+        for some in (self.slots, *self.words.held):
+            while some:
+                for _ in range(min(_FREED_AT_ONCE, len(some))):
+                    some.popitem()
+        while self.records:
+            del self.records[-_FREED_AT_ONCE:]
+        self._growing = {}
+
 
 class TailView:
     """The tail as it was at one moment."""
 
-    __slots__ = ("_growing", "_indexes", "_order", "_tail", "alive", "count", "live", "records")
+    __slots__ = ("_growing", "_indexes", "_order", "_shown", "_tail", "alive", "count", "live", "records")
 
     def __init__(self, tail: Tail) -> None:
         self._tail = tail
+        self._shown = tail._shown  # pyright: ignore[reportPrivateUsage]
         self.records = tail.records
         self.count = len(tail.records)
         self.live = len(tail.slots)

@@ -44,6 +44,11 @@ class TailWords:
         """About how much memory it takes."""
         return _POSTING.itemsize * self._entries + _WORD_BYTES * len(self._postings)
 
+    @property
+    def held(self) -> list[dict[str, bytearray]]:
+        """What is freed with it."""
+        return [self._postings]
+
     def put(self, slot: int, text: str) -> None:
         """Add the words of the next slot's text."""
         counts = Counter(words_of(text) if text else [])

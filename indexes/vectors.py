@@ -28,6 +28,7 @@ from typing import Final, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from understudy.indexes.arrays import distinct
 from understudy.indexes.faults import BadQuestion, CorruptIndex
 from understudy.indexes.points import Vector
 from understudy.indexes.store import checked_vector
@@ -363,7 +364,7 @@ def find_probes(index: VectorIndex) -> list[list[int]]:
     than three quarters of its own rows right.
     """
     held = np.arange(index.count) if index.present is None else np.flatnonzero(index.present)
-    tried = held[np.unique(np.linspace(0, len(held) - 1, min(_PROBES_TRIED, len(held))).astype(np.int64))]
+    tried = held[distinct(np.linspace(0, len(held) - 1, min(_PROBES_TRIED, len(held))).astype(np.int64))]
     exact = VectorIndex(index.matrix, index.distance, present=index.present)
     right: list[list[int]] = []
     for row in tried:

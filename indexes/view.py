@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from understudy.indexes.arrays import distinct
 from understudy.indexes.faults import BadQuestion
 from understudy.indexes.frozen import WORDED_SAMPLE, Frozen
 from understudy.indexes.keywords import QUERY_CHARS_MAX, QUERY_WORDS_MAX, words_of
@@ -191,7 +192,7 @@ class View:
         rows = np.concatenate([frozen, np.flatnonzero(self.tail.alive) + self._frozen_count])
         if not len(rows):
             return 1.0
-        sample = rows[np.unique(np.linspace(0, len(rows) - 1, WORDED_SAMPLE).astype(np.int64))]
+        sample = rows[distinct(np.linspace(0, len(rows) - 1, WORDED_SAMPLE).astype(np.int64))]
         points = self._fetch(sample.tolist(), with_vectors=False)
         return sum(bool(point.text.strip()) for point in points) / len(points)
 
@@ -334,7 +335,7 @@ class View:
         sample = np.linspace(0, self._frozen_count - 1, _FUSED_SAMPLE).astype(np.int64)
         sample = sample if allowed is None else sample[allowed[sample]]
         old = [row for row in worded if row < self._frozen_count]
-        return np.unique(np.concatenate([near, sample, np.array(old, np.int64)]))
+        return distinct(np.concatenate([near, sample, np.array(old, np.int64)]))
 
     # -- words --------------------------------------------------------------------------------------------------------
 

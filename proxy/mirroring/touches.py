@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from understudy.indexes.arrays import among
 from understudy.indexes.points import PointId, id_key
 
 RING_MAX: Final = 32_768
@@ -106,7 +107,7 @@ class Touches:
             there = ring.since(since)
             if there is None or any_of_it in there["print"]:
                 return None
-            met |= np.isin(prints, there["print"])
+            met |= among(prints, there["print"])
         return [ids[int(row)] for row in np.flatnonzero(met)]
 
     def _rings(self) -> list[_Ring]:

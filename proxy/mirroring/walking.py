@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from understudy.indexes.arrays import among
 from understudy.indexes.points import PointId
 from understudy.indexes.writes import Create
 from understudy.proxy.mirroring.applying import Verdict
@@ -163,7 +164,7 @@ class Walker:
         while True:
             points, following = copy.scroll(following, LISTED_POINTS)
             prints = np.frombuffer(b"".join(fingerprint(point.id) for point in points), np.uint64)
-            unseen = np.flatnonzero(~np.isin(prints, seen, assume_unique=False))
+            unseen = np.flatnonzero(~among(prints, seen, is_sorted=True))
             extras += [points[int(row)].id for row in unseen]
             if following is None:
                 return extras, copy.count

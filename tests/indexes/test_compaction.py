@@ -78,6 +78,26 @@ def test_compacting_changes_nothing_that_can_be_seen_but_the_generation(tmp_path
     assert library.compact("docs") is None
 
 
+def test_a_tail_is_freed_when_the_last_who_looks_at_it_has_gone_and_not_before(tmp_path: Path):
+    library = _written(tmp_path)
+    collection = library.open("docs")
+    early = collection.view()
+    library.write("docs", [Upsert(tuple(some_points(90, seed=4)[80:]))])
+    late = collection.view()
+    tail, before = late.tail.records, ids(early.search(np.ones(DIMENSIONS), 50))
+    library.compact("docs")
+    assert len(tail) == 43
+    del late
+    collection.refresh()
+    assert ids(early.search(np.ones(DIMENSIONS), 50)) == before
+    assert len(tail) == 43
+    del early
+    assert len(tail) == 43
+    collection.refresh()
+    assert tail == []
+    assert (collection.count, len(ids(collection.search_text("number hedged", 1_000)))) == (90, 87)
+
+
 def test_what_is_written_while_it_compacts_is_there_afterwards(tmp_path: Path):
     library = _written(tmp_path)
     collection = library.open("docs")
