@@ -112,7 +112,7 @@ class Frozen:
         """Which rows no words can find; None where a sample of them says that there are none, or hardly any."""
         with self._filling:
             if self._wordless is False:
-                rows = np.unique(np.linspace(0, self.count - 1, min(WORDED_SAMPLE, self.count)).astype(np.int64))
+                rows = distinct(np.linspace(0, self.count - 1, min(WORDED_SAMPLE, self.count)).astype(np.int64))
                 some = self.fetch(rows.tolist(), with_vectors=False)
                 has_words = all(searchable(point.text, point.payload).strip() for point in some)
                 self._wordless = None if has_words else self.store.wordless()

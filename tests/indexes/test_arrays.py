@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.kit.processes import REPOSITORY
 from understudy.indexes.arrays import among, distinct
+
+SETS = re.compile(r"np\.(unique|isin|in1d|setdiff1d|intersect1d|union1d|ma)\(")
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5_000])
@@ -30,6 +34,12 @@ def test_numbers_at_the_ends_of_their_type_are_told_apart():
     least, most = np.uint64(0), np.uint64(2**64 - 1)
     assert among(np.array([least, most]), np.array([most])).tolist() == [False, True]
     assert distinct(np.array([most, least, most])).tolist() == [0, 2**64 - 1]
+
+
+def test_nothing_that_a_sidecar_runs_asks_numpy_for_sets():
+    folders = [REPOSITORY / "indexes", REPOSITORY / "proxy"]
+    found = [path.name for folder in folders for path in folder.rglob("*.py") if SETS.search(path.read_text("utf-8"))]
+    assert found == []
 
 
 OPENED = """
