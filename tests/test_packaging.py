@@ -228,3 +228,14 @@ def test_the_server_starts_without_what_only_the_local_tier_and_the_admin_port_n
         check=True,
     )
     assert told.stdout.strip() == "[]"
+
+
+def test_this_environment_holds_one_onnxruntime_since_a_second_one_takes_the_gpu_away_without_a_word():
+    # both write into one folder: what was installed last answers, and the one for CPUs knows no CUDA
+    names = {str(found.metadata["Name"]).lower().replace("_", "-") for found in importlib.metadata.distributions()}
+    runtimes = sorted(
+        name for name in names if re.fullmatch(r"onnxruntime(-(gpu|directml|openvino|rocm|qnn|silicon))?", name)
+    )
+    assert len(runtimes) == 1, runtimes
+    # chromadb's own server brings the plain one: it has an environment of its own, and here is only its client
+    assert "chromadb" not in names

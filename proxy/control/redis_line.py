@@ -1,6 +1,7 @@
 """As much of Redis as replicas need to read each other's pages: one connection, a few commands, everything bounded.
 
-The client that the cache uses reads whatever a server sends. This one takes REPLY_BYTES_MAX and TIMEOUT_S, whatever it
+The client that the cache uses reads whatever a server sends: in TIMEOUT_S a flood on loopback made it take 65 MiB, and
+its import 12 MiB in a process that has no cache of its own. This one takes REPLY_BYTES_MAX and TIMEOUT_S, whatever it
 is: a server that drips, floods or says nonsense ends the connection, and nothing else.
 """
 
