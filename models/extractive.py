@@ -7,7 +7,7 @@ A quotation cannot invent. It can miss: the score does not know a near miss from
 questions AUC .65), so the text says that these are passages, and never that they are the answer.
 
 Measured on SQuAD's development set (`python -m tests.bench.extractive`), the gold answer being in what is returned: the
-best sentence of the fused five best paragraphs .77, three of these .90; of the right paragraph .87 and .97.
+best sentence of the fused five best paragraphs .76, three of these .88; of the right paragraph .86 and .97.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ PREFACE = (
 _BM25_K1, _BM25_B = 1.2, 0.75
 _WORDS_SCALE = 1.3
 _KIND_WEIGHT = 0.3
+_LENGTH_WEIGHT = 0.05
+"""For each e-fold of a sentence's content words: BM25 holds its length against a sentence, but what says more holds more
+answers. Of 3000 SQuAD questions with the right passage, the best three sentences had the answer in 98.2 % for 97.9 %."""
 
 _NUMBER_WORDS = (
     "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|"
@@ -169,7 +172,8 @@ def choose(
 ) -> Extract:
     """The k best candidates. `vectors` are the question's, then each candidate's: [1 + n, d], of unit length.
 
-    score = cosine + BM25 / (1.3 · Σ idf) + 0.3 · (has the kind of answer asked for) + 0.8 · standing of its passage.
+    score = cosine + BM25 / (1.3 · Σ idf) + 0.3 · (has the kind of answer asked for) + 0.05 · ln(1 + content words)
+            + 0.8 · standing of its passage.
     `searched` says that we have looked for the passages ourselves, so that nobody has said yet that they fit: then what
     is not near is refused. What the application put into its prompt is only refused where it is not near and shares no
     content word with the question either.
@@ -177,7 +181,7 @@ def choose(
     if not found or k < 1:
         return Extract(refused="there are no passages to quote from")
     cosines = np.zeros(len(found)) if vectors is None else np.asarray(vectors[1:] @ vectors[0], np.float64)
-    score = cosines + _word_scores(question, found) + _kind_scores(question, found)
+    score = cosines + _word_scores(question, found) + _kind_scores(question, found) + _length_scores(found)
     score += STANDING_WEIGHT * np.array([candidate.standing for candidate in found])
     best = [int(index) for index in np.argsort(-score, kind="stable")[:k]]
     nearest = None if vectors is None else float(cosines.max())
@@ -252,6 +256,11 @@ def _word_scores(question: str, found: Sequence[Candidate]) -> NDArray[np.float6
         total += idf
         scores += idf * frequency * (_BM25_K1 + 1.0) / (frequency + norm)
     return scores / (_WORDS_SCALE * total) if total else scores
+
+
+def _length_scores(found: Sequence[Candidate]) -> NDArray[np.float64]:
+    """A little for saying more."""
+    return _LENGTH_WEIGHT * np.log1p([len(content_words(candidate.text)) for candidate in found])
 
 
 def _kind_scores(question: str, found: Sequence[Candidate]) -> NDArray[np.float64]:
