@@ -66,8 +66,8 @@ _BM25_K1, _BM25_B = 1.2, 0.75
 _WORDS_SCALE = 1.3
 _KIND_WEIGHT = 0.3
 _LENGTH_WEIGHT = 0.05
-"""For each e-fold of a sentence's content words: BM25 holds its length against a sentence, but what says more holds more
-answers. Of 3000 SQuAD questions with the right passage, the best three sentences had the answer in 98.2 % for 97.9 %."""
+"""For each e-fold of a sentence's content words: BM25 holds its length against a sentence, but what says more holds
+more answers. Of 3000 SQuAD questions with the right passage, the best three sentences had it in 98.2 % for 97.9 %."""
 
 _NUMBER_WORDS = (
     "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|"
