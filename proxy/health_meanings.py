@@ -3,6 +3,7 @@
     fingerprints   fixed texts, embedded by each endpoint     --+
     watches        searches and texts, against copies         --+--> words, each from a source of its own
     counts         points of a database, against its mirror   --+
+    searches       what a database finds, against its mirror  --+
     own parts      the model embeds, collections open, the cache's second level answers
 
 One at a time, so that it costs next to nothing; what was found wrong is looked at again within seconds, since two of
@@ -29,8 +30,10 @@ from understudy.proxy.tiers.knowing import Knowing
 
 if TYPE_CHECKING:
     from understudy.proxy.caching.caches import Caches
+    from understudy.proxy.health_searches import Searches
     from understudy.proxy.mirroring.mirror import Held
     from understudy.proxy.mirroring.mirrors import Kept, Mirrors
+    from understudy.proxy.mirroring.source import Described
 
 EVERY_S = 20.0
 AGAIN_S = 3.0
@@ -61,6 +64,7 @@ class Meanings:
         caches: Callable[[], Caches | None],
         mirrors: Callable[[], Mirrors | None],
         model: Callable[[], str],
+        search_every_s: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         self._healths = healths
@@ -74,8 +78,11 @@ class Meanings:
         self._rows: dict[tuple[str, str], Row] = {}
         self._due: dict[str, float] = {}
         self._first: list[float] = []
+        self._searches: Searches | None = None
+        self._search_every_s = search_every_s
         self._checks: tuple[tuple[str, Callable[[], Awaitable[bool]]], ...] = (
             ("counts", self._count),
+            ("searches", self._search),
             ("model", self._embed),
             ("cache", self._ping),
         )
@@ -97,7 +104,7 @@ class Meanings:
             if component is not None:
                 word = WORD_OF.get(one.heart.state, "unknown")
                 yield component, f"fingerprint {'/'.join(one.key)}", word, one.heart.fault
-        for (component, source), row in self._rows.items():
+        for (component, source), row in list(self._rows.items()):
             yield component, source, row.word, row.reason
         yield from self._own_parts()
 
@@ -126,7 +133,8 @@ class Meanings:
                 wrong = await check()
             except Exception:
                 log.exception("an error of our own in the check of the %s", name)
-            self._due[name] = self._clock() + (AGAIN_S if wrong else EVERY_S)
+            every_s = self._search_every_s() or EVERY_S if name == "searches" else EVERY_S
+            self._due[name] = self._clock() + (min(AGAIN_S, every_s) if wrong else every_s)
 
     async def again(self, component: str) -> bool:
         """Look now at what a component answers, in each way that there is; whether there was one."""
@@ -143,6 +151,7 @@ class Meanings:
         role = component.partition(":")[0]
         if role == "vector_database" and any(name == component for name, _ in self._rows):
             await self._count()
+            await self._search()
             found = True
         if role == "local_model":
             await self._embed()
@@ -170,25 +179,60 @@ class Meanings:
 
     async def _count(self) -> bool:
         """Count the points of every mirrored collection, here and in its database."""
-        mirrors = self._mirrors()
-        wrong = False
-        if mirrors is None:
-            return False
+        return await self._compared("count", self._lost)
+
+    async def _search(self) -> bool:
+        """Search every mirrored collection, here and in its database."""
+        return bool(self._search_every_s()) and await self._compared("search", self._astray)
+
+    async def _compared(self, how: str, reason_of: Callable[[Kept, str, Held], Awaitable[str | None]]) -> bool:
+        """Compare every mirrored collection with its database, in this way; whether something was wrong."""
+        mirrors, wrong = self._mirrors(), False
         tiers = by_tier(self._healths.components)
-        for route, kept in list(mirrors.running.items()):
+        compared: set[str] = set()
+        for route, kept in list(mirrors.running.items()) if mirrors is not None else ():
             if kept.keeper is None or not kept.mirror.is_keeper:
                 continue
             components = list(tiers.get((route, kept.tier.name), {}).values())
             for local, held in list(kept.mirror.held.items()):
-                reason = await self._lost(kept, local, held)
-                if reason is None:
-                    continue
-                for name in components:
-                    wrong |= self._add(name, f"count {route}/{local}", reason)
+                source = f"{how} {route}/{local}"
+                compared.add(source)
+                reason = await reason_of(kept, local, held)
+                for name in components if reason is not None else ():
+                    wrong |= self._add(name, source, reason or "")
+        for component, source in self._rows:
+            if source.startswith(f"{how} ") and source not in compared:
+                # its mirror is no more, and nobody is left who could say otherwise
+                self._rows[component, source] = Row()
         return wrong
 
     async def _lost(self, kept: Kept, local: str, held: Held) -> str | None:
         """Why a database's number of points is wrong, '' where it is not; None where it can't be told now."""
+
+        async def counted(copy: Any, live: Described) -> str | None:
+            fault = count_fault(live.count, copy.count)
+            return f"{fault}: {live.count} points of {copy.count} in {held.called}" if fault else ""
+
+        return await self._while_settled(kept, local, held, counted)
+
+    async def _astray(self, kept: Kept, local: str, held: Held) -> str | None:
+        """Why what a database finds is wrong, '' where it is not; None where it can't be told now."""
+        if self._searches is None:
+            from understudy.proxy.health_searches import Searches
+
+            self._searches = Searches(self._clock)
+        searches, key = self._searches, (kept.tier.name, local)
+
+        async def searched(copy: Any, live: Described) -> str | None:
+            assert kept.keeper is not None
+            return await searches.wrong(key, copy, live, kept.keeper.walker.source)
+
+        return await self._while_settled(kept, local, held, searched)
+
+    async def _while_settled(
+        self, kept: Kept, local: str, held: Held, look: Callable[[Any, Described], Awaitable[str | None]]
+    ) -> str | None:
+        """What `look` finds of a copy and its database; None where writes are on their way: neither is right then."""
         standing, counts = held.standing, kept.mirror.counts
         if held.refused and not standing.whole:
             return None
@@ -196,17 +240,18 @@ class Meanings:
         from understudy.proxy.mirroring.source import SourceFailed, Unmirrorable
 
         passed = counts.passed
-        copy: Any = None
         try:
-            copy = kept.mirror.stock().get(local)
-            live = await asyncio.wait_for(kept.keeper.walker.source.described(held.called), ASK_S)
+            copy: Any = kept.mirror.stock().get(local)
+            if copy is None or not standing.whole or standing.waiting or standing.unsure:
+                return None
+            async with asyncio.timeout(ASK_S):
+                live = await kept.keeper.walker.source.described(held.called)
+                told = await look(copy, live)
         except (SourceFailed, Unmirrorable, Refused, TimeoutError, OSError):
             return None
-        if copy is None or not standing.whole or standing.waiting or standing.unsure or counts.passed != passed:
-            # writes are on their way: neither number is the last word
+        if not standing.whole or standing.waiting or standing.unsure or counts.passed != passed:
             return None
-        fault = count_fault(live.count, copy.count)
-        return f"{fault}: {live.count} points of {copy.count} in {held.called}" if fault else ""
+        return told
 
     # --- our own parts -----------------------------------------------------------------------------------------------
 

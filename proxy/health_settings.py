@@ -52,6 +52,9 @@ class Health(Frozen, frozen=True):
     """How often they are asked then."""
     checks_per_s_max: Annotated[float, Meta(gt=0, le=1000, description="checks a second")] = 20.0
     """All checks together; with more services than that allows, each is asked less often."""
+    search_every_s: Seconds = 45.0
+    """How often a mirrored database is searched for points that its copy has, to see that it finds what the copy finds:
+    20 searches a collection, in one request where the database takes several at once. 0: never."""
     llm_every_s: Seconds = 0.0
     """How often each LLM service is put a prompt of one token, to see that its answers hold a text. It costs money, a
     little: 0, as it is unless somebody wants it, is never, and 300 are 288 tokens a day of answers."""

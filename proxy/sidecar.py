@@ -215,6 +215,7 @@ class Sidecar:
             caches=lambda: self.caches,
             mirrors=lambda: self.copies.mirrors,
             model=lambda: self.settings.local.model,
+            search_every_s=lambda: self.settings.server.health.search_every_s,
             clock=self.world.clock,
         )
         self.checkup.semantic += [meanings.again, self.prompts.again]

@@ -3,6 +3,7 @@
     GET  …/tenants/{t}/databases/{d}/collections            [{id, name, dimension, configuration_json, metadata}, …]
     POST …/collections/{id}/get   {limit, offset, include}  -->  columns: ids, embeddings, documents, metadatas
     POST …/collections/{id}/get   {ids, include}
+    POST …/collections/{id}/query {query_embeddings, n_results}  -->  ids of each
 
 Records are paged by offset in the order of their insertion: one deleted while pages are read shifts the next page by
 one. What is missed by it is found by the comparison of numbers that follows a walk, and copied by the next.
@@ -19,7 +20,7 @@ from urllib.parse import quote, unquote
 import msgspec
 import numpy as np
 
-from understudy.indexes.points import Point, PointId
+from understudy.indexes.points import Point, PointId, Vector
 from understudy.indexes.writes import DistanceName, VectorShape
 from understudy.proxy.mirroring.line import Line
 from understudy.proxy.mirroring.source import Described, Gone, Page, Unmirrorable
@@ -46,9 +47,14 @@ class _Columns(msgspec.Struct):
     metadatas: list[dict[str, Any] | None] | None = None
 
 
+class _Found(msgspec.Struct):
+    ids: list[list[str]]
+
+
 _COLLECTIONS = msgspec.json.Decoder(list[_Collection])
 _ONE = msgspec.json.Decoder(_Collection)
 _COLUMNS = msgspec.json.Decoder(_Columns)
+_FOUND = msgspec.json.Decoder(_Found)
 _COUNT = msgspec.json.Decoder(int)
 
 
@@ -85,6 +91,12 @@ class ChromaSource:
             # no ids at all are all of them, to Chroma
             return []
         return await self._line.ask("POST", f"{_at(of)}/get", {"ids": list(ids), "include": _INCLUDE}, read=_points)
+
+    async def nearest(self, of: Described, using: str, vectors: Sequence[Vector], limit: int) -> list[list[PointId]]:
+        del using
+        asked = {"query_embeddings": [each.tolist() for each in vectors], "n_results": limit, "include": []}
+        found = await self._line.ask("POST", f"{_at(of)}/query", asked, read=_FOUND.decode)
+        return [list(each) for each in found.ids]
 
     async def close(self) -> None:
         await self._line.close()

@@ -33,6 +33,8 @@ from understudy.proxy.mirroring.source import Described, Gone, Page, SourceFaile
 log = logging.getLogger("understudy.mirror")
 
 KEEP_ALIVE: Final = "5m"
+CANDIDATES: Final = 10
+"""Of each shard so many times as many are looked at as are wanted."""
 Fields = dict[str, Any]
 
 
@@ -135,6 +137,21 @@ class ElasticSource:
         path = f"/{quote(of.handle, safe='')}/_search"
         found = _whole(await self._line.ask("POST", path, asked, read=_FOUND.decode))
         return [_point(hit, of) for hit in found.hits.hits]
+
+    async def nearest(self, of: Described, using: str, vectors: Sequence[Vector], limit: int) -> list[list[PointId]]:
+        found: list[list[PointId]] = []
+        for each in vectors:
+            numbers = each.tolist()
+            asked: Fields = {"size": limit, "track_total_hits": False, "_source": False}
+            if self._points_in_time:
+                wide = {"k": limit, "num_candidates": CANDIDATES * limit}
+                asked["knn"] = {"field": using, "query_vector": numbers, **wide}
+            else:
+                asked["query"] = {"knn": {using: {"vector": numbers, "k": limit}}}
+            path = f"/{quote(of.handle, safe='')}/_search"
+            hits = _whole(await self._line.ask("POST", path, asked, read=_FOUND.decode)).hits.hits
+            found.append([hit.id for hit in hits])
+        return found
 
     async def close(self) -> None:
         await self._line.close()

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from understudy.indexes.points import Point, PointId
+from understudy.indexes.points import Point, PointId, Vector
 from understudy.indexes.writes import DistanceName, VectorShape
 from understudy.proxy.dialects.pinecone import DEFAULT_NAMESPACE
 from understudy.proxy.mirroring.line import Line
@@ -61,8 +61,13 @@ class _Fetched(msgspec.Struct):
     vectors: dict[str, _Record] = {}
 
 
+class _Matched(msgspec.Struct):
+    matches: list[_Id] = []
+
+
 _STATS = msgspec.json.Decoder(_Stats)
 _LISTED = msgspec.json.Decoder(_Listed)
+_MATCHED = msgspec.json.Decoder(_Matched)
 _FETCHED = msgspec.json.Decoder(_Fetched)
 
 
@@ -98,6 +103,15 @@ class PineconeSource:
             query = [("namespace", of.handle), *some]
             points += await self._line.ask("GET", "/vectors/fetch", query=query, read=_points)
         return points
+
+    async def nearest(self, of: Described, using: str, vectors: Sequence[Vector], limit: int) -> list[list[PointId]]:
+        del using
+        found: list[list[PointId]] = []
+        for each in vectors:
+            asked = {"vector": each.tolist(), "topK": limit, "namespace": of.handle}
+            matched = await self._line.ask("POST", "/query", asked, read=_MATCHED.decode)
+            found.append([match.id for match in matched.matches])
+        return found
 
     async def close(self) -> None:
         await self._line.close()

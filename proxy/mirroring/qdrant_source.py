@@ -3,6 +3,7 @@
     GET /collections            GET /collections/{c}  -->  vectors: {size, distance}  |  {name: {size, distance}, ...}
     POST /collections/{c}/points/scroll  {limit, offset: id, with_payload, with_vector}  -->  points, next_page_offset
     POST /collections/{c}/points         {ids, with_payload, with_vector}
+    POST /collections/{c}/points/query/batch  {searches: [{query, using, limit}]}  -->  points of each
 
 The cursor is the id that the next page begins with, so that it never expires and a page can be read again.
 """
@@ -83,10 +84,19 @@ class _Counted(msgspec.Struct):
     result: _Count
 
 
+class _Points(msgspec.Struct):
+    points: list[_Record]
+
+
+class _Found(msgspec.Struct):
+    result: list[_Points]
+
+
 _LISTED = msgspec.json.Decoder(_Listed)
 _DESCRIBED = msgspec.json.Decoder(_Described)
 _SCROLLED = msgspec.json.Decoder(_Scrolled)
 _FETCHED = msgspec.json.Decoder(_Fetched)
+_FOUND = msgspec.json.Decoder(_Found)
 _COUNTED = msgspec.json.Decoder(_Counted)
 
 
@@ -121,6 +131,14 @@ class QdrantSource:
     async def fetch(self, of: Described, ids: Sequence[PointId]) -> list[Point]:
         asked = {"ids": list(ids), "with_payload": True, "with_vector": True}
         return await self._line.ask("POST", f"{_at(of)}/points", asked, read=_fetched)
+
+    async def nearest(self, of: Described, using: str, vectors: Sequence[Vector], limit: int) -> list[list[PointId]]:
+        named = {"using": using} if using else {}
+        searches = [{"query": each.tolist(), "limit": limit, "with_payload": False, **named} for each in vectors]
+        found = await self._line.ask(
+            "POST", f"{_at(of)}/points/query/batch", {"searches": searches}, read=_FOUND.decode
+        )
+        return [[canonical_id(point.id) for point in each.points] for each in found.result]
 
     async def close(self) -> None:
         await self._line.close()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from understudy.indexes.points import Point, PointId
+from understudy.indexes.points import Point, PointId, Vector
 from understudy.indexes.writes import VectorShape
 
 FLOATS_PER_PAGE = 65_536
@@ -72,6 +72,10 @@ class Source(Protocol):
 
     async def fetch(self, of: Described, ids: Sequence[PointId]) -> list[Point]:
         """The points with these ids that are there."""
+        ...
+
+    async def nearest(self, of: Described, using: str, vectors: Sequence[Vector], limit: int) -> list[list[PointId]]:
+        """For each of `vectors` [d], of the name `using`, the ids of the points that are found for it, best first."""
         ...
 
     async def close(self) -> None: ...

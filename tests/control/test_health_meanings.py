@@ -7,6 +7,7 @@ import json
 import random
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,12 @@ from tests.kit.acts import answer
 from tests.kit.fake_upstream import FakeUpstream, Heard, Wire
 from tests.kit.unwell import Ward
 from tests.mirroring.live import Live, Playing, point
+from understudy.indexes.points import Hit
 from understudy.policies.drift import embedding_fault
 from understudy.policies.fingerprint import TEXTS, Fingerprint
 from understudy.policies.health import Health
 from understudy.proxy.control.probing import keep_measuring
+from understudy.proxy.health_searches import told_apart
 
 pytestmark = pytest.mark.virtual_clock(io_grace_s=0.001)
 
@@ -201,6 +204,104 @@ async def test_a_database_that_keeps_none_of_what_it_says_yes_to_is_passed_over_
         points.update(before)
         took_s = await ward.until(lambda: ward.tier("docs") == "secondary")
         assert took_s <= SILENT_S
+
+
+@pytest.mark.parametrize(("wrong", "seed"), [("gone", 0), ("stale", 1), ("altered", 2)])
+async def test_a_database_that_no_longer_finds_what_its_copy_finds_is_passed_over_within_a_minute(
+    tmp_path: Path, wrong: str, seed: int
+):
+    live, dice = Live(), random.Random(seed)
+    live.make("docs", 400)
+    async with (
+        FakeUpstream(answer(body=FOUND)) as first,
+        FakeUpstream(answer(body=FOUND)) as second,
+        Ward(tmp_path, DOCS.format(first=first.url, second=second.url)) as ward,
+        Playing(tmp_path, live, check_s=3600.0) as play,
+    ):
+        await play.kept(2)
+        ward.sidecar.meanings._mirrors = lambda: mirrored(play)
+        name = f"vector_database:{first.host_port}"
+        points = live.stock.copies["docs"].points
+        for number in range(1000, 1060):
+            # ingest, as the tap sees it, and as it does not: what is expected is learnt again, what is more is no fault
+            await play.upsert(point(number))
+            points[number + 5000] = point(number + 5000)
+            await asyncio.sleep(dice.uniform(0.0, 0.8))
+        await play.settled()
+        # a look without writes on their way, after which it is known how the database searches
+        await asyncio.sleep(100.0 + dice.uniform(0.0, 45.0))
+        assert ward.word(name) == "healthy"
+        before, some = dict(points), dice.sample(sorted(points, key=str), int(0.3 * len(points)))
+        if wrong == "gone":
+            # as many others are there instead, so that a count says nothing
+            for number, each in enumerate(some):
+                del points[each]
+                points[20_000 + number] = point(20_000 + number)
+        elif wrong == "stale":
+            live.indexed = {key: one for key, one in points.items() if key not in some}
+        else:
+            points.update(
+                {each: replace(points[each], vector=point(90_000 + at).vector) for at, each in enumerate(some)}
+            )
+        took_s = await ward.until(lambda: ward.tier("docs") == "secondary")
+        assert took_s <= SILENT_S
+        found = ward.sidecar.health.diagnosis(name)
+        kind = {"gone": "retrieval_lost", "stale": "retrieval_index", "altered": "retrieval_altered"}[wrong]
+        assert (found.word, found.reason.partition(":")[0], found.level) == ("unhealthy", kind, "semantic")
+        points.clear()
+        points.update(before)
+        live.indexed = None
+        for _ in range(3):
+            await ward.sidecar.health.check(name)
+        await ward.until(lambda: ward.tier("docs") == "primary", SILENT_S)
+    assert any((event.family, event.kind) == ("failure", kind) for event in ward.events)
+
+
+async def test_a_database_that_never_found_all_that_its_copy_finds_searches_in_its_own_way(tmp_path: Path):
+    live = Live()
+    live.make("docs", 400)
+    points = live.stock.copies["docs"].points
+    live.indexed = {key: one for key, one in points.items() if int(key) % 3}
+    async with (
+        FakeUpstream(answer(body=FOUND)) as first,
+        FakeUpstream(answer(body=FOUND)) as second,
+        Ward(tmp_path, DOCS.format(first=first.url, second=second.url)) as ward,
+        Playing(tmp_path, live, check_s=3600.0) as play,
+    ):
+        await play.kept(2)
+        ward.sidecar.meanings._mirrors = lambda: mirrored(play)
+        await asyncio.sleep(200.0)
+        assert ward.word(f"vector_database:{first.host_port}") == "healthy"
+
+
+async def test_a_mirror_that_is_no_more_takes_back_what_was_said_of_its_database(tmp_path: Path):
+    live = Live()
+    live.make("docs", 200)
+    async with (
+        FakeUpstream(answer(body=FOUND)) as first,
+        FakeUpstream(answer(body=FOUND)) as second,
+        Ward(tmp_path, DOCS.format(first=first.url, second=second.url)) as ward,
+        Playing(tmp_path, live, check_s=3600.0) as play,
+    ):
+        await play.kept(2)
+        ward.sidecar.meanings._mirrors = lambda: mirrored(play)
+        points = live.stock.copies["docs"].points
+        for each in list(points)[:60]:
+            del points[each]
+        await ward.until(lambda: ward.tier("docs") == "secondary")
+        ward.sidecar.meanings._mirrors = lambda: None
+        await ward.until(lambda: ward.tier("docs") == "primary", SILENT_S)
+
+
+def test_points_that_are_as_near_as_each_other_are_no_test_of_an_order():
+    def hits(*scores: float) -> list[Hit]:
+        return [Hit(at, score, {}, "", "") for at, score in enumerate(scores)]
+
+    assert told_apart(hits(0.9, 0.8, 0.7, 0.6)) == ("0", "1", "2")
+    assert told_apart(hits(0.9, 0.8, 0.8, 0.6)) == ("0",)
+    assert told_apart(hits(1.0, 1.0, 0.8)) == ()
+    assert told_apart(hits(*(1.0 - at / 50 for at in range(40)))) == tuple(map(str, range(10)))
+    assert told_apart([]) == ()
 
 
 # --- our own parts ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import asyncio
 import json
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 
 from understudy.indexes.faults import IndexFault
 from understudy.indexes.filters import compile_filter
-from understudy.indexes.points import Point, PointId, canonical_id, id_key
+from understudy.indexes.points import Hit, Point, PointId, canonical_id, id_key
 from understudy.indexes.reach import parse_path
 from understudy.indexes.writes import (
     Create,
@@ -58,10 +58,16 @@ class MemoryCopy:
         self.shapes = shapes
         self.notes = notes
         self.points: dict[PointId, Point] = {}
+        self.epoch = "0"
 
     @property
     def count(self) -> int:
         return len(self.points)
+
+    def search(self, asked: Any, k: int, *, using: str = "") -> list[Hit]:
+        """The nearest by cosine, exactly."""
+        assert using == ""
+        return nearest(self.points.values(), asked, k)
 
     def get(self, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:
         return [self.points[key] for each in ids if (key := canonical_id(each)) in self.points]
@@ -77,6 +83,7 @@ class MemoryCopy:
         return [self.points[each] for each in some], following
 
     def write(self, write: Write) -> None:
+        self.epoch = str(int(self.epoch) + 1)
         match write:
             case Upsert(points, only):
                 for point in points:
@@ -117,6 +124,17 @@ class MemoryCopy:
         return [key for key, point in self.points.items() if passes(key, point.payload)]
 
 
+def nearest(points: Iterable[Point], asked: Any, k: int) -> list[Hit]:
+    """These points by their cosine to a vector, equal ones by their ids."""
+
+    def score(one: Point) -> float:
+        assert one.vector is not None
+        return float(one.vector @ asked / np.linalg.norm(one.vector) / np.linalg.norm(asked))
+
+    hits = [Hit(one.id, score(one), one.payload, one.text, one.source) for one in points if one.vector is not None]
+    return sorted(hits, key=lambda hit: (-hit.score, id_key(hit.id)))[:k]
+
+
 class MemoryStock:
     """Copies by name. `broken` is raised by the next writes, `writes` counts them."""
 
@@ -154,6 +172,8 @@ class Live:
         self.expired: set[str] = set()
         self.pages = 0
         self.fetched: list[PointId] = []
+        self.indexed: dict[PointId, Point] | None = None
+        """What searches find, where that is not what is there: the index is stale."""
 
     def make(self, name: str, count: int = 0) -> MemoryCopy:
         self.stock.write(name, [Create({"": VectorShape(DIMENSIONS)})])
@@ -207,6 +227,12 @@ class Live:
         self._asked()
         self.fetched += ids
         return self.stock.copies[of.handle].get(ids)
+
+    async def nearest(self, of: Described, using: str, vectors: Sequence[Any], limit: int) -> list[list[PointId]]:
+        self._asked()
+        assert using == ""
+        points = self.stock.copies[of.handle].points if self.indexed is None else self.indexed
+        return [[hit.id for hit in nearest(points.values(), each, limit)] for each in vectors]
 
     async def close(self) -> None: ...
 

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from tests.kit.acts import answer
 from tests.kit.elastic_service import FakeElastic
+from tests.kit.fake_upstream import FakeUpstream
 from tests.kit.pinecone_service import DIMENSIONS, Index, make_app
 from tests.mirroring.live import MemoryStock, Playing
 from understudy.indexes.points import Point
@@ -286,3 +288,44 @@ async def test_pinecones_default_namespace_has_a_name_to_callers():
         of = await source.described("__default__")
         assert (of.handle, of.count) == ("", 1)
         assert [each.id for each in (await source.page(of, "", 10)).points] == ["a"]
+
+
+SEARCHED = {
+    # dialect: what the database answers, how often it is asked for two vectors, and where
+    "qdrant": (
+        {"result": [{"points": [{"id": 1, "version": 0, "score": 0.9}, {"id": "b", "version": 0, "score": 0.8}]}] * 2},
+        1,
+        b"/collections/docs/points/query/batch",
+    ),
+    "chroma": (
+        {"ids": [["a", "b"]] * 2, "distances": None, "include": []},
+        1,
+        b"/api/v2/tenants/default_tenant/databases/default_database/collections/docs/query",
+    ),
+    "pinecone": (
+        {"matches": [{"id": "a", "score": 0.9}, {"id": "b", "score": 0.8}], "namespace": "docs"},
+        2,
+        b"/query",
+    ),
+    "elasticsearch": ({"hits": {"hits": [{"_id": "a", "_score": 1.0}, {"_id": "b"}]}}, 2, b"/docs/_search"),
+    "opensearch": ({"hits": {"hits": [{"_id": "a", "_score": 1.0}, {"_id": "b"}]}}, 2, b"/docs/_search"),
+}
+
+
+@pytest.mark.parametrize("dialect", sorted(SEARCHED))
+async def test_a_database_is_searched_in_its_own_words(dialect: str):
+    said, times, path = SEARCHED[dialect]
+    vectors = [np.array(numbers(1, 2), np.float32), np.array(numbers(2, 2), np.float32)]
+    async with FakeUpstream(answer(body=said)) as up:
+        tier = UpstreamTier(name="database", url=up.url)
+        source = source_of(dialect, Line(tier, Pace(1e9), dice=lambda: 0.5))
+        try:
+            using = "vec" if dialect in ("elasticsearch", "opensearch", "qdrant") else ""
+            found = await source.nearest(Described("docs", "docs", 9), using, vectors, 10)
+        finally:
+            await source.close()
+        assert found == [[1 if dialect == "qdrant" else "a", "b"]] * 2
+        assert [heard.target for heard in up.heard] == [path] * times
+        asked = b" ".join(heard.body for heard in up.heard)
+        assert all(str(vector.tolist()[0]).encode()[:8] in asked for vector in vectors)
+        assert (b'"vec"' in asked) == bool(using)
