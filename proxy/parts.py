@@ -38,6 +38,7 @@ from understudy.proxy.stream_rules import LINES
 if TYPE_CHECKING:
     from understudy.policies.likeness import Likeness
     from understudy.proxy.held_writes import HeldWrites
+    from understudy.proxy.http.exchange import QuickHit
     from understudy.proxy.last_words import LastWords
     from understudy.proxy.likeness import Embed
     from understudy.proxy.provenance import Provenance
@@ -104,6 +105,8 @@ class RouteParts:
     story: Story | None = None
     body_bytes_max: int = field(init=False)
     keep_alive_s: float = field(init=False)
+    quick_hit: QuickHit | None = None
+    """The same as `hit`, of a head that was seen before and what follows from it, before there is a request."""
     hit: Callable[[Request], Answer | None] | None = None
     """The cache's answer to a request that is not yet a call, or None; the door asks before it makes one. Not there
     where something stands before the cache that has to see every call."""

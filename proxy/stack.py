@@ -176,7 +176,7 @@ def assemble(
     if faults and has_faults(route):
         service = faulty_route(service, route, parts.arms, before.arms if before else None, dialect, build.tools)
     elif parts.cache is not None and route.split is None and parts.buckets is None and tracer is None:
-        parts.hit = parts.cache.hit
+        parts.hit, parts.quick_hit = parts.cache.hit, parts.cache.quick_hit
     build.watched(service, tracer)
     return parts
 

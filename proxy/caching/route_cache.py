@@ -10,8 +10,7 @@ index) or quotations. Why tiers go before stale: another upstream's answer is as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
-from hashlib import sha256
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from understudy.policies.cache import (
@@ -30,6 +29,7 @@ from understudy.policies.cache import (
 from understudy.policies.coalesce import Flights
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
+from understudy.proxy.caching.aliases import Aliases
 from understudy.proxy.caching.items import LAYOUTS, Batch, batch_of, together, values_of
 from understudy.proxy.caching.keys import (
     Front,
@@ -55,8 +55,6 @@ from understudy.proxy.caching.values import (
 from understudy.proxy.dialects.base import Dialect, is_encoded
 from understudy.proxy.settings import Cache, Route
 
-ALIASES_MAX = 16_384
-"""Requests known by their bytes; the first to come are the first to go."""
 REFRESHES_MAX = 32
 """Answers asked anew at once behind callers' backs."""
 SECOND_ITEMS_MAX = 128
@@ -132,11 +130,9 @@ class RouteCache:
         self.hits = before.hits if before else 0
         self.found: dict[Found, int] = before.found if before else {}
         """What else came of looking, besides a hit."""
-        self._aliases: dict[bytes, bytes] = before._aliases if before else {}
+        self._aliases = before._aliases if before else Aliases()
         self._clock = caches.clock
         self._refreshing: set[bytes] = set()
-        # what the door has worked out for a request that it then hands on
-        self._looked: tuple[Request | None, bytes] = (None, b"")
         depends = [caches.town.home(name) for name in route.cache.depends_on]
         self._depends: Homes = (caches.town.everyone, *depends) if depends else NO_HOMES
         self._inner: Service | None = None
@@ -151,12 +147,10 @@ class RouteCache:
         front = self._front(request)
         if not front.reads:
             return None
-        raw = sha256(front.prefix + request.body).digest()
-        key = self._aliases.get(raw)
+        key = self._aliases.key_of(front, request.body)
         now = self._clock()
         kept = None if key is None else self.store.find(key, now)
         if kept is None:
-            self._looked = (request, raw)
             return None
         if now < kept.fresh_until:
             self.hits += 1
@@ -167,6 +161,21 @@ class RouteCache:
                 return None
         self.tally.hit(answer.status)
         return answer
+
+    def quick_hit(self, remembered: Mapping[object, object], body: bytes, bytes_max: int) -> Answer | None:
+        """The same, before there is so much as a request: for who has sent this head before, by what is `remembered`
+        of it, and where the answer is a fresh 200, whole, and of at most `bytes_max`. None says nothing."""
+        front = cast("Front | None", remembered.get(self))
+        if front is None or not front.reads:
+            return None
+        key = self._aliases.key_of(front, body)
+        now = self._clock()
+        kept = None if key is None else self.store.find(key, now)
+        if kept is None or now >= kept.fresh_until or kept.value.whole_bytes > bytes_max:
+            return None
+        self.hits += 1
+        self.tally.hit(200)
+        return kept.value.ready(now - kept.at)
 
     def _told(self, kept: Kept[Value], request: Request, now: float) -> Answer | None:
         """The entry as an answer, if it is fresh, or stale and asked anew at once."""
@@ -195,17 +204,12 @@ class RouteCache:
             front = remembered[self] = front_of(request, self.scope)
         return cast("Front", front)
 
-    def _raw(self, request: Request, front: Front) -> bytes:
-        looked = self._looked
-        self._looked = (None, b"")
-        return looked[1] if looked[0] is request else sha256(front.prefix + request.body).digest()
-
     def _plan(self, call: Call, front: Front) -> Plan | None:
         """How to look `call` up, or None where its answers are not kept."""
         request = call.request
         if not self.dialect.keepable(request):
             return None
-        raw = self._raw(request, front)
+        raw = self._aliases.raw_of(front, request.body)
         homes = self._homes(call)
         fields = fields_of(request.body, strict=self.scope.tenant_headers is None)
         idle = self.dialect.idle_fields
@@ -397,9 +401,7 @@ class RouteCache:
         """Know these bytes from now on. A batch is not: what it is put together from comes and goes one by one."""
         if plan.batch is not None and plan.batch.is_many:
             return
-        if len(self._aliases) >= ALIASES_MAX:
-            del self._aliases[next(iter(self._aliases))]
-        self._aliases[plan.raw] = plan.key
+        self._aliases.learn(plan.raw, plan.key)
 
     # --- the second level ------------------------------------------------------------------------------------------
 

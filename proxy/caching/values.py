@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from hashlib import blake2b
+from math import inf
 from typing import Literal
 
 import msgspec
@@ -50,7 +51,7 @@ class Value:
     """An answer as it is kept. `vector` is where in the body of a single embedding the vector stands, and `tokens` what
     it counted; a stream's body is all its pieces joined. The head is put together once a second at most."""
 
-    __slots__ = ("_age_s", "_head", "_ready", "block", "body", "is_stream", "status", "tokens", "vector")
+    __slots__ = ("_age_s", "_head", "_ready", "block", "body", "is_stream", "status", "tokens", "vector", "whole_bytes")
 
     def __init__(
         self,
@@ -68,6 +69,8 @@ class Value:
         self.is_stream = is_stream
         self.vector = vector
         self.tokens = tokens
+        self.whole_bytes: float = len(body) if status == 200 and not is_stream else inf
+        """The body's, where it is a 200 that goes out in one piece."""
         self._age_s = -1
         self._head = b""
         self._ready: Answer | None = None

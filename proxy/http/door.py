@@ -14,7 +14,7 @@ from typing import cast
 
 from understudy.policies.service import NOWHERE, Answer, Failed, Refused, Request
 from understudy.proxy.dialects.base import BadRequest
-from understudy.proxy.http.exchange import Entry, Exchange, apology
+from understudy.proxy.http.exchange import Entry, Exchange, apology, plain_answer
 from understudy.proxy.http.greeter import Greeter
 from understudy.proxy.http.hall import Hall
 from understudy.proxy.http.heads import body_is_absent
@@ -168,6 +168,33 @@ class Door(Incoming):
             self._queue.append(exchange)
             if self._current is None:
                 self._next()
+
+    def _is_kept(self, head: RequestHead, entry: Entry, body: bytes) -> bool:
+        """What `_take_request` to `finished` come to where the answer is at hand and nobody stands before it: half
+        the cost of a hit is what they hand to each other."""
+        transport, listener, logged = self._transport, self.listener, self.listener.logged
+        if self._current is not None or self._queue or self._write_paused or listener.leaving or self._hop.subject:
+            return False
+        if transport is None or transport.is_closing() or not head.is_plain or not head.keep_alive:
+            return False
+        try:
+            assert entry.quick_hit is not None
+            answer = entry.quick_hit(head.remembered, body, JOINED_BYTES_MAX)
+        except Exception:
+            log.exception("the cache of route %s could not be asked", entry.name)
+            return False
+        if answer is None:
+            return False
+        name = head.id or listener.new_id()
+        transport.write(plain_answer(answer, answer.body, name))
+        self._since = listener.clock()
+        if logged is not None and logged.enabled:
+            request = Request(head.method, head.target, head.headers, body, head.remembered)
+            request.hop = self._hop
+            exchange = Exchange(self, name, request, entry, head, self._heard_at)
+            exchange.answer, exchange.body_bytes, exchange.ended = answer, len(answer.body), self._since
+            logged(exchange, "done")
+        return True
 
     def _say_continue(self) -> None:
         if self._continue_owed:

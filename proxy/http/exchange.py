@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Protocol
 
@@ -18,6 +18,10 @@ COMMENT = b": keep-alive\n\n"
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 PENDING = "pending"
 """Whose a stream is of which nobody has been given anything yet."""
+
+
+QuickHit = Callable[[Mapping[object, object], bytes, int], Answer | None]
+"""What is kept for a request, by what is remembered of its head and by its body; of at most so many bytes."""
 
 
 class Entry(Protocol):
@@ -37,6 +41,8 @@ class Entry(Protocol):
     def keep_alive_s(self) -> float: ...
     @property
     def hit(self) -> Callable[[Request], Answer | None] | None: ...
+    @property
+    def quick_hit(self) -> QuickHit | None: ...
 
 
 class Doorstep(Protocol):
@@ -194,14 +200,7 @@ class Exchange(Stepped):
 
     def plain(self, answer: Answer, body: bytes) -> bytes:
         """The whole of the usual answer: a 200 with a body, to a caller who may ask again. `head` says the same."""
-        return b"HTTP/1.1 200 OK\r\n%b%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
-            answer.lines(),
-            _signature(answer.tier, answer.source),
-            self.id.encode(),
-            len(body),
-            b"" if self.keep_alive else b"connection: close\r\n",
-            body,
-        )
+        return plain_answer(answer, body, self.id, keep_alive=self.keep_alive)
 
     def head(self, answer: Answer, length: int | None) -> bytes:
         """The answer's head, with who answered and how the body is framed. `length` is the body's, where known."""
@@ -219,6 +218,18 @@ class Exchange(Stepped):
             lines.append(b"connection: keep-alive\r\n")
         lines.append(b"\r\n")
         return b"".join(lines)
+
+
+def plain_answer(answer: Answer, body: bytes, id: str, *, keep_alive: bool = True) -> bytes:
+    """A 200 with a body, as it goes out."""
+    return b"HTTP/1.1 200 OK\r\n%b%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        answer.lines(),
+        _signature(answer.tier, answer.source),
+        id.encode(),
+        len(body),
+        b"" if keep_alive else b"connection: close\r\n",
+        body,
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -31,7 +31,9 @@ SWEEP_S_MAX = 0.0003
 
 
 class Logged(Protocol):
-    """Where a finished exchange is written down."""
+    """Where a finished exchange is written down, while that is `enabled`."""
+
+    enabled: bool
 
     def __call__(self, exchange: Exchange, end: str) -> None: ...
 

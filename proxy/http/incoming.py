@@ -72,6 +72,10 @@ class Incoming(asyncio.Protocol):
         """A whole request, for the other half."""
         raise NotImplementedError
 
+    def _is_kept(self, head: RequestHead, entry: Entry, body: bytes) -> bool:
+        """Whether a request with a known head could be answered at once from what is kept, and was."""
+        raise NotImplementedError
+
     def _say_continue(self) -> None:
         """Ask for the body of a caller who waits to be asked, if there is one."""
         raise NotImplementedError
@@ -95,7 +99,9 @@ class Incoming(asyncio.Protocol):
             return False
         self._dry_bytes = 0
         self._since = self._heard_at
-        self._take_request(head, entry, path, data[at:])
+        body = data[at:]
+        if entry.quick_hit is None or not self._is_kept(head, entry, body):
+            self._take_request(head, entry, path, body)
         return True
 
     def _read_head(self, data: bytes, at: int) -> int:

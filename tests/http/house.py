@@ -154,6 +154,17 @@ class Caller:
             await self.writer.wait_closed()
 
 
+@dataclass
+class Notes:
+    """What an access log would be told."""
+
+    taken: list[tuple[int, str, Call | None]]
+    enabled: bool = True
+
+    def __call__(self, exchange: Exchange, end: str) -> None:
+        self.taken.append((exchange.answer.status if exchange.answer else 0, end, exchange.call))
+
+
 class House:
     """A route (or several) behind a door. `up` is the first upstream, `ups` are all of them, one for each tier, or one
     for each of the `endpoints` of a single tier.
@@ -218,7 +229,7 @@ class House:
             Table([(match, self.parts) for match in route.claims]).find,
             DIALECTS["plain"],
             self.limits,
-            logged=self._log,
+            logged=Notes(self.logged),
             route_names=lambda: ["here"],
             pseudonym=self._pseudonym,
         )
@@ -243,9 +254,6 @@ class House:
         self.listener.sweep(self.loop.time())
         for pool in self.pools:
             pool.sweep(self.loop.time())
-
-    def _log(self, exchange: Exchange, end: str) -> None:
-        self.logged.append((exchange.answer.status if exchange.answer else 0, end, exchange.call))
 
     async def __aexit__(self, *_: object) -> None:
         if self._ticker is not None:
