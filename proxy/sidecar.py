@@ -86,10 +86,9 @@ class Sidecar:
         pseudonym: bytes = b"",
         *,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self.policies = policies
-        self.state = state
-        self.environ = environ
+        self.policies, self.state, self.environ = policies, state, environ
         self.loop = asyncio.get_running_loop()
         self.shedder = Shedder(Shedding())
         self.knowing = Knowing()
@@ -101,7 +100,7 @@ class Sidecar:
         self.questions = Questions(QuestionSettings())
         # a worker tells the others by it what is built on a fallback
         self.fell: Publish | None = None
-        self.world = self._world(clock)
+        self.world = self._world(clock, wall)
         self.access_log = AccessLog(sys.stdout.buffer)
         self.started_at = time.time()
         self.reloads = {"ok": 0, "bad": 0}
@@ -221,10 +220,11 @@ class Sidecar:
         self.checkup.semantic += [meanings.again, self.prompts.again]
         return meanings
 
-    def _world(self, clock: Callable[[], float]) -> World:
+    def _world(self, clock: Callable[[], float], wall: Callable[[], float]) -> World:
         return World(
             clock=clock,
             sleep=asyncio.sleep,
+            wall=wall,
             shedder=self.shedder,
             embed=self.knowing.embed,
             provenance=self.provenance,

@@ -323,16 +323,25 @@ class Overseen(Seen, Protocol):
 class Overlooked:
     """An admin port with a lookout beside it, and what learns from what happened."""
 
-    def __init__(self, front: Front, seen: Overseen, state: Path) -> None:
+    def __init__(
+        self,
+        front: Front,
+        seen: Overseen,
+        state: Path,
+        senders: Senders | None = None,
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._front = front
         self._seen = seen
         self._state = state
-        self._senders = Senders()
+        self._senders = senders or Senders()
+        self._wall = wall
         self._running: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         await self._front.start()
-        lookout = Lookout(self._seen, self._state, self._senders)
+        lookout = Lookout(self._seen, self._state, self._senders, wall=self._wall)
         learnt = self._learnt()
         lookout.beside = [*self._beside(), learnt]
         lookout.annotating.append(learnt.annotations)
@@ -346,7 +355,7 @@ class Overlooked:
         from understudy.proxy.control.learning import Learner
         from understudy.proxy.risk_reports import Learnt
 
-        return Learnt(Learner(self._seen, self._state))
+        return Learnt(Learner(self._seen, self._state, wall=self._wall))
 
     def _beside(self) -> list[Beside]:
         # not for workers, who import what is above
@@ -355,7 +364,8 @@ class Overlooked:
         from understudy.proxy.control.replicas import Replicas
 
         own = f"{socket.gethostname()[:64]}-{secrets.token_hex(4)}"
-        return [Foresight(self._seen, self._state), Replicas(self._seen, own), BudgetAlerts(self._seen.events)]
+        foresight = Foresight(self._seen, self._state, wall=self._wall)
+        return [foresight, Replicas(self._seen, own), BudgetAlerts(self._seen.events)]
 
     async def stop(self) -> None:
         for running in self._running:
