@@ -217,8 +217,8 @@ class Series:
         self.hours = _Grid(HOUR_S, HOURS_MAX)
 
     def add(self, now: float, reading: Reading) -> None:
-        """One more reading; one of another owner, or from before the last, begins anew."""
-        if reading.owner != self.last.owner or now < self.seen_at - FINE_S:
+        """One more reading; one of another owner, or from before the last, begins anew; so does what was emptied."""
+        if reading.owner != self.last.owner or now < self.seen_at - FINE_S or self._was_emptied(now, reading):
             self._begin_anew()
         self.last, self.seen_at = reading, now
         if self.fine.add(now, reading.used):
@@ -241,6 +241,12 @@ class Series:
     @property
     def _grids(self) -> tuple[_Grid, ...]:
         return self.fine, self.coarse, self.levels, self.hours
+
+    def _was_emptied(self, now: float, reading: Reading) -> bool:
+        """Whether its window has ended: how far it was spent, and how fast, says nothing of the next one."""
+        if not self.last.empties_at:
+            return False
+        return now >= self.last.empties_at or 2 * reading.used < self.last.used
 
     def _begin_anew(self) -> None:
         for grid in self._grids:

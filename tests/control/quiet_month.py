@@ -23,7 +23,7 @@ from math import pi, sin
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 from tests.kit import virtual_clock
 from understudy.policies.alerts import Notice
@@ -76,6 +76,9 @@ LATE_BUCKET = 11
 DOUBT_S = 12.0
 """For so long after a failure the verdicts are looked at with each call; else once a minute, as nothing changes."""
 RESTART_S = 7 * DAY_S
+FORECAST_READ_S, FORECAST_LOOK_S = 30.0, 300.0
+"""As often as a grid has a point, and thrice within the time that a warning is held: lines through points are most of
+what a month costs."""
 OUTAGE_S = 300.0
 
 
@@ -310,7 +313,11 @@ def _named(heard: Sequence[Notice]) -> list[tuple[str, str]]:
 def simulated(seed: int, days: float) -> Told:
     """What such a month comes to."""
     beneath = 4e9, [Reading("disk", "state folder", 2e10, 5e10)]
-    with TemporaryDirectory() as name, patch.object(forecasts, "beneath", lambda *_: beneath):
+    with (
+        TemporaryDirectory() as name,
+        patch.object(forecasts, "beneath", Mock(return_value=beneath)),
+        patch.multiple(forecasts, READ_S=FORECAST_READ_S, LOOK_S=FORECAST_LOOK_S),
+    ):
         return virtual_clock.run(month(Path(name), seed, days), io_grace_s=0, real_s_max=7200.0)
 
 

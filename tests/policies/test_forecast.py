@@ -152,6 +152,24 @@ def test_a_quota_is_warned_of_only_where_it_is_spent_before_it_fills_up_again():
     assert first_warning(in_time) is None
 
 
+@pytest.mark.parametrize("early_s", [0.0, 40.0])
+@pytest.mark.parametrize(("spent", "is_warned"), [(0.6, False), (0.9, False), (1.3, True)])
+def test_a_quota_that_fills_up_each_hour_is_warned_of_where_an_hour_spends_more_than_all_of_it(
+    spent: float, is_warned: bool, early_s: float
+):
+    """`early_s` is how much sooner than was said it is filled up again."""
+    series = Series(Reading("quota", "one", 0, 100))
+    warned: list[float] = []
+    for step in range(6 * 120):
+        at, into = step * 30.0, (step * 30.0 + early_s) % HOUR_S
+        used = min(100.0, 100 * spent * into / HOUR_S)
+        series.add(BEGIN + at, Reading("quota", "one", used, 100, "", BEGIN + at - into + early_s + HOUR_S))
+        if series.look(BEGIN + at).warned_since:
+            warned.append(at)
+    assert bool(warned) == is_warned
+    assert len({int(at // HOUR_S) for at in warned}) in (0, 6)
+
+
 def test_nothing_is_said_of_less_than_half_an_hour_or_of_fewer_than_sixty_points():
     assert all(outlook.looked_s == 0 for _, outlook in watched(lambda h: 90 + 10 * h, 0.49))
     seldom = Series(Reading("memory", "one", 0, 100))
