@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy.indexes.faults import BadPoint, CorruptIndex, NotFinite, WrongDimension
-from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, id_key, key_id, searchable
+from understudy.indexes.points import Hit, Payload, Point, PointId, Vector, canonical_id, id_key, key_id, searchable
 from understudy.indexes.records import payload_bytes, payload_of
 
 READERS: Final = 4
@@ -261,6 +261,24 @@ class FrozenStore:
                 for row, *values in sql.execute(f"{joined} WHERE row IN ({marks})", batch):
                     found[row] = _point(tuple(values), named.get(row))
         return [found[int(row)] for row in rows]
+
+    def hits(self, rows: Sequence[int], scores: Sequence[float]) -> list[Hit]:
+        """The points of these rows without their vectors, in the order asked for, each with its score.
+
+        As `fetch` does it, without a Point in between: two thirds of the time, and a tenth of a search's.
+        """
+        found: dict[int, tuple[int, bytes, bytes, int, str, str]] = {}
+        with self._reader() as sql:
+            for at in range(0, len(rows), _BATCH_KEYS):
+                batch = rows[at : at + _BATCH_KEYS]
+                asked = f"SELECT row, {_COLUMNS} FROM points JOIN contents USING (row) WHERE row IN "  # noqa: S608
+                for each in sql.execute(f"{asked}({','.join('?' * len(batch))})", batch):
+                    found[each[0]] = each
+        hits: list[Hit] = []
+        for row, score in zip(rows, scores, strict=True):
+            _, key, payload, version, text, source = found[row]
+            hits.append(Hit(key_id(key), score, payload_of(payload), text, source, None, version))
+        return hits
 
     def payloads(self, start: int = 0, stop: int | None = None) -> Iterator[Payload]:
         """The payloads of rows [start, stop), in row order."""

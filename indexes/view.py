@@ -231,11 +231,14 @@ class View:
         ]
 
     def _hits(self, rows: Rows | list[int], scores: Matrix | list[float], with_vectors: bool) -> list[Hit]:
-        points = self._fetch([int(row) for row in rows], with_vectors)
+        wanted, rated = np.asarray(rows, np.int64).tolist(), np.asarray(scores, np.float64).tolist()
+        if not with_vectors and self.frozen is not None and max(wanted, default=0) < self._frozen_count:
+            return self.frozen.store.hits(wanted, rated)
+        points = self._fetch(wanted, with_vectors)
         return [
             Hit(
                 point.id,
-                float(score),
+                score,
                 point.payload,
                 point.text,
                 point.source,
@@ -243,7 +246,7 @@ class View:
                 point.version,
                 point.named,
             )
-            for point, score in zip(points, scores, strict=True)
+            for point, score in zip(points, rated, strict=True)
         ]
 
     def _in_order(self, start: bytes, filter: object) -> Iterator[tuple[bytes, int]]:
@@ -281,7 +284,7 @@ class View:
         index = self._frozen_index(using)
         if index is not None and self.frozen is not None:
             gathered = None if is_no_filter(filter) else self.frozen.gathered(using, filter)
-            found = index.search(query, wanted, frozen, gathered)
+            found = index.nearest(query, wanted, frozen, gathered)
         if not self.tail.live or not wanted:
             return found
         rows, scores = _scan(self.tail.index(using), query, wanted, tail)

@@ -95,6 +95,29 @@ def test_a_frozen_copy_numbers_its_rows_in_id_order(tmp_path: Path, store: Store
     frozen.close()
 
 
+def test_hits_are_the_points_of_their_rows_each_with_its_score(tmp_path: Path, store: Store):
+    store.upsert([*some_points(300), Point("1", _vector(2), {"deep": [{"x": None}]}, "t", "s", 9)])
+    store.freeze(tmp_path / "frozen.sqlite")
+    frozen = FrozenStore(tmp_path / "frozen.sqlite", DIMENSIONS)
+    rows = [300, *range(250, 20, -1), 5, 5]
+    scores = [float(number) for number in range(len(rows))]
+    hits = frozen.hits(rows, scores)
+    assert [hit.score for hit in hits] == scores
+    for hit, point in zip(hits, frozen.fetch(rows), strict=True):
+        assert (hit.id, hit.payload, hit.text, hit.source, hit.version) == (
+            point.id,
+            point.payload,
+            point.text,
+            point.source,
+            point.version,
+        )
+        assert (hit.vector, hit.named) == (None, {})
+    # whoever gets a payload may change it
+    assert hits[-1].payload is not hits[-2].payload
+    assert frozen.hits([], []) == []
+    frozen.close()
+
+
 def test_a_store_of_the_first_format_is_still_read(tmp_path: Path, store: Store):
     store.upsert(some_points(20))
     store.freeze(tmp_path / "frozen.sqlite")
