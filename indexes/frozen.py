@@ -10,7 +10,8 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, Literal, TypeVar
 
 import numpy as np
@@ -217,22 +218,12 @@ class Frozen:
     def _opened_fields(self, generation: Generation) -> Fields | None:
         # generations of earlier versions have none
         is_there = FIELDS in generation.manifest.files
-        return Fields.open(generation.folder / FIELDS, self.count, self._rows_of, self._rows_with) if is_there else None
-
-    def _rows_of(self, ids: Iterable[PointId]) -> list[int]:
-        found: list[int] = []
-        for point_id in ids:
-            with contextlib.suppress(BadId):  # nothing has an id that none can have
-                row = self.store.row_of(point_id)
-                found += [] if row is None else [row]
-        return found
-
-    def _rows_with(self, name: str) -> Mask:
-        """Which rows have a vector of this name."""
-        index = self.vectors.get(name)
-        if index is None:
-            return np.zeros(self.count, np.bool_)
-        return np.ones(self.count, np.bool_) if index.present is None else index.present.copy()
+        if not is_there:
+            return None
+        # no methods of ours: a generation that holds itself is only let go of when the garbage collector comes by
+        rows_of = partial(_rows_of, self.store)
+        rows_with = partial(_rows_with, self.vectors, self.count)
+        return Fields.open(generation.folder / FIELDS, self.count, rows_of, rows_with)
 
     def _opened_keywords(self, generation: Generation) -> Keywords:
         keywords = open_keywords(generation.folder / KEYWORDS)
@@ -242,6 +233,23 @@ class Frozen:
 
     def _keywords_again(self) -> Keywords:
         return write_keywords(searchable(*words) for words in self.store.words())
+
+
+def _rows_of(store: FrozenStore, ids: Iterable[PointId]) -> list[int]:
+    found: list[int] = []
+    for point_id in ids:
+        with contextlib.suppress(BadId):  # nothing has an id that none can have
+            row = store.row_of(point_id)
+            found += [] if row is None else [row]
+    return found
+
+
+def _rows_with(vectors: Mapping[str, VectorIndex], count: int, name: str) -> Mask:
+    """Which rows have a vector of this name."""
+    index = vectors.get(name)
+    if index is None:
+        return np.zeros(count, np.bool_)
+    return np.ones(count, np.bool_) if index.present is None else index.present.copy()
 
 
 def bytes_of(manifest: Manifest) -> int:

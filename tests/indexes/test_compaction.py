@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,21 @@ def test_a_tail_is_freed_when_the_last_who_looks_at_it_has_gone_and_not_before(t
     collection.refresh()
     assert tail == []
     assert (collection.count, len(ids(collection.search_text("number hedged", 1_000)))) == (90, 87)
+
+
+def test_a_generation_that_was_replaced_is_let_go_of_without_the_garbage_collector(tmp_path: Path):
+    library = _written(tmp_path)
+    collection = library.open("docs")
+    asked = {"must": [{"has_id": [2]}, {"has_vector": "title"}]}
+    assert collection.search(np.ones(DIMENSIONS), 3, filter=asked) == []
+    replaced = weakref.ref(collection.view().frozen)
+    gc.disable()
+    try:
+        assert library.compact("docs") == "g-000002"
+        # its files are deleted, but while they are mapped they take memory and disk
+        assert replaced() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_written_while_it_compacts_is_there_afterwards(tmp_path: Path):
