@@ -72,8 +72,8 @@ def test_the_guilty_change_is_found_first_in_four_of_five_histories_and_innocent
         first += ranked[0].change == culprit
         accused_innocents += sum(one.is_accused for one in ranked if one.change != culprit)
     assert first >= 160
-    # of 800 innocents; those that were made just before the guilty one share its failures
-    assert accused_innocents <= 80
+    # of 800 innocents, one in twenty; those that were made just before the guilty one share its failures
+    assert accused_innocents <= 40
 
 
 @pytest.mark.parametrize("bursts", [False, True])
