@@ -44,12 +44,11 @@ from understudy.models.errors import ModelError
 from understudy.models.space import Space, canonical_name
 from understudy.policies.service import Refused
 from understudy.proxy.bridge_store import BridgeStore, Key, Offered, Published
-from understudy.proxy.shadow_index import pause_s
+from understudy.proxy.shadow_index import pause_s, repeated
 from understudy.proxy.tiers.knowing import Knowing, Model
 
 log = logging.getLogger("understudy.bridges")
 
-TICK_S = 1.0
 LOOK_S = 60.0
 """How often it is looked which copies have no texts, and whether another worker has published a map."""
 REFIT_S = 3600.0
@@ -200,14 +199,7 @@ class Bridges:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self._sleep(TICK_S)
-            try:
-                await self.once()
-            except Exception:
-                # a bug here must not end the process's other work, nor this for ever
-                log.exception("an error of our own while maps between spaces were made")
-                await self._sleep(LOOK_S)
+        await repeated(self.once, self._sleep, "maps between spaces were made")
 
     async def once(self) -> None:
         """Do what is due."""

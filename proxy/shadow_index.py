@@ -67,6 +67,18 @@ def pause_s(took_s: float, cpu_share: float) -> float:
     return took_s * (1 / cpu_share - 1)
 
 
+async def repeated(once: Callable[[], Awaitable[None]], sleep: Callable[[float], Awaitable[object]], what: str) -> None:
+    """Do what is due, every TICK_S until cancelled; `what` says to the log what was being done when it broke."""
+    while True:
+        await sleep(TICK_S)
+        try:
+            await once()
+        except Exception:
+            # a bug here must not end the process's other work, nor this for ever
+            log.exception("an error of our own while %s", what)
+            await sleep(AGAIN_S)
+
+
 class ShadowIndex:
     """Fills in what is missing. `is_outage` says that an upstream is away; `cpu_share` is above 0."""
 
@@ -96,14 +108,7 @@ class ShadowIndex:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self._sleep(TICK_S)
-            try:
-                await self.once()
-            except Exception:
-                # a bug here must not end the process's other work, nor this for ever
-                log.exception("an error of our own while embedding local collections")
-                await self._sleep(AGAIN_S)
+        await repeated(self.once, self._sleep, "embedding local collections")
 
     async def once(self) -> None:
         """Fill every collection as far as can be done now."""

@@ -109,51 +109,35 @@ def understudy(site: Site) -> Start:
     return start_sidecar(policies, site, site.folder / "state")
 
 
-def _understudy_plain(site: Site) -> Start:
-    """One route that takes everything as it is, with every policy that can be turned off turned off."""
-    policies = site.folder / "plain"
-    policies.mkdir(exist_ok=True)
-    (policies / "plain.yaml").write_text(
-        f"""\
+ROUTE = """\
 server:
-  listen: ${{UNDERSTUDY_LISTEN}}
-  admin: ${{UNDERSTUDY_ADMIN}}
+  listen: ${UNDERSTUDY_LISTEN}
+  admin: ${UNDERSTUDY_ADMIN}
   access_log: false
 routes:
-  - name: everything
-    match: {{prefix: /}}
-    dialect: plain
-    retry: {{attempts: 1}}
-    breaker: {{enabled: false}}
+  - name: all
+    match: {prefix: /}
+    %s
     tiers:
-      - {{kind: upstream, name: bench, url: "http://127.0.0.1:{site.upstream_port}"}}
-""",
-        encoding="utf-8",
-    )
-    return start_sidecar(policies, site, site.folder / "plain-state")
+      - {kind: upstream, name: bench, url: "http://127.0.0.1:%d"}
+"""
+
+
+def _understudy_plain(site: Site) -> Start:
+    """One route that takes everything as it is, with every policy that can be turned off turned off."""
+    return _one_route(site, "plain", "dialect: plain", "retry: {attempts: 1}", "breaker: {enabled: false}")
 
 
 def _understudy_cache(site: Site) -> Start:
     """One route that keeps every answer, with policies and access log as nginx has them beside it: none."""
-    policies = site.folder / "cache"
+    return _one_route(site, "cache", "dialect: openai-chat", "cache: {enabled: true, answers: always, ttl_s: 3600}")
+
+
+def _one_route(site: Site, name: str, *lines: str) -> Start:
+    policies = site.folder / name
     policies.mkdir(exist_ok=True)
-    (policies / "cache.yaml").write_text(
-        f"""\
-server:
-  listen: ${{UNDERSTUDY_LISTEN}}
-  admin: ${{UNDERSTUDY_ADMIN}}
-  access_log: false
-routes:
-  - name: chat
-    match: {{prefix: /}}
-    dialect: openai-chat
-    cache: {{enabled: true, answers: always, ttl_s: 3600}}
-    tiers:
-      - {{kind: upstream, name: bench, url: "http://127.0.0.1:{site.upstream_port}"}}
-""",
-        encoding="utf-8",
-    )
-    return start_sidecar(policies, site, site.folder / "cache-state")
+    (policies / f"{name}.yaml").write_text(ROUTE % ("\n    ".join(lines), site.upstream_port), encoding="utf-8")
+    return start_sidecar(policies, site, site.folder / f"{name}-state")
 
 
 def _nginx(site: Site) -> Start:
