@@ -50,7 +50,7 @@ from understudy.proxy.trace_settings import Traces
 ENDPOINTS_MAX = 256
 PLAIN = "plain"
 SPACED_KINDS = ("embed", "retrieve")
-TRANSLATED = (*get_args(Speech), "azure-openai-chat")
+TRANSLATED = (*get_args(Speech), "azure-openai-chat", "openai-responses")
 # Ollama asks nobody for a key.
 KEYLESS = "ollama-chat"
 

@@ -30,6 +30,7 @@ from understudy.proxy.dialects.translate import (
     Reply,
     Said,
     Signature,
+    Telling,
     Text,
     Tool,
     ToolResult,
@@ -165,7 +166,7 @@ class OpenAIWire:
     def hearing(self, prompt: Prompt) -> OpenAIHearing:  # noqa: ARG002 - the stream says all of it
         return OpenAIHearing()
 
-    def telling(self, prompt: Prompt, signature: Signature) -> OpenAITelling:
+    def telling(self, prompt: Prompt, signature: Signature) -> Telling:
         return OpenAITelling(prompt, signature)
 
 
@@ -383,12 +384,13 @@ def _parts(content: Any) -> Iterator[Part]:
                 if text:
                     yield Text(text)
             case "image_url":
-                yield _picture(str(as_object(part.get("image_url")).get("url") or ""))
+                yield picture_of(str(as_object(part.get("image_url")).get("url") or ""))
             case kind:
                 refuse(f"content of type {str(kind)[:32]}")
 
 
-def _picture(url: str) -> Picture:
+def picture_of(url: str) -> Picture:
+    """A picture as OpenAI's APIs have it: an address, or a `data:` URL."""
     if not url.startswith("data:"):
         return Picture(url=url)
     head, comma, data = url.removeprefix("data:").partition(",")

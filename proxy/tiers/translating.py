@@ -46,11 +46,12 @@ from understudy.proxy.dialects.translate import (
 from understudy.proxy.dialects.translate_anthropic import AnthropicWire
 from understudy.proxy.dialects.translate_ollama import OllamaWire
 from understudy.proxy.dialects.translate_openai import AzureWire, OpenAIWire
+from understudy.proxy.dialects.translate_responses import ResponsesWire
 from understudy.proxy.settings import UpstreamTier
 from understudy.proxy.tiers.judging import error_said
 
 WIRES: Mapping[str, Wire] = MappingProxyType(
-    {wire.name: wire for wire in (OpenAIWire(), AnthropicWire(), OllamaWire(), AzureWire())}
+    {wire.name: wire for wire in (OpenAIWire(), AnthropicWire(), OllamaWire(), AzureWire(), ResponsesWire())}
 )
 ANY_MODEL = "*"
 # whoever asks is known by all the others: keys, cookies, organisations, and headers of the first provider's own
