@@ -507,7 +507,7 @@ def test_a_stream_that_is_cut_raises_in_the_client(caller: str, provider: str, s
     assert "broke off" in words
 
 
-@pytest.mark.parametrize("dialect", ["openai-completions", "openai-responses", "cohere-chat"])
+@pytest.mark.parametrize("dialect", ["openai-completions", "cohere-chat"])
 def test_what_is_never_translated_is_said_when_policies_are_read(dialect: str, tmp_path: Path):
     tier = "{kind: upstream, name: a, url: 'http://a', speaks: anthropic, headers: {x-api-key: k}}"
     text = f"routes: [{{name: r, match: {{path: /r}}, dialect: {dialect}, tiers: [{tier}]}}]"
