@@ -3,6 +3,7 @@
     our breaker opens --> our page: open, for so many seconds, why --> the others' pages, read twice a second
     their page, alive --> of each opening one hint --> our own breaker: open as long, HINT_S_MAX at most
                       --> a component is ill -------> a check of ours, at once
+                      --> what happened there ------> our journal, once, by their name
 
 Replicas stand in different places: an endpoint that one can't reach may be well for another. So a hint opens a breaker
 only where our own calls do not speak against it, closes none, and is passed on to nobody. A page is alive while its
@@ -11,8 +12,11 @@ beat goes on: their clocks are not ours.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+from understudy.policies.events import Event
 
 HINT_S_MAX = 30.0
 SILENT_S = 15.0
@@ -24,6 +28,10 @@ SKEW_S = 10.0
 REPLICAS_MAX = 256
 OPEN_MAX = 256
 REASON_CHARS_MAX = 120
+NOTES_MAX = 32
+"""The last things that happened to a replica, that stand on its page."""
+NOTES_PER_MINUTE_MAX = 120
+"""Of all the others' together: a journal is for what happened here first."""
 
 
 class Open(NamedTuple):
@@ -32,6 +40,17 @@ class Open(NamedTuple):
     key: str
     left_s: float
     reason: str
+
+
+class Noted(NamedTuple):
+    """Something that happened to a replica, as `policies/events.Event` has it; `number` grows with every one."""
+
+    number: int
+    at: float
+    family: str
+    component: str
+    kind: str
+    detail: str
 
 
 class Page(NamedTuple):
@@ -44,6 +63,7 @@ class Page(NamedTuple):
     open: Sequence[Open] = ()
     health: Mapping[str, str] = {}
     expires_s: float = SILENT_S
+    notes: Sequence[Noted] = ()
 
 
 class Hint(NamedTuple):
@@ -123,6 +143,44 @@ class Neighbours:
     def gone(self, now: float) -> list[str]:
         """Replicas whose pages nobody needs any more."""
         return [name for name, known in self._known.items() if now - known.since > GONE_S]
+
+
+class Notes:
+    """What happened to us, for our page; and what of theirs is news. `began` is a wall clock's, in seconds: what
+    happened elsewhere before that, whoever was here before has noted."""
+
+    __slots__ = ("_began", "_minute", "_number", "_seen", "_taken", "own")
+
+    def __init__(self, began: float) -> None:
+        self.own: deque[Noted] = deque(maxlen=NOTES_MAX)
+        self._began = began
+        # numbers of another life of ours are lower
+        self._number = int(began * 1000)
+        self._seen: dict[str, int] = {}
+        self._minute = self._taken = 0
+
+    def add(self, event: Event) -> None:
+        """This has happened to us."""
+        self._number += 1
+        noted = event.at, event.family, said_of(event.component), said_of(event.kind), said_of(event.detail)
+        self.own.append(Noted(self._number, *noted))
+
+    def news(self, now: float, pages: Iterable[Page]) -> list[tuple[str, Noted]]:
+        """What stands on these pages that we have not taken yet: the replica, and what happened to it."""
+        if int(now // 60) != self._minute:
+            self._minute, self._taken = int(now // 60), 0
+        found: list[tuple[str, Noted]] = []
+        for page in pages:
+            last = self._seen.get(page.replica, 0)
+            if page.replica not in self._seen and len(self._seen) >= REPLICAS_MAX:
+                del self._seen[next(iter(self._seen))]
+            for one in page.notes[-NOTES_MAX:]:
+                if one.number <= last or one.at < self._began or self._taken >= NOTES_PER_MINUTE_MAX:
+                    continue
+                self._taken += 1
+                found.append((page.replica, one))
+            self._seen[page.replica] = max([last, *(one.number for one in page.notes[-NOTES_MAX:])])
+        return found
 
 
 def said_of(text: str, chars_max: int = REASON_CHARS_MAX) -> str:

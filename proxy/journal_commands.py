@@ -147,6 +147,8 @@ def _line(entry: dict[str, Any]) -> str:
     from understudy.proxy.risk_reports import at_told
 
     head = f"{at_told(entry['at'])}  {entry['family']:<9} {entry['component']}  {entry['kind']}"
+    if replica := entry["facts"].get("replica"):
+        head += f" (replica {replica})"
     lines = [f"{head}: {entry['detail']}" if entry["detail"] else head]
     lines += [f"{'':<22}{changed}" for changed in entry.get("changes", ())]
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 REPLICA_METRICS = {
     "understudy_replicas_alive": "Other replicas whose pages are read from Redis",
     "understudy_replicas_reached": "1 while the Redis that replicas share can be reached",
-    "understudy_replicas_total": "Pages read, written and malformed, times Redis failed, and hints passed on",
+    "understudy_replicas_total": "Pages read, written and malformed, times Redis failed, hints passed on, events noted",
 }
 
 

@@ -10,6 +10,7 @@ class Replicas(Frozen, frozen=True):
     depends on its being there; with another second level, or none, nothing is shared."""
 
     share: bool = True
-    """Tell the others which breakers live calls have opened, and heed what they tell as hints."""
+    """Tell the others which breakers live calls have opened, and heed what they tell as hints; what happened to each
+    stands in all their journals."""
     name: Name | None = None
     """What the others call this one; without it, its host's name and a number of its own. It must be its own."""

@@ -195,8 +195,9 @@ class Journal:
         return [_entry(row) for row in rows]
 
     def times(self, family: Family, since: float) -> list[tuple[str, float]]:
-        """Component and time of each event of a family, in order."""
-        rows = self._asked("SELECT component, at FROM events WHERE family = ? AND at >= ? ORDER BY at", (family, since))
+        """Component and time of each event of a family, in order; what happened to other replicas is left out."""
+        query = "SELECT component, at FROM events WHERE family = ? AND at >= ? AND instr(facts, ?) = 0 ORDER BY at"
+        rows = self._asked(query, (family, since, '"replica":'))
         return cast("list[tuple[str, float]]", rows)
 
     def _asked(self, query: str, values: Sequence[object]) -> list[tuple[object, ...]]:

@@ -80,6 +80,8 @@ class Learner:
         self.record: dict[tuple[str, str], tuple[int, int]] = {}
         self.heard_of: Counter[str] = Counter()
         self.dropped = 0
+        self.keeping: list[Callable[[Event], None]] = []
+        """Told of each event of ours that is kept."""
         self._fresh = Signals()
         self._failures: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=FAILURES_MAX))
         self._causes: dict[str, tuple[float, str]] = {}
@@ -148,12 +150,21 @@ class Learner:
         elif event.family == "recovery":
             self._learn_what_helped(event)
         self.heard_of[event.family] += 1
+        numbers = self.signals.numbers.get(event.component, {}) if event.family == "failure" else {}
+        changed = self.lately(event.at) if event.family == "failure" else ()
+        self._keep(Entry(event, numbers, changed))
+        for listener in self.keeping:
+            listener(event)
+
+    def heard_elsewhere(self, event: Event) -> None:
+        """Keep what happened to another replica, whose name is among the facts; nothing is learnt from it."""
+        self._keep(Entry(event))
+
+    def _keep(self, entry: Entry) -> None:
         if len(self._waiting) >= WAITING_MAX:
             self.dropped += 1
             return
-        numbers = self.signals.numbers.get(event.component, {}) if event.family == "failure" else {}
-        changed = self.lately(event.at) if event.family == "failure" else ()
-        self._waiting.append(Entry(event, numbers, changed))
+        self._waiting.append(entry)
         self._more.set()
 
     def _failed(self, event: Event) -> None:
@@ -329,6 +340,8 @@ class Learner:
             self._failures[component].append(at)
         for entry in reversed(journal.entries(["change"], since=since, count=CHANGES_MAX)):
             event = entry.event
+            if "replica" in event.facts:
+                continue
             self.changes.append(Change(event.at, event.component, event.kind, event.detail))
         for known in journal.known():
             self._known.setdefault((known.component, known.kind), []).append(known.value)
@@ -371,7 +384,7 @@ class Learner:
         await self._measure(now, self._watched.families_now())
         numbers = self._fresh.numbers
         for n, entry in enumerate(self._waiting):
-            if entry.event.family == "failure":
+            if entry.event.family == "failure" and "replica" not in entry.event.facts:
                 self._waiting[n] = entry._replace(numbers=numbers.get(entry.event.component, entry.numbers))
 
     async def _measure(self, now: float, families: Sequence[Family]) -> None:

@@ -343,7 +343,7 @@ class Overlooked:
         await self._front.start()
         lookout = Lookout(self._seen, self._state, self._senders, wall=self._wall)
         learnt = self._learnt()
-        lookout.beside = [*self._beside(), learnt]
+        lookout.beside = [*self._beside(learnt.learner), learnt]
         lookout.annotating.append(learnt.annotations)
         lookout.listeners.append(lambda notice: self._seen.events.publish(_happened(notice)))
         lookout.learner = learnt.learner
@@ -357,7 +357,7 @@ class Overlooked:
 
         return Learnt(Learner(self._seen, self._state, wall=self._wall))
 
-    def _beside(self) -> list[Beside]:
+    def _beside(self, learner: Learner) -> list[Beside]:
         # not for workers, who import what is above
         from understudy.proxy.control.budget_alerts import BudgetAlerts
         from understudy.proxy.control.forecasts import Foresight
@@ -365,7 +365,9 @@ class Overlooked:
 
         own = f"{socket.gethostname()[:64]}-{secrets.token_hex(4)}"
         foresight = Foresight(self._seen, self._state, wall=self._wall)
-        return [foresight, Replicas(self._seen, own), BudgetAlerts(self._seen.events)]
+        replicas = Replicas(self._seen, own, journal=learner.heard_elsewhere)
+        learner.keeping.append(replicas.notes.add)
+        return [foresight, replicas, BudgetAlerts(self._seen.events)]
 
     async def stop(self) -> None:
         for running in self._running:

@@ -4,7 +4,8 @@
     Redis away     tried again after 1 s, 2 s ... PAUSE_S_MAX; meanwhile each replica goes by what it sees itself
 
 It runs beside the calls, in the process that has the admin port: no call ever waits for it. What stands in Redis is
-names of routes, tiers and components and words about them, and is not believed to be more than that.
+names of routes, tiers and components and words about them, and is not believed to be more than that. What happened to a
+replica the others keep in their journals, by its name, where it counts for nothing else: their risks are their own.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, get_args
 
 import msgspec
 
 from understudy.policies.alerts import Alert
-from understudy.policies.hints import OPEN_MAX, Hint, Neighbours, Open, Page, said_of
+from understudy.policies.events import Event
+from understudy.policies.events import Family as EventFamily
+from understudy.policies.hints import NOTES_MAX, OPEN_MAX, Hint, Neighbours, Noted, Notes, Open, Page, said_of
 from understudy.proxy.control.hinting import Key, Opening
 from understudy.proxy.control.redis_line import Address, RedisFault, RedisLine
 from understudy.proxy.control.wire import Family
@@ -32,9 +35,11 @@ LOOK_S, BEAT_S = 0.5, 5.0
 PAUSE_S, PAUSE_S_MAX = 1.0, 30.0
 HASH_TTL_S = 3600
 """The hash is gone an hour after the last of its replicas."""
-PAGE_BYTES_MAX = 64 * 1024
+PAGE_BYTES_MAX = 96 * 1024
 CHANGE_S = 1.0
 """Seconds that are left of an opening go down by themselves, and that is no change."""
+
+FAMILIES = frozenset(get_args(EventFamily))
 
 log = logging.getLogger("understudy.replicas")
 
@@ -61,12 +66,15 @@ class Replicas:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         dice: Callable[[], float] = random.random,
+        journal: Callable[[Event], None] | None = None,
     ) -> None:
         self._shared = shared
+        self._journal = journal
+        self.notes = Notes(wall())
         self._clock, self._wall, self._dice = clock, wall, dice
         self._name = name
         self.neighbours = Neighbours(name)
-        words = ("read", "written", "failed", "malformed", "hinted")
+        words = ("read", "written", "failed", "malformed", "hinted", "noted")
         self.results: dict[str, int] = dict.fromkeys(words, 0)
         self._line: RedisLine | None = None
         self._from = ""
@@ -74,6 +82,7 @@ class Replicas:
         self._beat = int(wall() * 1000)
         self._told: tuple[Open, ...] = ()
         self._told_health: dict[str, str] = {}
+        self._told_notes: tuple[Noted, ...] = ()
         self._ill: frozenset[str] = frozenset()
         self._told_at = float("-inf")
         self._pause_s = 0.0
@@ -149,6 +158,15 @@ class Replicas:
         pages = list(self._pages(found))
         hints = self.neighbours.heard(self._clock(), self._wall(), pages)
         self._pass_on(hints, keys)
+        self._note()
+
+    def _note(self) -> None:
+        """Have our journal keep what happened to the others."""
+        for replica, one in self.notes.news(self._wall(), self.neighbours.alive(self._clock())):
+            self.results["noted"] += 1
+            if self._journal is not None:
+                family = cast("EventFamily", one.family)
+                self._journal(Event(one.at, family, one.component, one.kind, one.detail, {"replica": replica}))
 
     def _ours(self, keys: Mapping[Key, str]) -> bytes | None:
         """Our page, where it is time to write it."""
@@ -156,12 +174,16 @@ class Replicas:
         opened = [Open(keys[key], left_s, reason) for key, left_s, reason in self._shared.opened() if key in keys]
         told = tuple(sorted(opened)[:OPEN_MAX])
         health = dict(list(self._shared.verdicts().items())[:OPEN_MAX])
-        is_news = health != self._told_health or not _alike(told, self._told, now - self._told_at)
+        notes = tuple(self.notes.own)
+        is_news = (health, notes) != (self._told_health, self._told_notes) or not _alike(
+            told, self._told, now - self._told_at
+        )
         if not is_news and now - self._told_at < BEAT_S:
             return None
         self._beat += 1
-        self._told, self._told_at, self._told_health = told, now, health
-        return msgspec.msgpack.encode(Page(self.neighbours.own, self._beat, self._wall(), told, health))
+        self._told, self._told_at, self._told_health, self._told_notes = told, now, health, notes
+        page = Page(self.neighbours.own, self._beat, self._wall(), told, health, notes=notes)
+        return msgspec.msgpack.encode(page)
 
     def _pages(self, found: object) -> Iterable[Page]:
         """Theirs, as far as they are any."""
@@ -233,8 +255,10 @@ def _page(data: object) -> Page | None:
         return None
     opened = [one._replace(key=said_of(one.key), reason=said_of(one.reason)) for one in page.open[:OPEN_MAX]]
     health = {said_of(name): said_of(word) for name, word in list(page.health.items())[:OPEN_MAX]}
+    notes = [Noted(one.number, one.at, one.family, *map(said_of, one[3:])) for one in page.notes[-NOTES_MAX:]]
     is_sound = page.replica == said_of(page.replica) and all(0 <= one.left_s < 1e6 for one in opened)
-    return page._replace(open=opened, health=health) if is_sound else None
+    is_sound &= all(one.family in FAMILIES and 0 <= one.at < 1e11 for one in notes)
+    return page._replace(open=opened, health=health, notes=notes) if is_sound else None
 
 
 def _alike(one: tuple[Open, ...], other: tuple[Open, ...], passed_s: float) -> bool:

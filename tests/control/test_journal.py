@@ -148,3 +148,11 @@ def test_a_folder_that_can_not_be_written_to_is_said(tmp_path: Path):
         tmp_path.chmod(0o500)
         with pytest.raises(OSError):
             Journal(tmp_path / FILE).open()
+
+
+def test_what_happened_to_another_replica_is_told_and_counts_for_no_risk_of_ours(journal: Journal):
+    ours = Event(1.0, "failure", "llm_service:m:443", "dns")
+    theirs = Event(2.0, "failure", "llm_service:m:443", "dns", facts={"replica": "other"})
+    journal.add([Entry(ours), Entry(theirs)])
+    assert [entry.event for entry in journal.entries()] == [theirs, ours]
+    assert journal.times("failure", 0.0) == [("llm_service:m:443", 1.0)]

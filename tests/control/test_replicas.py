@@ -18,7 +18,8 @@ import pytest
 
 from tests.caching.test_second import server
 from tests.kit.processes import Sidecar, eventually, free_port
-from understudy.policies.hints import Open, Page
+from understudy.policies.events import Event
+from understudy.policies.hints import Noted, Open, Page
 from understudy.proxy.cache_settings import SharedCache
 from understudy.proxy.control.hinting import Opening
 from understudy.proxy.control.redis_line import REPLY_BYTES_MAX, Address, RedisFault, RedisLine
@@ -127,6 +128,10 @@ def bulks(*values: bytes) -> bytes:
         b":1\r\n:1\r\n" + bulks(b"b", msgspec.msgpack.encode(Page("c", 1, 1e9, (Open("k", 1.0, "x"),)))),
         b":1\r\n:1\r\n" + bulks(b"b", msgspec.msgpack.encode(Page("b", 1, 1e9, (Open("k", -5.0, "x"),)))),
         b":1\r\n:1\r\n" + bulks(b"b", msgspec.msgpack.encode(Page("b", 1, 1e9, (Open("k", math.nan, ""),)))),
+        b":1\r\n:1\r\n"
+        + bulks(b"b", msgspec.msgpack.encode(Page("b", 1, 1e9, notes=(Noted(1, 1.0, "gossip", "c", "k", ""),)))),
+        b":1\r\n:1\r\n"
+        + bulks(b"b", msgspec.msgpack.encode(Page("b", 1, 1e9, notes=(Noted(1, math.nan, "failure", "c", "k", ""),)))),
     ],
 )
 async def test_a_server_that_says_nonsense_or_nothing_is_given_up_within_a_second(data: bytes):
@@ -211,7 +216,8 @@ async def test_what_one_has_opened_the_other_hears_and_the_page_goes_with_its_re
     with server("redis") as (url, _):
         settings = settings_of(url)
         one, other = Own(settings), Own(settings)
-        writes, reads = Replicas(one, "one"), Replicas(other, "other")
+        kept: list[Event] = []
+        writes, reads = Replicas(one, "one"), Replicas(other, "other", journal=kept.append)
         for replicas in (writes, reads):
             await replicas.once(settings)
         one.open = [(KEY, 7.0, "5 failures in a row")]
@@ -232,6 +238,14 @@ async def test_what_one_has_opened_the_other_hears_and_the_page_goes_with_its_re
             await reads.once(settings)
         assert other.alarmed == ["llm_service:model:443"]
         assert reads.told()["pages"][0]["health"] == one.ill
+        writes.notes.add(Event(time.time(), "failure", "llm_service:model:443", "dns", "no such\nname"))
+        for _ in range(3):
+            await writes.once(settings)
+            await reads.once(settings)
+        [noted] = kept
+        assert (noted.family, noted.kind, noted.detail) == ("failure", "dns", "no such name")
+        assert noted.facts == {"replica": "one"}
+        assert not reads.notes.own, "what was heard is passed on by nobody"
         await writes._leave()  # pyright: ignore[reportPrivateUsage]
         await reads.once(settings)
         assert reads.told()["pages"] == []
@@ -260,6 +274,16 @@ routes:
 def admin(sidecar: Sidecar, path: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{sidecar.admin_url}/{path}", timeout=10) as told:
         return json.load(told)
+
+
+def noted(sidecar: Sidecar, text: bytes) -> None:
+    with urllib.request.urlopen(urllib.request.Request(f"{sidecar.admin_url}/changes", data=text), timeout=10):
+        pass
+
+
+def journal(sidecar: Sidecar) -> list[tuple[str, str]]:
+    """What happened, and to which replica; '' for this one."""
+    return [(each["facts"].get("replica", ""), each["detail"]) for each in admin(sidecar, "journal")["entries"]]
 
 
 def called(sidecar: Sidecar) -> tuple[int, float]:
@@ -309,6 +333,10 @@ def test_a_breaker_that_one_sidecar_opens_is_open_in_the_other_and_both_go_on_wh
         assert admin(other, "replicas")["pages"][0]["replica"] == "one"
         # what was heard is passed on by nobody
         assert admin(one, "replicas")["pages"][0]["open"] == []
+        noted(one, b"app 2.1 is out")
+        eventually(lambda: ("one", "app 2.1 is out") in journal(other), within_s=20)
+        assert ("", "app 2.1 is out") in journal(one)
+        assert "app 2.1" not in json.dumps(admin(other, "changes")), "nobody here has deployed anything"
         child.kill()
         child.wait(10)
         eventually(lambda: not admin(other, "status")["replicas"]["reached"])
@@ -317,3 +345,5 @@ def test_a_breaker_that_one_sidecar_opens_is_open_in_the_other_and_both_go_on_wh
             assert status >= 500
             assert took_s < 5
             assert admin(sidecar, "status")["ready"]
+            noted(sidecar, b"while Redis is away")
+            eventually(lambda s=sidecar: ("", "while Redis is away") in journal(s), within_s=20)

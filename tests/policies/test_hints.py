@@ -5,7 +5,21 @@ from __future__ import annotations
 import pytest
 
 from understudy.policies.breaker import Breaker
-from understudy.policies.hints import GONE_S, HINT_S_MAX, REPLICAS_MAX, SILENT_S, Neighbours, Open, Page, said_of
+from understudy.policies.events import Event
+from understudy.policies.hints import (
+    GONE_S,
+    HINT_S_MAX,
+    NOTES_MAX,
+    NOTES_PER_MINUTE_MAX,
+    REPLICAS_MAX,
+    SILENT_S,
+    Neighbours,
+    Noted,
+    Notes,
+    Open,
+    Page,
+    said_of,
+)
 from understudy.proxy.attempt_settings import Breaker as Rules
 
 WALL = 1_800_000_000.0
@@ -122,3 +136,52 @@ def test_what_live_calls_opened_is_not_made_shorter_or_longer_by_a_hint():
     until_s = heart.retry_after_s(1.0)
     assert not heart.hint(1.0, 30.0, "x")
     assert heart.retry_after_s(1.0) == until_s
+
+
+# --- what happened ---------------------------------------------------------------------------------------------------
+
+
+def happened(at: float, kind: str = "connect_refused") -> Event:
+    return Event(at, "failure", "llm_service:model:443", kind, "none answers")
+
+
+def page_of(notes: Notes, replica: str = "other") -> Page:
+    return Page(replica, 1, 0.0, notes=tuple(notes.own))
+
+
+def test_what_happened_elsewhere_is_news_once_and_again_after_a_silence():
+    theirs, ours = Notes(1000.0), Notes(1000.0)
+    theirs.add(happened(1001.0))
+    told = ours.news(1002.0, [page_of(theirs)])
+    assert [(replica, one.at, one.kind) for replica, one in told] == [("other", 1001.0, "connect_refused")]
+    assert ours.news(1003.0, [page_of(theirs)]) == []
+    assert ours.news(1004.0, []) == []
+    theirs.add(happened(1005.0, "healthy"))
+    assert [one.kind for _, one in ours.news(1006.0, [page_of(theirs)])] == ["healthy"]
+
+
+def test_who_is_started_again_notes_nothing_twice_and_is_heard_again():
+    theirs = Notes(1000.0)
+    theirs.add(happened(1001.0))
+    again = Notes(1010.0)
+    assert again.news(1011.0, [page_of(theirs)]) == [], "whoever was here before has noted it"
+    reborn = Notes(1020.0)
+    reborn.add(happened(1021.0, "dns"))
+    assert [one.kind for _, one in again.news(1022.0, [page_of(reborn)])] == ["dns"]
+
+
+def test_no_replica_floods_the_others_journals():
+    ours = Notes(0.0)
+    taken = 0
+    for tick in range(60):
+        notes = tuple(Noted(tick * 100 + n, 1.0, "failure", "c", "k", "") for n in range(100))
+        news = ours.news(1.0, [Page("loud", tick, 0.0, notes=notes)])
+        assert len(news) <= NOTES_MAX
+        taken += len(news)
+    assert taken == NOTES_PER_MINUTE_MAX
+    assert ours.news(61.0, [Page("loud", 99, 0.0, notes=(Noted(10_000, 1.0, "failure", "c", "k", ""),))])
+    mine = Notes(0.0)
+    for n in range(100):
+        mine.add(happened(float(n)))
+    assert len(mine.own) == NOTES_MAX
+    assert mine.own[-1].at == 99.0
