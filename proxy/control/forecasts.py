@@ -252,7 +252,8 @@ class Foresight:
             log.warning("%s can't be read, forecasts begin anew: %s", self._path, fault)
             return
         self._rhythms.update(rhythms)
-        self._warned = {key for key, series in self._forecasts.series.items() if series.warned_since}
+        kept = self._forecasts.series.items()
+        self._warned = {key for key, one in kept if one.warned_since and ADVICE[key[0]].warns}
         self._flagged = {key for key, rhythm in rhythms.items() if rhythm.since}
 
     def _encoded(self) -> bytes:
