@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.kit.two_spaces import FAR, TwoSpaces
 from tests.proxy.test_spaces import DOCUMENTS, QUESTIONS, ids_of
@@ -140,14 +141,17 @@ async def test_what_the_disk_refuses_is_said_once_and_tried_again_a_minute_later
     assert desk.held() == 2
 
 
-async def test_points_deleted_while_they_are_embedded_break_nothing(desk: Desk):
+async def test_points_deleted_while_they_are_embedded_break_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     desk.library.write("docs", [Upsert(points(BATCH_TEXTS))], space="a")
-    desk.embedder.gate.clear()
-    filling = asyncio.ensure_future(desk.index.once())
-    await asyncio.sleep(0.05)
-    desk.library.write("docs", [Delete(Which(ids=(0, 1)))])
-    desk.embedder.gate.set()
-    await filling
+    embed = desk.embedder.embed
+
+    def embed_while_two_go(texts: Sequence[str], kind: Literal["query", "document"] = "query") -> NDArray[np.float32]:
+        desk.library.write("docs", [Delete(Which(ids=(0, 1)))])
+        return embed(texts, kind)
+
+    monkeypatch.setattr(desk.embedder, "embed", embed_while_two_go)
+    await desk.index.once()
+    assert desk.embedder.asked == [(BATCH_TEXTS, "document")]
     assert desk.held() == BATCH_TEXTS - 2
 
 
