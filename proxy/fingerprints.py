@@ -14,7 +14,7 @@ import logging
 import os
 from array import array
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,13 @@ class Fingerprints:
         self.endpoints[one.key] = one
         heart, reports = one.heart, one.rules.drift == "report"
 
-        async def trusted(call: Call) -> Answer:
+        def trusted(call: Call) -> Awaitable[Answer]:
+            # no coroutine of its own: it would be stepped through at every turn of every call
             if heart.is_quarantined and not reports:
                 raise Refused("quarantined", "its vectors are no longer those of its space")
             if not one.is_shown:
                 self._learn(one, call)
-            return await service(call)
+            return service(call)
 
         return trusted
 

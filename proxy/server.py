@@ -44,8 +44,9 @@ YOUNG_OBJECTS_MAX = 10_000
 """How many new containers may be alive before the collector looks at them."""
 TURN_S = 0.001
 """How long a thread keeps the interpreter's lock while others want it, the event loop's too: 5 ms unless said."""
-M_ARENA_MAX = -8
-"""glibc's own number for it (mallopt(3))."""
+M_TRIM_THRESHOLD, M_ARENA_MAX = -1, -8
+"""glibc's own numbers for them (mallopt(3))."""
+TRIM_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ def serve(start: Start) -> int:
     if reading.settings is not None and not _has_local_tier(reading.settings):
         # no thread of ours takes much memory then: a heap for each of them only costs
         _heap("mallopt", M_ARENA_MAX, 1)
+        # said so, it stays: by itself glibc would keep more and more of what large bodies have needed once
+        _heap("mallopt", M_TRIM_THRESHOLD, TRIM_BYTES)
     try:
         if reading.settings is not None and not start.post and _has_parent(reading.settings):
             uvloop.run(_serve_with_workers(start, reading.settings))
