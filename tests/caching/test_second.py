@@ -22,7 +22,7 @@ from understudy.proxy.caching.caches import Caches
 from understudy.proxy.caching.second import Client, Second, client_of
 from understudy.proxy.caching.values import MAGIC, Value, packed, unpacked
 
-WELL_S = 5.0
+WELL_S = 30.0
 WAIT_S = 0.05
 
 
@@ -229,7 +229,7 @@ def server(kind: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     finally:
         child.send_signal(signal.SIGCONT)
         child.kill()
-        child.wait(10)
+        child.wait(60)
 
 
 def _accepts(port: int) -> bool:
@@ -258,9 +258,7 @@ async def test_T39_a_real_server_is_used_and_when_it_is_stopped_or_killed_no_cal
         # while it is well, a busy machine may take its time
         stored.wait_s = second.wait_s = WELL_S
         await one.ask({"model": "m", "input": ["a", "é b", "c"]})
-        for _ in range(200):
-            if stored.results["stored"] == 3:
-                break
+        while stored.results["stored"] < 3:  # noqa: ASYNC110 (nobody is told)
             await asyncio.sleep(0.01)
         assert (await other.ask({"model": "m", "input": ["c", "a"]})).source == "cache"
         assert len(asked) == 1
@@ -271,7 +269,7 @@ async def test_T39_a_real_server_is_used_and_when_it_is_stopped_or_killed_no_cal
         assert second.patience.is_open
         child.send_signal(signal.SIGCONT)
         child.kill()
-        child.wait(10)
+        child.wait(60)
         for n in range(50):
             assert (await one.ask({"model": "m", "input": f"killed {n}"})).status == 200
         for desk in desks:

@@ -60,7 +60,7 @@ class Running:
         return await asyncio.get_running_loop().run_in_executor(None, cli.main, arguments)
 
     async def eventually(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not holds():  # noqa: ASYNC110 (it holds in another thread's time)
                 await asyncio.sleep(0.01)
 

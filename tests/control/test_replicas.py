@@ -334,11 +334,11 @@ def test_a_breaker_that_one_sidecar_opens_is_open_in_the_other_and_both_go_on_wh
         # what was heard is passed on by nobody
         assert admin(one, "replicas")["pages"][0]["open"] == []
         noted(one, b"app 2.1 is out")
-        eventually(lambda: ("one", "app 2.1 is out") in journal(other), within_s=20)
+        eventually(lambda: ("one", "app 2.1 is out") in journal(other))
         assert ("", "app 2.1 is out") in journal(one)
         assert "app 2.1" not in json.dumps(admin(other, "changes")), "nobody here has deployed anything"
         child.kill()
-        child.wait(10)
+        child.wait(60)
         eventually(lambda: not admin(other, "status")["replicas"]["reached"])
         for sidecar in sidecars:
             status, took_s = called(sidecar)
@@ -346,4 +346,4 @@ def test_a_breaker_that_one_sidecar_opens_is_open_in_the_other_and_both_go_on_wh
             assert took_s < 5
             assert admin(sidecar, "status")["ready"]
             noted(sidecar, b"while Redis is away")
-            eventually(lambda s=sidecar: ("", "while Redis is away") in journal(s), within_s=20)
+            eventually(lambda s=sidecar: ("", "while Redis is away") in journal(s))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.real_clock(within_s=20.0))])
+@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.real_clock(within_s=60.0))])
 def either_loop(request: pytest.FixtureRequest) -> str:
     """Use it in dialogues that wait for nothing but bytes."""
     return request.param

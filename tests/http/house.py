@@ -311,7 +311,7 @@ async def turns(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-async def until(true: Callable[[], object], within_s: float = 5.0, *, step_s: float = 0.01) -> None:
+async def until(true: Callable[[], object], within_s: float = 30.0, *, step_s: float = 0.01) -> None:
     """Wait for it to become true."""
     async with asyncio.timeout(within_s):
         while not true():  # noqa: ASYNC110 - what is waited for has no event

@@ -76,7 +76,7 @@ def test_reading_goes_on_while_somebody_writes(store: Store):
     seen.append(next(reading).id)
     writer = threading.Thread(target=store.upsert, args=([Point(0, _vector(1))],))
     writer.start()
-    writer.join(5)
+    writer.join(60)
     assert not writer.is_alive(), "the writer was kept waiting"
     seen += [point.id for point in reading]
     assert len(seen) == len(set(seen)) == 2_500

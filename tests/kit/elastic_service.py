@@ -212,7 +212,7 @@ class Cluster:
         if self._thread.is_alive():
             self._do(self._runner.cleanup())
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(10)
+            self._thread.join(60)
             self._loop.close()
 
     async def _started(self) -> int:

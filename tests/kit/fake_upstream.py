@@ -442,7 +442,7 @@ class Hosted(FakeUpstream):
 
     def do(self, story: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine of this upstream on its loop and wait for it: `upstream.do(upstream.refuse())`."""
-        return asyncio.run_coroutine_threadsafe(story, self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(story, self.loop).result(60)
 
 
 @contextmanager
@@ -458,7 +458,7 @@ def in_thread(always: Act | None = None, **options: Any) -> Iterator[Hosted]:
     finally:
         upstream.do(upstream.__aexit__())
         upstream.loop.call_soon_threadsafe(upstream.loop.stop)
-        thread.join(10)
+        thread.join(60)
         upstream.loop.close()
 
 

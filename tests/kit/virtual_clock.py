@@ -2,7 +2,8 @@
 
                     +-- something is ready ------------------------> run it; the clock stands
     loop is idle ---+-- a thread works for us, or time is held ----> wait for real; the clock stands
-                    +-- sockets are open --------------------------> wait `io_grace_s` for real, then jump
+                    +-- sockets are open --------------------------> wait `io_grace_s` for real, then jump; where that
+                    |                                                took much longer, we had no core: wait again
                     +-- only timers are left ----------------------> jump to the next timer at once
                     +-- nothing is left, not even a timer ---------> Stuck
 
@@ -34,8 +35,10 @@ START_S = 1000.0
 """A virtual clock does not begin at nought: code that takes 0.0 for "never" must not pass by luck."""
 
 IO_GRACE_S = 0.005
-STUCK_S_MAX = 10.0
-REAL_S_MAX = 120.0
+GRACES_MAX = 20
+STUCK_S_MAX = 60.0
+REAL_S_MAX = 300.0
+"""When a test counts as hung: longer than anything it waits for itself, so that no two clocks race."""
 
 
 class Stuck(Exception):
@@ -69,7 +72,7 @@ class JumpingSelector(selectors.BaseSelector):
             return self._wait(self._stuck_s_max) or self._stuck("no timer is set, and no socket became ready")
         if time.monotonic() - self._real_began > self._real_s_max:
             return self._stuck(f"more than {self._real_s_max} s of real time went by")
-        if self.has_sockets and self._grace_s and (ready := self._wait(self._grace_s)):
+        if self.has_sockets and self._grace_s and (ready := self._wait_the_grace()):
             return ready
         self.jumps += 1
         self.now += timeout
@@ -83,6 +86,16 @@ class JumpingSelector(selectors.BaseSelector):
     def restart_guard(self) -> None:
         """Count real time from here: a loop made early and used late has not been running."""
         self._real_began = time.monotonic()
+
+    def _wait_the_grace(self) -> list[tuple[selectors.SelectorKey, int]]:
+        # a machine that has let us wait for a core may have let the kernel's own threads wait for one, too
+        ready: list[tuple[selectors.SelectorKey, int]] = []
+        for _ in range(GRACES_MAX):
+            began = time.monotonic()
+            ready = self._wait(self._grace_s)
+            if ready or time.monotonic() - began < 2 * self._grace_s:
+                break
+        return ready
 
     def _wait(self, real_s: float) -> list[tuple[selectors.SelectorKey, int]]:
         return self._inner.select(real_s)

@@ -189,7 +189,7 @@ def test_several_threads_hurt_by_one_fault_leave_the_gpu_once() -> None:
     all_in = threading.Barrier(4)
 
     def fault(rows: int) -> str:
-        all_in.wait(timeout=10)
+        all_in.wait(timeout=60)
         return OOM
 
     machine.fault = fault
@@ -198,7 +198,7 @@ def test_several_threads_hurt_by_one_fault_leave_the_gpu_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
     assert len(results) == 4
     assert machine.providers_opened == ["CUDA", "CPUE"]
 

@@ -89,7 +89,7 @@ class Server:
     def kill(self) -> None:
         if self.child is not None:
             self.child.kill()
-            self.child.wait(10)
+            self.child.wait(60)
             self.child = None
 
     async def swallow(self) -> None:

@@ -57,16 +57,19 @@ def serve(port: int) -> None:
     """Answer embeddings, `SERVERS` at a time, in the order they came, whether or not anybody still waits."""
     free = asyncio.Semaphore(SERVERS)
     dice = random.Random(7)
+    served = 0
 
     async def embed(request: web.Request) -> web.Response:
+        nonlocal served
         await request.read()
         async with free:
             await asyncio.sleep(SERVICE_S * dice.uniform(0.5, 1.5))
+        served += 1
         one = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}
         return web.json_response({"object": "list", "model": "m", "data": [one], "usage": {}})
 
     async def ready(_request: web.Request) -> web.Response:
-        return web.Response(text="ok")
+        return web.Response(text=str(served))
 
     app = web.Application()
     app.router.add_post("/v1/embeddings", embed)
@@ -87,6 +90,8 @@ class Phase:
     outcomes: Counter[str] = field(default_factory=Counter)
     took_s: list[float] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
+    served: int = 0
+    """What the upstream has worked for meanwhile, in time or too late."""
 
     @property
     def goodput(self) -> float:
@@ -107,8 +112,9 @@ class Phase:
 class Run:
     """All phases against one sidecar."""
 
-    def __init__(self, sidecar: Sidecar, phases: list[Phase], seed: int) -> None:
+    def __init__(self, sidecar: Sidecar, upstream: str, phases: list[Phase], seed: int) -> None:
         self.sidecar = sidecar
+        self.upstream = upstream
         self.phases = phases
         self.dice = random.Random(seed)
 
@@ -119,11 +125,13 @@ class Run:
             calls: list[asyncio.Task[None]] = []
             for phase in self.phases:
                 phase.places.append(await self._places())
+                before = await self._served()
                 due, end = time.monotonic(), time.monotonic() + phase.seconds
                 while due < end:
                     due += self.dice.expovariate(phase.per_s)
                     await asyncio.sleep(max(0.0, due - time.monotonic()))
                     calls.append(asyncio.create_task(self._call(session, phase)))
+                phase.served = await self._served() - before
                 phase.places.append(await self._places())
             await asyncio.gather(*calls)
 
@@ -141,6 +149,9 @@ class Run:
         if what == "ok":
             phase.took_s.append(time.monotonic() - began)
 
+    async def _served(self) -> int:
+        return int(await asyncio.to_thread(_read, self.upstream))
+
     async def _places(self) -> int:
         text = await asyncio.to_thread(_read, self.sidecar.admin_url + "/metrics")
         found = re.search(r"^understudy_limit_places\{[^}]*\} ([0-9.]+)", text, re.MULTILINE)
@@ -149,7 +160,7 @@ class Run:
 
 
 def _read(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         return answer.read().decode()
 
 
@@ -163,14 +174,15 @@ def run_overload(
         Phase("after", after_s, CAPACITY_PER_S / 2),
     ]
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     policies = state / "policies"
     policies.mkdir(parents=True)
-    (policies / "overload.yaml").write_text(POLICY.format(url=f"http://127.0.0.1:{port}", concurrent=concurrent))
+    (policies / "overload.yaml").write_text(POLICY.format(url=url, concurrent=concurrent))
     upstream = Process([sys.executable, "-m", "tests.real.overload", "--upstream", str(port)], ready_port=port)
     # without a file that says otherwise it would listen on the ports of its defaults
     (policies / "server.yaml").write_text("server: {listen: '${UNDERSTUDY_LISTEN}', admin: '${UNDERSTUDY_ADMIN}'}\n")
     with upstream, Sidecar(policies, state / concurrent) as sidecar:
-        asyncio.run(Run(sidecar, phases, seed).all())
+        asyncio.run(Run(sidecar, url, phases, seed).all())
     return phases
 
 

@@ -63,7 +63,7 @@ class Rig:
         return OpenAI(base_url=self.sidecar.url + "/v1", api_key="unused", **options)  # pyright: ignore[reportArgumentType]
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=30) as answer:
             return answer.read().decode()
 
 

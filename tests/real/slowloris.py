@@ -30,6 +30,7 @@ CLOCK_S = 8
 RATE_PER_S = 500
 CALLERS = 4
 PACE_S = 0.01
+ANSWER_S_MAX = 30.0
 LARGE_BYTES = 100_000
 """What a slow reader is sent."""
 MODES = {
@@ -61,6 +62,8 @@ class Measured:
     connections: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
     rss_mib: float = 0.0
     began: float = field(default_factory=time.monotonic)
+    is_over: bool = False
+    """Slow connections were there, and all of them are gone."""
 
     def quantile_ms(self, share: float, begin_s: float = 0.0, end_s: float = float("inf")) -> float:
         took = sorted(took_s for at, took_s in self.calls if begin_s <= at < end_s)
@@ -101,10 +104,10 @@ class Client:
 
     async def _caller(self, seen: Measured, until: float, *, anew: bool) -> None:
         streams = await self._connected()
-        while time.monotonic() < until:
+        while time.monotonic() < until and not seen.is_over:
             began = time.monotonic()
             try:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(ANSWER_S_MAX):
                     if anew:
                         streams[1].close()
                         streams = await self._connected()
@@ -129,14 +132,16 @@ class Client:
         await reader.readexactly(int(length))
 
     async def _watch(self, seen: Measured, began: float, seconds: float) -> None:
-        while (at := time.monotonic() - began) < seconds:
+        while (at := time.monotonic() - began) < seconds and not seen.is_over:
             with suppress(OSError):
-                seen.connections.append((at, await asyncio.to_thread(self._connections)))
+                count = await asyncio.to_thread(self._connections)
+                seen.is_over = count <= CALLERS + 1 and seen.held > 2 * CALLERS
+                seen.connections.append((at, count))
                 seen.rss_mib = max(seen.rss_mib, _rss_mib(self.sidecar.pid))
             await asyncio.sleep(0.5)
 
     def _connections(self) -> int:
-        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=5) as told:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=30) as told:
             lines = told.read().decode().splitlines()
         return int(float(next(line for line in lines if line.startswith("understudy_connections ")).split()[-1]))
 
@@ -146,8 +151,10 @@ def _rss_mib(pid: int) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def run_mode(mode: str, *, connections: int, seconds: float, dialect: str = "plain") -> tuple[Measured, Measured]:
-    """One mode in front of a fresh sidecar: the quiet stretch, and the one under attack."""
+def run_mode(
+    mode: str, *, connections: int, seconds: float, dialect: str = "plain", quiet_s: float = 5.0
+) -> tuple[Measured, Measured]:
+    """One mode in front of a fresh sidecar: the quiet stretch, and the one under attack, `seconds` at most."""
     program = needs("slowhttptest")
     with in_thread(answer(body=b"x" * 1000)) as upstream, tempfile.TemporaryDirectory() as folder:
         upstream.respond = _answer
@@ -157,7 +164,7 @@ def run_mode(mode: str, *, connections: int, seconds: float, dialect: str = "pla
         with Sidecar(policies, Path(folder) / "state") as sidecar:
             client = Client(sidecar)
             asyncio.run(client.measured(1.0))
-            quiet = asyncio.run(client.measured(min(5.0, seconds)))
+            quiet = asyncio.run(client.measured(quiet_s))
             many = ("-c", str(connections), "-r", str(RATE_PER_S), "-l", str(int(seconds) + 30), "-p", "5")
             attack = subprocess.Popen(
                 [program, *MODES[mode], *many, "-u", f"{sidecar.url}/large"],

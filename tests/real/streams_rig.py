@@ -167,6 +167,16 @@ class Gate:
         assert await asyncio.to_thread(self._turn.acquire, timeout=SECONDS_MAX), "nobody opened it"
 
 
+def held(gate: Gate, act: Act) -> Act:
+    """The act once the gate was opened."""
+
+    async def play(wire: Wire, heard: Heard) -> None:
+        await gate.passed()
+        await act(wire, heard)
+
+    return play
+
+
 def in_turns(voice: Voice, parts: Sequence[bytes], gate: Gate) -> Act:
     """Each part when the gate was opened once more."""
 

@@ -106,7 +106,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 
 def told(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         return json.load(answer)
 
 
@@ -115,7 +115,7 @@ def post(sidecar: Sidecar, times: int) -> int:
     well = 0
     for _ in range(times):
         try:
-            with urllib.request.urlopen(urllib.request.Request(sidecar.url + "/x", b"{}"), timeout=5) as answer:
+            with urllib.request.urlopen(urllib.request.Request(sidecar.url + "/x", b"{}"), timeout=30) as answer:
                 well += answer.status == 200
         except urllib.error.HTTPError:
             pass

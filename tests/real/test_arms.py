@@ -72,7 +72,7 @@ def chat(old: Hosted, new: Hosted, *, tier: str = "", more: str = "") -> str:
 
 
 def told(sidecar: Sidecar, path: str) -> str:
-    with urllib.request.urlopen(sidecar.admin_url + path, timeout=5) as given:
+    with urllib.request.urlopen(sidecar.admin_url + path, timeout=30) as given:
         return given.read().decode()
 
 

@@ -153,7 +153,7 @@ def test_a_killed_chroma_is_answered_for_with_the_same_points(deployed: Deployed
     deployed.chroma.start()
     collection.delete(ids=IDS[:100])
     # until it is seen to be well again, the local collection answers, which nobody has told
-    eventually(lambda: collection.count() == COUNT - 100, within_s=60)
+    eventually(lambda: collection.count() == COUNT - 100)
 
 
 def test_an_application_that_starts_while_chroma_is_away_finds_its_collection_by_the_same_id(deployed: Deployed):

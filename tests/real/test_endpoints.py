@@ -71,7 +71,7 @@ async def call(session: aiohttp.ClientSession, url: str) -> tuple[int, str, str]
 
 
 def metric(sidecar: Sidecar, name: str, endpoint: str) -> float:
-    with urllib.request.urlopen(sidecar.admin_url + "/metrics", timeout=5) as told:
+    with urllib.request.urlopen(sidecar.admin_url + "/metrics", timeout=30) as told:
         lines = told.read().decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name) and f'endpoint="{endpoint}"' in line)
 
@@ -107,7 +107,7 @@ async def test_of_three_endpoints_one_is_killed_and_one_is_slow_and_no_call_is_l
         assert metric(sidecar, "understudy_balance_ejected", "doomed") + metric(
             sidecar, "understudy_balance_ejections_total", "doomed"
         )
-        client = http.client.HTTPConnection("127.0.0.1", sidecar.admin_port, timeout=5)
+        client = http.client.HTTPConnection("127.0.0.1", sidecar.admin_port, timeout=30)
         client.request("GET", "/status")
         (tier,) = json.load(client.getresponse())["routes"][0]["tiers"]
         assert [endpoint["name"] for endpoint in tier["endpoints"]] == list(services)

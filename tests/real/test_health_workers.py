@@ -14,6 +14,7 @@ import pytest
 from tests.kit.acts import answer
 from tests.kit.fake_upstream import in_thread
 from tests.kit.processes import Sidecar, eventually
+from tests.real.streams_rig import Gate, held
 
 pytestmark = pytest.mark.real
 
@@ -24,7 +25,7 @@ server:
   listen: ${{UNDERSTUDY_LISTEN}}
   admin: ${{UNDERSTUDY_ADMIN}}
   access_log: false
-  drain_s: 10
+  drain_s: 60
   workers: {workers}
   health: {{every_s: 0.2}}
 routes:
@@ -98,7 +99,7 @@ def test_what_the_worker_that_checks_has_found_the_other_goes_by(tmp_path: Path)
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_outage_of_others_makes_it_unready_and_being_told_to_stop_does_at_once(tmp_path: Path, workers: int):
-    slow = answer(body={"who": "second"}, delay_s=2.0)
+    gate = Gate()
     with in_thread(answer(body={"who": "first"})) as first, in_thread(answer(body={"who": "second"})) as second:
         folder = write(tmp_path, POLICIES.format(workers=workers, first=first.url, second=second.url))
         with Sidecar(folder, tmp_path / "state") as sidecar:
@@ -112,16 +113,17 @@ def test_no_outage_of_others_makes_it_unready_and_being_told_to_stop_does_at_onc
             assert {path: told(sidecar, path)[0] for path in PROBES} == dict.fromkeys(PROBES, 200)
             second.do(second.come_back())
             eventually(lambda: called(sidecar) == (200, "secondary"))
-            second.then(slow)
+            second.then(held(gate, answer(body={"who": "second"})))
             answered: list[tuple[int, str]] = []
             asking = threading.Thread(target=lambda: answered.append(called(sidecar)))
             heard = len(second.heard)
             asking.start()
             eventually(lambda: len(second.heard) > heard)
             sidecar.signal(15)
-            eventually(lambda: told(sidecar, "/readyz") == (503, "draining\n"), within_s=2.0)
+            eventually(lambda: told(sidecar, "/readyz") == (503, "draining\n"))
             assert told(sidecar, "/livez")[0] == 200
-            asking.join(20)
+            gate.open()
+            asking.join(60)
             assert answered == [(200, "secondary")]
 
 

@@ -87,7 +87,7 @@ def test_killed_while_writes_come_every_acknowledged_one_is_stored_with_its_own_
         killed, before = threading.Event(), len(said_yes)
         writer = threading.Thread(target=wrote, args=(deployed.sidecar.url, number, handles, said_yes, killed))
         writer.start()
-        eventually(lambda least=before + 3: len(said_yes) >= least, within_s=60)
+        eventually(lambda least=before + 3: len(said_yes) >= least)
         deployed.sidecar.kill()
         killed.set()
         writer.join()
@@ -95,7 +95,7 @@ def test_killed_while_writes_come_every_acknowledged_one_is_stored_with_its_own_
     assert len(said_yes) >= 3 * ROUNDS
     assert direct.count(DOCS).count == 0, "no handle has reached the database"
     deployed.openai.start()
-    eventually(lambda: {point.id for point in stored(direct)} >= set(said_yes), within_s=60)
+    eventually(lambda: {point.id for point in stored(direct)} >= set(said_yes))
     embedder = load(None, made_state / "models", "cpu")
     for point in stored(direct):
         text = point.payload["text"] if point.payload else ""

@@ -155,7 +155,7 @@ def test_what_each_client_was_said_yes_to_is_stored_with_its_own_vectors_after_a
     assert (bodies(site.milvus), bodies(site.weaviate)) == ([], [])
     site.sidecar.start()
     site.openai.start()
-    eventually(lambda: not site.waiting(), within_s=60)
+    eventually(lambda: not site.waiting())
     assert not list((site.sidecar.state / "held").glob("*/rejected/*"))
     for fake in (site.elastic, site.open):
         documents = fake.documents["docs"]

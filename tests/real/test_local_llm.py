@@ -55,7 +55,7 @@ def sidecar(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sid
     folder = tmp_path_factory.mktemp("llm")
     make_llm(folder / "tiny")
     with Sidecar(policies(folder / "policies", folder / "tiny", port), folder / "state") as running:
-        eventually(lambda: is_ready(port, "/healthz"), within_s=60)
+        eventually(lambda: is_ready(port, "/healthz"))
         yield running
 
 
@@ -113,7 +113,7 @@ def test_the_child_comes_back_and_knows_no_key(sidecar: Sidecar, port: int):
     told = Path(f"/proc/{before}/environ").read_bytes()
     assert b"UNDERSTUDY_" not in told
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: _child_of(sidecar.pid) not in (0, before) and is_ready(port, "/healthz"), within_s=60)
+    eventually(lambda: _child_of(sidecar.pid) not in (0, before) and is_ready(port, "/healthz"))
     told_again = gpt(sidecar).chat.completions.create(model="gpt", messages=ASKED)
     assert told_again.choices[0].message.content == ANSWER
 
@@ -131,7 +131,7 @@ def test_an_environment_is_told_without_its_secrets():
 def test_missing_weights_are_said_and_nothing_else_suffers(tmp_path: Path):
     port = free_port()
     with Sidecar(policies(tmp_path / "policies", tmp_path / "nowhere", port), tmp_path / "state") as running:
-        eventually(lambda: "can't be served" in running.logs(), within_s=60)
+        eventually(lambda: "can't be served" in running.logs())
         with pytest.raises(openai.InternalServerError, match="no weights here") as caught:
             gpt(running).chat.completions.create(model="gpt", messages=ASKED)
         assert caught.value.status_code == 503

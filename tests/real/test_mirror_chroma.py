@@ -56,7 +56,7 @@ class Deployed(NamedTuple):
         return chromadb.HttpClient(host="127.0.0.1", port=self.chroma.port)
 
     def copies(self) -> dict[str, Any]:
-        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=5) as answer:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
             return json.load(answer)["routes"][0].get("mirror", {}).get("copies", {})
 
     def in_step(self, name: str) -> bool:
@@ -64,7 +64,7 @@ class Deployed(NamedTuple):
         return copy.get("state") == "whole" and copy["points_behind"] == 0
 
     def copied(self, *names: str) -> None:
-        eventually(lambda: all(self.in_step(name) for name in names), within_s=45)
+        eventually(lambda: all(self.in_step(name) for name in names))
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_what_changed_in_chroma_past_the_sidecar_is_put_right(deployed: Deployed
     direct.update(ids=IDS[6:7], embeddings=VECTORS[6:7] + 1)
     direct.add(ids=["elsewhere"], embeddings=VECTORS[:1] - 1)
     direct.delete(ids=IDS[280:283])
-    eventually(lambda: deployed.copies()["docs"]["repaired"] >= 6, within_s=60)
+    eventually(lambda: deployed.copies()["docs"]["repaired"] >= 6)
     deployed.copied("docs")
     records = whole(direct)
     collection = deployed.client().get_collection("docs")

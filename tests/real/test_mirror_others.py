@@ -67,7 +67,7 @@ class Deployed:
         return self.sidecar.url + "/db"
 
     def in_step(self, name: str, count: int) -> bool:
-        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=5) as answer:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
             copy = json.load(answer)["routes"][0].get("mirror", {}).get("copies", {}).get(name, {})
         if copy.get("state") != "whole" or copy["points_behind"]:
             return False
@@ -125,7 +125,7 @@ def test_a_dead_cluster_is_answered_for_with_the_documents_it_had_and_the_writes
     cluster = Cluster(fake)
     stack.callback(cluster.kill)
     deployed = deploy(stack, tmp_path, made_state / "models", dialect, cluster.url, ", collections: [docs]")
-    eventually(lambda: deployed.in_step("docs", COUNT), within_s=45)
+    eventually(lambda: deployed.in_step("docs", COUNT))
     # one by one and as a bulk, through the client
     if dialect == "elasticsearch":
         client: Any = Elasticsearch(deployed.url, max_retries=0)
@@ -138,11 +138,11 @@ def test_a_dead_cluster_is_answered_for_with_the_documents_it_had_and_the_writes
     bulk = [{"_op_type": "index", "_index": "docs", "_id": f"p-{n:03}", **document(n)} for n in (COUNT + 1, COUNT + 2)]
     done, _ = helpers.bulk(client, [*bulk, {"_op_type": "delete", "_index": "docs", "_id": "p-003"}])
     assert done == 3
-    eventually(lambda: deployed.in_step("docs", COUNT + 2), within_s=45)
+    eventually(lambda: deployed.in_step("docs", COUNT + 2))
     # and one past the sidecar, which the command finds
     del fake.documents["docs"]["p-004"]
     assert "docs: compared with the database" in deployed.synced("--collection", "docs")
-    eventually(lambda: deployed.in_step("docs", COUNT + 1), within_s=45)
+    eventually(lambda: deployed.in_step("docs", COUNT + 1))
     cluster.kill()
     asked = VECTORS[COUNT] / np.linalg.norm(VECTORS[COUNT])
     knn = {"field": "vec", "query_vector": VECTORS[COUNT].tolist(), "k": 5, "num_candidates": 50}
@@ -167,14 +167,14 @@ def test_a_dead_pinecone_is_answered_for_with_the_records_it_had_and_the_writes_
     direct = Pinecone(api_key="pk").Index(host=pinecone.url)
     direct.upsert(vectors=[record(n) for n in range(COUNT)], namespace="docs")
     deployed = deploy(stack, tmp_path, made_state / "models", "pinecone", pinecone.url)
-    eventually(lambda: deployed.in_step("docs", COUNT), within_s=45)
+    eventually(lambda: deployed.in_step("docs", COUNT))
     client = Pinecone(api_key="pk").Index(host=deployed.url)
     assert client.upsert(vectors=[record(COUNT), record(COUNT + 1)], namespace="docs").upserted_count == 2
     client.delete(ids=["p-003"], namespace="docs")
-    eventually(lambda: deployed.in_step("docs", COUNT + 1), within_s=45)
+    eventually(lambda: deployed.in_step("docs", COUNT + 1))
     direct.delete(ids=["p-004"], namespace="docs")
     assert "docs: compared with the database" in deployed.synced("--collection", "docs")
-    eventually(lambda: deployed.in_step("docs", COUNT), within_s=45)
+    eventually(lambda: deployed.in_step("docs", COUNT))
     pinecone.kill()
     asked = WIDE[COUNT] / np.linalg.norm(WIDE[COUNT])
     found = client.query(vector=WIDE[COUNT].tolist(), top_k=5, namespace="docs", include_metadata=True)

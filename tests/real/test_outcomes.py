@@ -133,7 +133,7 @@ def test_metrics_call_outcomes_by_their_reasons(deployed: Deployed):
             deployed.refusal("both")
         else:
             deployed.ask("both")
-    with urllib.request.urlopen(deployed.sidecar.admin_url + "/metrics", timeout=5) as told:
+    with urllib.request.urlopen(deployed.sidecar.admin_url + "/metrics", timeout=30) as told:
         text = told.read().decode()
     for outcome, reason in (("failed", "quota"), ("caller", "context_length")):
         assert f'route="both",tier="first",outcome="{outcome}",reason="{reason}"' in text or (

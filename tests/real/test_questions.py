@@ -166,6 +166,6 @@ def test_workers_tell_each_other_what_is_built_on_a_fallback(
         passages = [point["payload"]["text"] for point in found.json()["result"]["points"]]
         # every connection is a new one, and any of the workers may take it
         for _ in range(8):
-            eventually(lambda: WORDS in deployed.generate(passages), within_s=30)
-            eventually(lambda: WORDS in deployed.generate(["Summed up."], traceparent=TRACE), within_s=30)
+            eventually(lambda: WORDS in deployed.generate(passages))
+            eventually(lambda: WORDS in deployed.generate(["Summed up."], traceparent=TRACE))
         assert [question["id"] for question in deployed.recent()] == [TRACE[3:35]]

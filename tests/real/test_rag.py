@@ -158,7 +158,7 @@ def test_no_secret_is_in_logs_metrics_or_status(deployed: Rig):
     tiers(deployed)
     deployed.openai.kill()
     tiers(deployed)
-    with urllib.request.urlopen(deployed.sidecar.admin_url + "/status", timeout=5) as answer:
+    with urllib.request.urlopen(deployed.sidecar.admin_url + "/status", timeout=30) as answer:
         status = answer.read().decode()
     deployed.sidecar.stop()
     for text in (status, deployed.sidecar.logs()):

@@ -16,6 +16,7 @@ import pytest
 from tests.kit.acts import answer, sse
 from tests.kit.fake_upstream import Hosted, in_thread
 from tests.kit.processes import Sidecar, eventually
+from tests.real.streams_rig import Gate, held
 
 pytestmark = pytest.mark.real
 
@@ -28,7 +29,7 @@ def policies(upstream: Hosted, *, more: str = "", tier: str = "", server: str = 
         "  listen: ${UNDERSTUDY_LISTEN}\n"
         "  admin: ${UNDERSTUDY_ADMIN}\n"
         "  reload_s: 0.1\n"
-        f"  drain_s: {server or '10'}\n"
+        f"  drain_s: {server or '60'}\n"
         "routes:\n"
         "  - name: chat\n"
         "    match: {prefix: /v1}\n"
@@ -65,7 +66,7 @@ def post(sidecar: Sidecar, body: bytes = b"{}", path: str = "/v1/chat/completion
 
 def admin(sidecar: Sidecar, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(sidecar.admin_url + path, timeout=5) as told:
+        with urllib.request.urlopen(sidecar.admin_url + path, timeout=30) as told:
             return told.status, told.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -95,7 +96,8 @@ def test_a_changed_file_is_in_force_soon_a_bad_one_never_and_both_are_told(
 
 
 def test_a_call_in_flight_finishes_on_the_stack_it_began_on(upstream: Hosted, folder: Path, tmp_path: Path):
-    upstream.then(answer(body={"who": "slow first"}, delay_s=1.5))
+    gate = Gate()
+    upstream.then(held(gate, answer(body={"who": "slow first"})))
     write(folder, policies(upstream))
     with in_thread(answer(body={"who": "second"})) as other, Sidecar(folder, tmp_path) as sidecar:
         told: list[str] = []
@@ -104,7 +106,8 @@ def test_a_call_in_flight_finishes_on_the_stack_it_began_on(upstream: Hosted, fo
         eventually(lambda: len(upstream.heard) == 1)
         write(folder, policies(other))
         eventually(lambda: json.load(post(sidecar))["who"] == "second")
-        asking.join(20)
+        gate.open()
+        asking.join(60)
         assert told == ["slow first"]
 
 
@@ -141,7 +144,8 @@ def test_a_dead_upstream_fails_no_probe(upstream: Hosted, folder: Path, tmp_path
 def test_sigterm_makes_it_unready_at_once_and_calls_in_hand_are_answered(
     upstream: Hosted, folder: Path, tmp_path: Path
 ):
-    upstream.then(answer(body={"who": "slow"}, delay_s=1.5))
+    gate = Gate()
+    upstream.then(held(gate, answer(body={"who": "slow"})))
     write(folder, policies(upstream))
     with Sidecar(folder, tmp_path) as sidecar:
         answers: list[http.client.HTTPResponse] = []
@@ -150,10 +154,11 @@ def test_sigterm_makes_it_unready_at_once_and_calls_in_hand_are_answered(
         eventually(lambda: len(upstream.heard) == 1)
         sidecar.signal(signal.SIGTERM)
         eventually(lambda: admin(sidecar, "/readyz") == (503, "draining\n"))
-        asking.join(20)
+        gate.open()
+        asking.join(60)
         assert (answers[0].status, answers[0].headers["connection"]) == (200, "close")
         assert sidecar.child is not None
-        assert sidecar.child.wait(10) == 0
+        assert sidecar.child.wait(60) == 0
 
 
 def test_a_stream_still_open_at_the_drain_deadline_is_told_so_in_band(upstream: Hosted, folder: Path, tmp_path: Path):
@@ -167,7 +172,7 @@ def test_a_stream_still_open_at_the_drain_deadline_is_told_so_in_band(upstream: 
         assert b'"error"' in rest
         assert b"[DONE]" not in rest
         assert sidecar.child is not None
-        assert sidecar.child.wait(10) == 0
+        assert sidecar.child.wait(60) == 0
 
 
 def test_the_access_log_is_json_and_holds_no_body_no_query_and_no_key(upstream: Hosted, folder: Path, tmp_path: Path):

@@ -75,11 +75,11 @@ class Deployed:
         return QdrantClient(self.sidecar.url)
 
     def status(self) -> dict[str, Any]:
-        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=5) as answer:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
             return json.load(answer)["spaces"]
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=30) as answer:
             return answer.read().decode()
 
 

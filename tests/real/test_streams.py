@@ -353,7 +353,7 @@ def test_T14_thirty_callers_leaving_large_streams_leave_the_sidecar_ready(
         assert client.getresponse().read1()
     for client in clients:
         client.close()
-    with urllib.request.urlopen(sidecar.admin_url + "/readyz", timeout=5) as ready:
+    with urllib.request.urlopen(sidecar.admin_url + "/readyz", timeout=30) as ready:
         assert ready.status == 200
     eventually(lambda: len(first.abandoned) == 30)
 

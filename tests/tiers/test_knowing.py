@@ -64,18 +64,23 @@ async def test_work_is_done_in_a_thread_and_its_result_comes_back(tmp_path: Path
 @pytest.mark.real_clock
 async def test_more_work_than_can_wait_is_refused_and_places_come_back():
     knowing = Knowing(threads=1, works_max=3)
-    gate = threading.Event()
-    waiting = [asyncio.ensure_future(knowing.in_thread(lambda: gate.wait(10), float("inf"))) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    gate, begun, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def work() -> bool:
+        loop.call_soon_threadsafe(begun.set)
+        return gate.wait(60)
+
+    waiting = [asyncio.ensure_future(knowing.in_thread(work, float("inf"))) for _ in range(3)]
+    await begun.wait()
     with pytest.raises(Refused) as caught:
         await knowing.in_thread(lambda: None, float("inf"))
     assert caught.value.reason == "overloaded"
     waiting[2].cancel()
-    await asyncio.sleep(0.01)
+    await asyncio.wait([waiting[2]])
     # the one that had not begun gave its place back at once, the one in hand keeps its until it is over
     assert knowing.works == 2
     waiting[0].cancel()
-    await asyncio.sleep(0.01)
+    await asyncio.wait([waiting[0]])
     assert knowing.works == 2
     gate.set()
     assert await waiting[1]
@@ -88,7 +93,7 @@ async def test_work_that_takes_too_long_fails_and_its_thread_is_not_lost():
     knowing = Knowing(threads=1)
     gate = threading.Event()
     with pytest.raises(Failed) as caught:
-        await knowing.in_thread(lambda: gate.wait(10), asyncio.get_running_loop().time() + 0.02)
+        await knowing.in_thread(lambda: gate.wait(60), asyncio.get_running_loop().time() + 0.02)
     assert (caught.value.reason, caught.value.again) == ("deadline", False)
     gate.set()
     assert await knowing.in_thread(lambda: 7, float("inf")) == 7

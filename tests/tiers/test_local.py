@@ -150,7 +150,7 @@ class Stalling:
         self._gate = embedder.gate
 
     def get(self, name: str) -> Any:
-        self._gate.wait(10)
+        self._gate.wait(60)
         return self._library.get(name)
 
     def names(self) -> Any:

@@ -47,7 +47,7 @@ def served(certificates: Path) -> ssl.SSLContext:
     return context
 
 
-@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.real_clock(within_s=20.0))], autouse=True)
+@pytest.fixture(params=["asyncio", pytest.param("uvloop", marks=pytest.mark.real_clock(within_s=60.0))], autouse=True)
 def either_loop(request: pytest.FixtureRequest) -> str:
     return request.param
 

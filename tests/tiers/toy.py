@@ -45,7 +45,7 @@ class ToyEmbedder:
         """Texts that are near to nothing."""
 
     def embed(self, texts: Sequence[str], kind: Literal["query", "document"] = "query") -> NDArray[np.float32]:
-        self.gate.wait(10)
+        self.gate.wait(60)
         self.asked.append((len(texts), kind))
         return np.stack([-vector_of(text) if text in self.far else vector_of(text) for text in texts])
 
@@ -89,6 +89,6 @@ def toy_knowing(folder: Path, embedder: ToyEmbedder | None = None) -> Knowing:
 
 async def until_idle(knowing: Knowing) -> None:
     """Wait until no work is in hand any more."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while knowing.works:  # noqa: ASYNC110 - nobody else is told when work is over
             await asyncio.sleep(0.001)
