@@ -478,4 +478,4 @@ def in_words(ladder: Ladder, rungs: tuple[str, ...], rules: RecoveryRules, now: 
         case "held":
             return f"well again since {now - ladder.since:.0f} s: {ladder.steps[-1] if ladder.steps else ''}"
         case "escalated":
-            return f"nothing helped in {rules.attempts} attempts; told a human"
+            return f"nothing helped in {rules.attempts} attempts; left to a human"

@@ -11,12 +11,16 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import understudy.policies
 from understudy.proxy.version import VERSION
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 WELL, NOT_WELL, WRONG = 0, 1, 2
+WIDTH = 120
 PLUGINS = "understudy.commands"
 """The entry points that are commands."""
 EXAMPLES = """\
@@ -70,6 +74,15 @@ def environ_of(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 Command = Callable[[argparse.Namespace], int]
+Groups = Any
+"""What commands are added to; argparse names the type of add_subparsers() only privately."""
+
+
+def console() -> Console:
+    """Where tables are printed. A file or a pipe has no width of its own, and gets one in which no row breaks."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def add_policies(parser: argparse.ArgumentParser) -> None:
@@ -96,12 +109,12 @@ def parser(word: str = "") -> argparse.ArgumentParser:
     return top
 
 
-def _add_others(groups: Any) -> None:
+def _add_others(groups: Groups) -> None:
     from importlib.metadata import entry_points
 
     from understudy.proxy import (
+        admin_commands,
         commands,
-        forecast_commands,
         journal_commands,
         llm_command,
         local_commands,
@@ -109,13 +122,16 @@ def _add_others(groups: Any) -> None:
     )
     from understudy.proxy.bench import command as bench_command
 
-    commands.add_to(groups)
-    journal_commands.add_to(groups)
-    bench_command.add_to(groups)
-    forecast_commands.add_to(groups)
-    local_commands.add_to(groups)
-    model_commands.add_to(groups)
-    llm_command.add_to(groups)
+    for each in (
+        commands,
+        admin_commands,
+        journal_commands,
+        bench_command,
+        local_commands,
+        model_commands,
+        llm_command,
+    ):
+        each.add_to(groups)
     for other in entry_points(group=PLUGINS):
         groups.add_parser(other.name, help=f"{other.name}: see `understudy {other.name} --help`", add_help=False)
 

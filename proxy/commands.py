@@ -1,4 +1,4 @@
-"""Commands on the sidecar and its policies: check, explain, schema, status, tier, env, exec."""
+"""Commands on policies: check, explain, schema, rules, env, exec."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ import json
 import os
 import shlex
 import sys
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from understudy.proxy.cli import (
-    NOT_WELL,
-    WELL,
-    Complaint,
-    add_policies,
-    environ_of,
-    policies_folder,
-)
+from understudy.proxy.cli import NOT_WELL, WELL, Complaint, Groups, add_policies, environ_of, policies_folder
 
 if TYPE_CHECKING:
     from understudy.proxy.reading import Reading
@@ -31,7 +21,6 @@ examples:
   understudy explain POST /v1/chat/completions --outcome 429 insufficient_quota
   understudy explain --json --host api.internal GET /collections
 """
-Groups = Any  # argparse names the type of add_subparsers() only privately
 
 
 def add_to(groups: Groups) -> None:
@@ -64,8 +53,6 @@ def add_to(groups: Groups) -> None:
     add_policies(rules)
     rules.set_defaults(run=print_rules)
 
-    _add_questions(groups)
-
     env = groups.add_parser("env", help="print the exports an application needs")
     env.add_argument("--listen", metavar="HOST:PORT")
     add_policies(env)
@@ -76,22 +63,6 @@ def add_to(groups: Groups) -> None:
     add_policies(execute)
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- CMD ...")
     execute.set_defaults(run=execute_with_env)
-
-
-def _add_questions(groups: Groups) -> None:
-    """What is asked of, or told to, a sidecar that runs."""
-    status = groups.add_parser("status", help="ask a running sidecar how it is")
-    status.add_argument("--admin", metavar="HOST:PORT")
-    status.add_argument("--json", action="store_true", help="as JSON")
-    add_policies(status)
-    status.set_defaults(run=print_status)
-
-    tier = groups.add_parser("tier", help="show the service tier of a running sidecar, or pin it")
-    tier.add_argument("rank", nargs="?", choices=("primary", "secondary", "tertiary", "auto"), metavar="TIER")
-    tier.add_argument("--route", default="", metavar="NAME", help="of this route alone")
-    tier.add_argument("--admin", metavar="HOST:PORT")
-    add_policies(tier)
-    tier.set_defaults(run=pin_tier)
 
 
 def read(arguments: argparse.Namespace) -> Reading:
@@ -175,49 +146,6 @@ def print_rules(arguments: argparse.Namespace) -> int:
 
     sys.stdout.write(rules_text(sound_settings(arguments)))
     return WELL
-
-
-def print_status(arguments: argparse.Namespace) -> int:
-    """Ask the admin port; 1 when the sidecar is not ready, 2 when it does not answer."""
-    status = _status(arguments)
-    if arguments.json:
-        sys.stdout.write(json.dumps(status, indent=2) + "\n")
-    else:
-        from understudy.proxy.status_text import status_text
-
-        sys.stdout.write(status_text(status))
-    return WELL if status.get("ready") else NOT_WELL
-
-
-def _status(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a running sidecar says of itself. Raises Complaint."""
-    admin = arguments.admin or sound_settings(arguments).server.admin
-    try:
-        with urllib.request.urlopen(f"http://{admin}/status", timeout=5) as answer:
-            return json.load(answer)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise Complaint(f"no sidecar answers on {admin}: {reason}") from None
-
-
-def pin_tier(arguments: argparse.Namespace) -> int:
-    """Pin the service tier, or say what it is; 1 where it is not the first."""
-    if arguments.rank:
-        admin = arguments.admin or sound_settings(arguments).server.admin
-        path = f"/tier/{quote(arguments.route, safe='')}" if arguments.route else "/tier"
-        asked = urllib.request.Request(f"http://{admin}{path}", arguments.rank.encode(), method="POST")
-        try:
-            urllib.request.urlopen(asked, timeout=5).close()  # noqa: S310
-        except urllib.error.HTTPError as error:
-            raise Complaint(error.read().decode("utf-8", "replace").strip()) from None
-        except OSError as error:
-            raise Complaint(f"no sidecar answers on {admin}: {error}") from None
-        return WELL
-    from understudy.proxy.health_reports import tiers_text
-
-    status = _status(arguments)
-    sys.stdout.write(tiers_text(status, arguments.route))
-    return WELL if status["health"]["service_tier"]["tier"] == "primary" else NOT_WELL
 
 
 def exports(settings: Settings) -> dict[str, str]:

@@ -37,6 +37,14 @@ def held_status(parts: RouteParts) -> dict[str, Any]:
     return {"held_writes": {"waiting": len(held.line), "bytes": held.line.bytes, "why": held.why, **held.counts}}
 
 
+def held_text(route: dict[str, Any]) -> Iterator[str]:
+    """The same for eyes, while a write waits."""
+    held = route.get("held_writes")
+    if held is not None and held["waiting"]:
+        why = f": {held['why']}" if held["why"] else ""
+        yield f"  held      {held['waiting']} acknowledged writes wait for their vectors{why}"
+
+
 def _family(name: str) -> Any:
     if name.endswith("_total"):
         return CounterMetricFamily(name, HELD_METRICS[name], labels=["route", "result"])

@@ -6,22 +6,18 @@ import argparse
 import json
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
+from urllib.parse import urlencode
 
-from understudy.proxy.cli import NOT_WELL, WELL, Complaint, environ_of, state_folder
-from understudy.proxy.commands import add_policies, sound_settings
+from understudy.proxy.admin_client import Silent, add_admin, ask, ask_json
+from understudy.proxy.cli import NOT_WELL, WELL, Complaint, Groups, console, environ_of, state_folder
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-Groups = Any
-WAIT_S = 5
 COUNT = 50
-WIDTH = 120
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 NOTE_EXAMPLES = """\
 examples:
@@ -45,7 +41,7 @@ def add_to(groups: Groups) -> None:
     journal.add_argument("--count", type=int, default=COUNT, help=f"at most so many (default {COUNT})")
     journal.add_argument("--json", action="store_true", help="as JSON, with all that was measured")
     journal.add_argument("--state", metavar="DIR", help="the state folder (or UNDERSTUDY_STATE)")
-    _add_admin(journal)
+    add_admin(journal)
     journal.set_defaults(run=print_journal)
 
     note = groups.add_parser(
@@ -57,39 +53,12 @@ def add_to(groups: Groups) -> None:
     note.add_argument("text", nargs="+", metavar="TEXT")
     note.add_argument("--component", default="", help="what was changed (default: the application as a whole)")
     note.add_argument("--kind", default="deploy", help="a word for it (default deploy)")
-    _add_admin(note)
+    add_admin(note)
     note.set_defaults(run=send_note)
 
     risk = groups.add_parser("risk", help="print what is likely to fail soon, and how far that may be believed")
-    risk.add_argument("--json", action="store_true", help="as JSON")
-    _add_admin(risk)
+    add_admin(risk, json=True)
     risk.set_defaults(run=print_risk)
-
-
-def _add_admin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--admin", metavar="HOST:PORT", help="where the sidecar's admin port is")
-    add_policies(parser)
-
-
-class Silent(Exception):
-    """No sidecar answers."""
-
-
-def _asked(arguments: argparse.Namespace, path: str, body: object = None) -> bytes:
-    """What the admin port says. Raises Silent, and Complaint for a refusal."""
-    admin = arguments.admin or sound_settings(arguments).server.admin
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(
-        f"http://{admin}{path}", data=data, headers={"content-type": "application/json"} if data else {}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:  # noqa: S310
-            return answer.read()
-    except urllib.error.HTTPError as refused:
-        raise Complaint(refused.read().decode(errors="replace").strip(), NOT_WELL) from None
-    except (urllib.error.URLError, OSError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise Silent(f"no sidecar answers on {admin}: {reason}") from None
 
 
 def print_journal(arguments: argparse.Namespace) -> int:
@@ -115,7 +84,7 @@ def _entries(arguments: argparse.Namespace, since_s: float) -> list[dict[str, An
     if arguments.component:
         asked.append(("component", arguments.component))
     try:
-        return json.loads(_asked(arguments, "/journal?" + urllib.parse.urlencode(asked)))["entries"]
+        return ask_json(arguments, "/journal?" + urlencode(asked))["entries"]
     except Silent as silent:
         return _entries_of_file(arguments, since_s, str(silent))
 
@@ -166,19 +135,13 @@ def send_note(arguments: argparse.Namespace) -> int:
     body = {"text": " ".join(arguments.text), "kind": arguments.kind}
     if arguments.component:
         body["component"] = arguments.component
-    try:
-        sys.stdout.write(_asked(arguments, "/changes", body).decode())
-    except Silent as silent:
-        raise Complaint(str(silent)) from None
+    sys.stdout.write(ask(arguments, "/changes", json.dumps(body)))
     return WELL
 
 
 def print_risk(arguments: argparse.Namespace) -> int:
     """Print every component's risk; 1 when one is to be warned of."""
-    try:
-        told: dict[str, Any] = json.loads(_asked(arguments, "/risk"))
-    except Silent as silent:
-        raise Complaint(str(silent)) from None
+    told: dict[str, Any] = ask_json(arguments, "/risk")
     if arguments.json:
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
@@ -187,17 +150,14 @@ def print_risk(arguments: argparse.Namespace) -> int:
 
 
 def _print_table(told: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    # a file or a pipe has no width of its own
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
+    out = console()
     low, high = told["lead_s"] / 60, (told["lead_s"] + told["window_s"]) / 60
     if not told["components"]:
-        console.print("nothing is known yet: risks are looked at once a minute")
+        out.print("nothing is known yet: risks are looked at once a minute")
         return
-    console.print(_table(told, f"risk of a failure in {low:.0f} to {high:.0f} minutes"))
+    out.print(_table(told, f"risk of a failure in {low:.0f} to {high:.0f} minutes"))
     for one in told["components"]:
-        _print_component(console, one)
+        _print_component(out, one)
 
 
 def _table(told: dict[str, Any], title: str) -> Table:
@@ -216,20 +176,20 @@ def _table(told: dict[str, Any], title: str) -> Table:
     return table
 
 
-def _print_component(console: Any, one: dict[str, Any]) -> None:
+def _print_component(out: Console, one: dict[str, Any]) -> None:
     """Why, whose fault it may be and what to do, where there is anything to say beside the usual."""
     is_unusual = one["risk"] is None or one["risk"] > 2 * one["base"]
     if not is_unusual and not one["recommendations"]:
         return
-    console.print(f"\n[bold]{one['component']}[/bold]")
+    out.print(f"\n[bold]{one['component']}[/bold]")
     for words in one["why"] if is_unusual else ():
-        console.print(f"  because   {words}", markup=False)
+        out.print(f"  because   {words}", markup=False)
     for suspect in one["suspects"]:
         word = "accused " if suspect["accused"] else "suspect "
-        console.print(f"  {word}  {suspect['detail'] or suspect['kind']} ({suspect['share']:.0%})", markup=False)
+        out.print(f"  {word}  {suspect['detail'] or suspect['kind']} ({suspect['share']:.0%})", markup=False)
     for advice in one["recommendations"]:
         here = f"; helped {advice['helped']} of {advice['tried']} times here" if advice["tried"] else ""
-        console.print(f"  advice    {advice['words']} ({advice['evidence']}{here})", markup=False)
+        out.print(f"  advice    {advice['words']} ({advice['evidence']}{here})", markup=False)
 
 
 def _share(value: float | None, loud: bool = False) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from understudy.proxy.arm_reports import arms_text
 from understudy.proxy.forecast_reports import forecast_text
 from understudy.proxy.health_reports import health_text, route_tier_text
+from understudy.proxy.held_reports import held_text
 from understudy.proxy.mirror_reports import mirror_text
 from understudy.proxy.recovery_reports import recovery_text
+from understudy.proxy.risk_reports import ago
 from understudy.proxy.watch_reports import watch_text
 
 
@@ -18,6 +20,8 @@ def status_text(status: dict[str, Any]) -> str:
     policies, local = status["policies"], status["local"]
     lines = [
         "ready" if status["ready"] else f"NOT READY: {status['unready_because']}",
+        *_firing(status.get("alerts", ())),
+        f"sidecar   {_sidecar(status)}",
         f"policies  {policies['digest']} from {policies['folder']}"
         + ("" if policies["reload_ok"] else "  THE FILES ON DISK ARE NOT IN FORCE:"),
         *(f"          {fault}" for fault in policies["faults"]),
@@ -35,9 +39,25 @@ def status_text(status: dict[str, Any]) -> str:
             *arms_text(route),
             *watch_text(route),
             *mirror_text(route),
+            *held_text(route),
             *(line for tier in route["tiers"] for line in _tier(tier)),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _firing(alerts: Iterable[dict[str, str]]) -> Iterator[str]:
+    """What fires, whatever wakes somebody first, and where it is written what to do about it."""
+    for alert in sorted(alerts, key=lambda alert: (alert["severity"] != "critical", alert["alertname"])):
+        yield f"FIRING    {alert['alertname']}, {alert['severity']}: {alert['summary']}"
+        if runbook := alert.get("runbook"):
+            yield f"          see {runbook}"
+
+
+def _sidecar(status: dict[str, Any]) -> str:
+    words = [status["version"], f"up for {ago(status['uptime_s'])}"]
+    if workers := status.get("workers"):
+        words.append(f"{sum(worker['ready'] for worker in workers)} of {len(workers)} workers ready")
+    return ", ".join(words)
 
 
 def _local(local: dict[str, Any]) -> str:
@@ -51,31 +71,30 @@ def _tier(tier: dict[str, Any]) -> Iterator[str]:
     if not tier["active"]:
         yield f"{head}not there: {tier['inactive_because']}"
         return
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in tier["outcomes"].items())
+    # a share of nothing is no way back: who is given no calls at all says why in what it refused
+    share = tier.get("ramp_share", 1)
+    back = f"coming back with {share:.0%} of the calls" if 0 < share < 1 else ""
     endpoints = tier["endpoints"]
-    words = [f"{count} {outcome}" for outcome, count in tier["outcomes"].items()]
-    if tier.get("ramp_share", 1) < 1:
-        words.insert(0, f"coming back with {tier['ramp_share']:.0%} of the calls;")
-    if len(endpoints) == 1:
-        yield f"{head}{' '.join([*_endpoint(endpoints[0]), *words])}"
-        return
-    yield f"{head}{' '.join(words)}"
-    for endpoint in endpoints:
-        yield f"    {endpoint['name']:<24}{' '.join(_endpoint(endpoint))}"
+    alone = _endpoint(endpoints[0]) if len(endpoints) == 1 else ()
+    yield f"{head}{'; '.join(filter(None, [*alone, back, counts]))}".rstrip()
+    for endpoint in endpoints if len(endpoints) > 1 else ():
+        yield f"    {endpoint['name']:<24}{'; '.join(_endpoint(endpoint))}"
 
 
 def _endpoint(endpoint: dict[str, Any]) -> Iterator[str]:
     breaker, limit = endpoint.get("breaker"), endpoint["limit"]
     if endpoint.get("ejected_s"):
-        yield f"LEFT OUT for {endpoint['ejected_s']} s more;"
+        yield f"LEFT OUT for {endpoint['ejected_s']} s more"
     if breaker:
-        yield f"breaker {breaker['state']}"
-        if breaker["state"] != "closed":
-            yield (
-                f"({breaker['reason']}; asked again in {breaker['retry_after_s']} s)"
-                if breaker["mode"] == "auto"
-                else f"({breaker['reason']})"
-            )
-        elif breaker["mode"] != "auto":
-            yield f"({breaker['mode']} by hand)"
+        yield f"breaker {breaker['state']}{_because(breaker)}"
     if limit["in_flight"] or limit["waiting"]:
         yield f"{limit['in_flight']} of {limit['places']} in flight, {limit['waiting']} waiting"
+
+
+def _because(breaker: dict[str, Any]) -> str:
+    if breaker["mode"] != "auto":
+        return f" ({breaker['reason']})" if breaker["state"] != "closed" else f" ({breaker['mode']} by hand)"
+    if breaker["state"] == "closed":
+        return ""
+    return f" ({breaker['reason']}; asked again in {breaker['retry_after_s']} s)"

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client.exposition import generate_latest
 
 from understudy.policies.breaker import MODES, Forced, Mode
@@ -39,6 +40,7 @@ from understudy.proxy.sidecar import Sidecar
 from understudy.proxy.spaces_reports import spaces_status
 from understudy.proxy.spend_reports import budget_status, spend_status
 from understudy.proxy.stack import EndpointParts, RouteParts
+from understudy.proxy.version import VERSION
 from understudy.proxy.watch_reports import watch_status
 
 if TYPE_CHECKING:
@@ -50,6 +52,25 @@ log = logging.getLogger("understudy.admin")
 MODE_BYTES_MAX = 64
 PAGES = ("budgets", "forecasts", "replicas")
 """What is watched beside the objectives has a page each."""
+INDEX = {
+    "GET /status": "how everything is: tiers, breakers, caches, alerts, policies in force",
+    "GET /metrics": "all metrics, for Prometheus",
+    "GET /livez": "the event loop runs",
+    "GET /readyz": "calls can be answered by some tier",
+    "GET /startupz": "policies and the local tier are ready",
+    "GET /changes": "what was changed lately, and whose failures that may be",
+    "POST /changes": "note a deploy: curl -d 'app 2.14 is out'",
+    "GET /journal": "what happened; ?family=failure&component=NAME&since_s=3600&count=100",
+    "GET /risk": "what is likely to fail soon, and what to do",
+    "GET /forecasts": "what will be full and when, and what is unusual",
+    "GET /replicas": "what other replicas have told",
+    "GET /budgets": "budgets of money and tokens that are nearly spent, or spent",
+    "POST /tier": "pin the service tier: curl -d secondary; auto lets it go",
+    "POST /tier/ROUTE": "of one route alone",
+    "POST /breakers/ROUTE/TIER": "force breakers: curl -d forced-open, disabled, metrics-only or auto",
+    "POST /breakers/ROUTE/TIER/ENDPOINT": "of one endpoint alone",
+}
+"""What there is to ask and to tell, for who asks for anything else."""
 LAG_S_MAX = 1.0
 """An event loop later than this is not alive in any sense that helps a caller."""
 
@@ -172,7 +193,23 @@ class Admin:
 
     async def start(self) -> None:
         """Listen. Raises CannotStart."""
-        app = web.Application()
+        self._runner = web.AppRunner(self.app(), access_log=None, handle_signals=False)
+        await self._runner.setup()
+        host, port = parse_address(self._address)
+        try:
+            if self._sock is not None:
+                await web.SockSite(self._runner, self._sock).start()
+            else:
+                await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise CannotStart(f"can't listen on {self._address} (admin): {error.strerror or error}") from None
+        self.port = self._runner.addresses[0][1]
+
+    def app(self) -> web.Application:
+        """All that can be asked and told."""
+        app = web.Application(middlewares=[_guiding])
+        app.router.add_get("/", self._index)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
@@ -187,22 +224,14 @@ class Admin:
         LearningAdmin(self._told).add_to(app)
         app.router.add_post("/breakers/{route}/{tier}", self._force)
         app.router.add_post("/breakers/{route}/{tier}/{endpoint}", self._force)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        await self._runner.setup()
-        host, port = parse_address(self._address)
-        try:
-            if self._sock is not None:
-                await web.SockSite(self._runner, self._sock).start()
-            else:
-                await web.TCPSite(self._runner, host, port).start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise CannotStart(f"can't listen on {self._address} (admin): {error.strerror or error}") from None
-        self.port = self._runner.addresses[0][1]
+        return app
 
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+    async def _index(self, _request: web.Request) -> web.Response:
+        return web.Response(text=_index_text())
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=await self._told.metrics(), headers={"content-type": METRICS_TYPE})
@@ -258,6 +287,25 @@ class Admin:
         return web.Response(text=f"{said}\n")
 
 
+@web.middleware
+async def _guiding(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whoever takes a wrong turn is told which ways there are."""
+    try:
+        return await handler(request)
+    except web.HTTPMethodNotAllowed as refused:
+        allowed = ", ".join(sorted(refused.allowed_methods))
+        return web.Response(
+            status=405, text=f"{request.path} takes {allowed}, not {request.method}\n", headers={"allow": allowed}
+        )
+    except web.HTTPNotFound:
+        return web.Response(status=404, text=f"there is no such page on the admin port; there are:\n{_index_text()}")
+
+
+def _index_text() -> str:
+    width = max(map(len, INDEX))
+    return "".join(f"{request:<{width}}  {words}\n" for request, words in INDEX.items())
+
+
 def _probe(wrong: str) -> web.Response:
     return web.Response(status=503 if wrong else 200, text=(wrong or "ok") + "\n")
 
@@ -269,6 +317,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
     return {
         "ready": not unready,
         "unready_because": unready,
+        "version": VERSION,
         "uptime_s": round(time.time() - sidecar.started_at, 1),
         "policies": {
             "folder": str(sidecar.policies),

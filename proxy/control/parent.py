@@ -60,6 +60,7 @@ from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.metrics import METRICS
 from understudy.proxy.reading import BadPolicies
 from understudy.proxy.settings import Settings
+from understudy.proxy.version import VERSION
 
 if TYPE_CHECKING:
     from understudy.proxy.control.learning import Learner
@@ -370,6 +371,7 @@ class Parent:
         return {
             "ready": not unready,
             "unready_because": unready,
+            "version": VERSION,
             "uptime_s": round(time.time() - self._started_at, 1),
             **merged_status(statuses),
             "alerts": self.lookout.status() if self.lookout is not None else [],

@@ -36,9 +36,9 @@ from understudy.policies.recovery import (
     in_words,
     role_of,
 )
-from understudy.proxy.control.durable import replace_file
 from understudy.proxy.control.hooks import Hooks
 from understudy.proxy.control.rungs import KEEP_OUT, TAKE_BACK, Climbed, Rungs
+from understudy.proxy.durable import replace_file
 from understudy.proxy.recovery_settings import Hook
 from understudy.proxy.recovery_settings import Recovery as Settings
 
@@ -352,7 +352,7 @@ def _in_words(news: News) -> str:
         case "unhelped":
             return f"attempt {news.attempt}: {news.rung} did not help"
         case "escalated":
-            return f"beyond us after {news.attempt} attempts; a human is told: {news.detail}"
+            return f"beyond us after {news.attempt} attempts, and left to a human: {news.detail}"
         case "relapsed":
             return "ill again soon after it was well"
         case "stable":

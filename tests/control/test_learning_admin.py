@@ -145,6 +145,15 @@ async def test_no_web_page_notes_a_change_and_none_is_longer_than_a_line(tmp_pat
         assert len(change["detail"]) == 300
 
 
+async def test_who_takes_a_wrong_turn_on_the_admin_port_is_told_the_ways(tmp_path: Path):
+    async with running(tmp_path) as up:
+        status, index = await up.get("/")
+        assert (status, "POST /breakers/ROUTE/TIER/ENDPOINT" in index) == (200, True)
+        status, told = await up.get("/healthz")
+        assert (status, told.endswith(index)) == (404, True)
+        assert await up.get("/tier") == (405, "/tier takes POST, not GET\n")
+
+
 async def test_the_journal_is_asked_for_by_what_there_is(tmp_path: Path):
     async with running(tmp_path) as up:
         assert (await up.get("/journal?family=gossip"))[0] == 400
@@ -187,7 +196,7 @@ async def test_the_commands_note_tell_and_advise(tmp_path: Path, capsys: pytest.
         assert "ask DNS again for its address" in table
         assert await up.command("risk", "--json") == 0
         assert json.loads(capsys.readouterr().out)["components"]
-        assert await up.command("note", "--kind", "No", "x") == 1
+        assert await up.command("note", "--kind", "No", "x") == 2
 
 
 async def test_after_a_crash_the_journal_is_read_from_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -89,7 +89,7 @@ async def test_what_nobody_can_heal_is_said_to_be_with_a_human_until_it_is_well(
         await first.refuse()
         await ward.until(lambda: "beyond us" in recovering(ward.events).get(component, ""), within_s=180)
         told = {"ready": True, **status_of(ward.sidecar)}
-        assert f"recovery  {component}: nothing helped in 3 attempts; told a human" in status_text(told)
+        assert f"recovery  {component}: nothing helped in 3 attempts; left to a human" in status_text(told)
         await first.come_back()
         await ward.until(lambda: component not in recovering(ward.events))
         escalated = [event for event in ward.events if (event.family, event.kind) == ("recovery", "escalated")]

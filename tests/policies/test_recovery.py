@@ -283,7 +283,7 @@ def test_every_state_is_told_in_words():
     told[ladder.state] = in_words(ladder, patient.rungs, Rules(), patient.now)
     assert told["verifying"] == "attempt 3 of 3: reset_pool done, 0 of 3 checks passed"
     assert told["waiting"].startswith("attempt 2 of 3 did not help; the next begins in")
-    assert told["escalated"] == "nothing helped in 3 attempts; told a human"
+    assert told["escalated"] == "nothing helped in 3 attempts; left to a human"
     assert told["held"] == "well again since 0 s: well again: by itself"
 
 

@@ -6,10 +6,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from understudy.proxy import cli
+from understudy.proxy.control.admin import INDEX, Admin
 from understudy.proxy.metrics import METRICS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -117,6 +119,19 @@ def test_every_command_of_the_readme_is_one_and_every_command_is_in_the_readme()
     named = {words.split()[1] for words in re.findall(r"^\| `(understudy [^`]+)`", README, re.MULTILINE)}
     actions = [action for action in cli.parser()._actions if action.dest == "command"]  # pyright: ignore[reportPrivateUsage]
     assert named == set(actions[0].choices or ())
+
+
+def test_every_page_of_the_admin_port_is_in_its_index_and_in_the_readme_and_no_other():
+    served: set[str] = set()
+    for route in Admin(cast("Any", None), "127.0.0.1:0").app().router.routes():
+        resource = route.resource
+        assert resource is not None
+        path = re.sub(r"{(\w+)}", lambda found: found[1].upper(), resource.canonical)
+        if route.method != "HEAD" and path != "/":
+            served.add(f"{route.method} {path}")
+    listed = re.findall(r"^\| (`(?:GET|POST) .*?) \|", README, re.MULTILINE)
+    assert set(INDEX) == served
+    assert {each for cell in listed for each in re.findall(r"`([^`]+)`", cell)} == served
 
 
 def test_the_readmes_script_is_the_example():
