@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,6 +23,7 @@ from understudy.policies.fingerprint import TEXTS, Fingerprint
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.dialects.generating import model_asked
+from understudy.proxy.durable import replace_file
 from understudy.proxy.outcomes import sets_key
 from understudy.proxy.reembedding import Asker, Reembedding, Way
 from understudy.proxy.settings import DeclaredSpace, Probing, Route, Settings, UpstreamTier
@@ -154,15 +154,11 @@ class Fingerprints:
         """Write the baselines down. Writes to disk: call it in a thread."""
         if self._path is None:
             return
+        told = {
+            key: [b64encode(vector.tobytes()).decode() for vector in vectors] for key, vectors in self.baselines.items()
+        }
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._path.with_suffix(f".{os.getpid()}.tmp")
-            told = {
-                key: [b64encode(vector.tobytes()).decode() for vector in vectors]
-                for key, vectors in self.baselines.items()
-            }
-            draft.write_text(json.dumps(told), encoding="utf-8")
-            draft.replace(self._path)
+            replace_file(self._path, json.dumps(told).encode())
         except OSError as error:
             log.warning("the fingerprints of vector spaces can't be written: %s", error.strerror)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from array import array
 from collections import deque
@@ -27,6 +26,7 @@ from understudy.policies.marks import MARK_PLACES, first_handle, mark_of, space_
 from understudy.policies.service import Answer, Call, Refused, Request
 from understudy.proxy.asks import EmbedAsk
 from understudy.proxy.dialects.base import BadRequest, Dialect
+from understudy.proxy.durable import replace_file
 from understudy.proxy.embeddings_told import encoding_of, vectors_in
 from understudy.proxy.reembedding import Reembedding, Way
 from understudy.proxy.settings import Ledger
@@ -294,10 +294,7 @@ class Provenance:
         except (OSError, ValueError, KeyError, TypeError):
             pass
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._path.with_suffix(f".{os.getpid()}.tmp")
-            draft.write_text(json.dumps(state), encoding="utf-8")
-            draft.replace(self._path)
+            replace_file(self._path, json.dumps(state).encode())
         except OSError as error:
             log.warning("what is known of vector spaces can't be written: %s", error.strerror)
 

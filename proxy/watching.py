@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -36,6 +35,7 @@ from understudy.proxy.asks import RetrieveAsk
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import BadRequest, Dialect
 from understudy.proxy.doubting import Doubting
+from understudy.proxy.durable import replace_file
 from understudy.proxy.reading_answers import results_of
 from understudy.proxy.settings import LocalTier, Route, Tier, UpstreamTier
 from understudy.proxy.watch_settings import Watch
@@ -350,10 +350,7 @@ class Watching:
         if self._store is None:
             return
         try:
-            self._store.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._store.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(self.vectors), "utf-8")
-            temporary.replace(self._store)
+            replace_file(self._store, json.dumps(self.vectors).encode())
         except OSError as error:
             log.warning("route %s: goldens can't be kept: %s", self.name, error)
 

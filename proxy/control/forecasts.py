@@ -36,10 +36,10 @@ from understudy.policies.rhythm import (
     shown,
     trend_of,
 )
-from understudy.proxy.control.durable import replace_file
 from understudy.proxy.control.objectives import CAPACITY, CAPACITY_RUNBOOK
 from understudy.proxy.control.resources import Loads, beneath, with_memory
 from understudy.proxy.control.wire import Family
+from understudy.proxy.durable import replace_file
 from understudy.proxy.events import Events
 from understudy.proxy.forecast_reports import (
     amount,

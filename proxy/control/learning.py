@@ -26,10 +26,10 @@ from understudy.policies.recommendations import Recommendation, recommended
 from understudy.policies.risk import STEP_S, Risk, features
 from understudy.proxy.changes import Fact, fact_of, flutters
 from understudy.proxy.components import Component, components_of
-from understudy.proxy.control.durable import replace_file
 from understudy.proxy.control.entries import FILE, Entry, Known
 from understudy.proxy.control.signals import Signals
 from understudy.proxy.control.wire import Family
+from understudy.proxy.durable import replace_file
 from understudy.proxy.events import Events
 from understudy.proxy.settings import Settings
 

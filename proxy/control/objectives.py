@@ -42,11 +42,11 @@ from understudy.policies.observe import Histogram, RouteTally
 from understudy.proxy.alert_settings import Objectives
 from understudy.proxy.changes import Fact
 from understudy.proxy.control.alerting import Senders
-from understudy.proxy.control.durable import replace_file
 from understudy.proxy.control.hinting import Opening
 from understudy.proxy.control.resources import Loads
 from understudy.proxy.control.wire import Family
 from understudy.proxy.dialects import KINDS
+from understudy.proxy.durable import replace_file
 from understudy.proxy.events import Events
 from understudy.proxy.metrics import METRICS
 from understudy.proxy.settings import Route, Settings

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from understudy.indexes.library import folder_name
 from understudy.indexes.points import PointId, id_key
+from understudy.proxy.durable import replace_file
 
 PRINT_BYTES: Final = 8
 FILE_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -103,7 +104,7 @@ class Notes:
         return _read(self.folder / "standing.json", Standings) or Standings()
 
     def write_standings(self, standings: Standings, *, durable: bool = True) -> None:
-        _write(self.folder / "standing.json", msgspec.json.encode(standings), durable=durable)
+        replace_file(self.folder / "standing.json", msgspec.json.encode(standings), durable=durable)
 
     @property
     def keeps(self) -> bool:
@@ -114,7 +115,7 @@ class Notes:
 
     def leave_note(self, kind: str, local: str, text: str) -> None:
         """Tell the keeper something of a copy; `kind` is the name of a folder."""
-        _write(self.folder / kind / folder_name(local)[:200], msgspec.json.encode([local, text]))
+        replace_file(self.folder / kind / folder_name(local)[:200], msgspec.json.encode([local, text]))
 
     def take_notes(self, kind: str) -> dict[str, str]:
         """What was left for the keeper, by local name. It stays until it is `cleared`."""
@@ -153,7 +154,7 @@ class Notes:
         self.end(name)
         self._of(name, "json").parent.mkdir(parents=True, exist_ok=True)
         self._of(name, "seen").write_bytes(b"")
-        _write(self._of(name, "json"), msgspec.json.encode(note))
+        replace_file(self._of(name, "json"), msgspec.json.encode(note))
 
     def advance(self, name: str, note: WalkNote, ids: Iterable[PointId]) -> None:
         """A page has been put away: remember its ids, then where the next one begins."""
@@ -162,7 +163,7 @@ class Notes:
             file.flush()
             os.fsync(file.fileno())
             note.seen = file.tell() // PRINT_BYTES
-        _write(self._of(name, "json"), msgspec.json.encode(note))
+        replace_file(self._of(name, "json"), msgspec.json.encode(note))
 
     def seen(self, name: str) -> NDArray[np.uint64]:
         """The fingerprints of all ids that were seen, sorted; of one that came again, twice."""
@@ -239,21 +240,3 @@ def _read(path: Path, kind: type[_Read]) -> _Read | None:
             return msgspec.json.decode(file.read(FILE_BYTES_MAX), type=kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
-
-
-def _write(path: Path, data: bytes, *, durable: bool = True) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    fresh.replace(path)
-    if not durable:
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
