@@ -3,7 +3,8 @@
     one question     tokenise and run, by hand and through our Embedder and Batcher; CPU time, interleaved
     64 at once       questions per CPU second through the Batcher, and in loops of bare sessions with as many threads:
                      what either reaches on the same cores; interleaved, and by wall clock beside it
-    bulk             how late the event loop's turn was while 512 passages were embedded, and while it was idle
+    bulk             how late the event loop's turn was while 512 passages were embedded, and what of it was our own
+                     work; the rest is other programs' (see `watched`)
     int8             recall@10 against fp32 on SQuAD beside the checkout, a sample of its questions over all passages
 
 Both sides run the same graph on the same texts, one text a run: on a CPU an int8 vector must not depend on its company.
@@ -28,10 +29,12 @@ import uvloop
 from tokenizers import Tokenizer
 
 from tests.bench.extractive import SQUAD, squad
+from tests.bench.watched import Lateness, read, watch
 from understudy.models.batcher import Batcher
 from understudy.models.built import built
 from understudy.models.embedder import Embedder, load, load_variant
 from understudy.models.runtime import open_session
+from understudy.proxy.server import TURN_S
 
 ONE_SHARE_MAX = 1.2
 MANY_SHARE_MIN = 0.9
@@ -39,7 +42,6 @@ STALL_S_MAX = 0.020
 DRIFT_MAX = 0.002
 AT_ONCE = 64
 K = 10
-TICK_S = 0.001
 
 
 class Bare:
@@ -114,30 +116,19 @@ def many_questions(
     return statistics.median(cpu for cpu, _ in shares), statistics.median(wall for _, wall in shares)
 
 
-def stalls(embedder: Embedder, passages: Sequence[str]) -> tuple[float, float]:
-    """The longest that the loop's turn was late, in seconds: while idle, and while passages are embedded."""
+def stalls(embedder: Embedder, passages: Sequence[str], told: Path) -> list[Lateness]:
+    """The times that the loop's turn was late while passages were embedded."""
     loop = uvloop.new_event_loop()
     batcher = Batcher(embedder)
-
-    async def late_while(work: Any) -> tuple[float, float]:
-        worst, began = 0.0, loop.time()
-        working = asyncio.ensure_future(work)
-        while not working.done():
-            due = loop.time() + TICK_S
-            await asyncio.sleep(TICK_S)
-            worst = max(worst, loop.time() - due)
-        await working
-        return worst, loop.time() - began
-
-    async def both() -> tuple[float, float]:
-        bulk, took_s = await late_while(batcher.embed(passages, kind="document", until=loop.time() + 600))
-        idle, _ = await late_while(asyncio.sleep(min(took_s, 10.0)))
-        return idle, bulk
-
-    idle, bulk = loop.run_until_complete(both())
+    # as in the sidecar
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_S)
+    watch(loop, told)
+    loop.run_until_complete(batcher.embed(passages, kind="document", until=loop.time() + 600))
     loop.run_until_complete(batcher.close())
     loop.close()
-    return idle, bulk
+    sys.setswitchinterval(before_s)
+    return read(told)
 
 
 def drift(cache: Path, questions: int) -> tuple[float, float]:
@@ -173,6 +164,10 @@ def main() -> int:
         cache = arguments.keep or Path(scratch)
         embedder = load(None, cache, "cpu")
         kept = timed_parts(Bare(cache), embedder, arguments.rounds)
+        late = stalls(embedder, [" ".join(questions_for(8))] * 512, Path(scratch) / "lateness")
+        late_ms, own_ms = (max((of(each) for each in late), default=0.0) for of in (_late_ms, _own_ms))
+        print(f"loop late by at most {late_ms:.1f} ms in bulk, {own_ms:.1f} of our own, bar {1e3 * STALL_S_MAX:.0f}")
+        kept &= own_ms <= 1e3 * STALL_S_MAX
         if arguments.drift and SQUAD.is_dir():
             full, quick = drift(cache, arguments.drift)
             kept &= abs(full - quick) <= DRIFT_MAX
@@ -190,11 +185,16 @@ def timed_parts(bare: Bare, embedder: Embedder, rounds: int) -> bool:
     for threads, (reached, by_wall) in shares.items():
         print(f"{AT_ONCE} at once, {threads} thread(s): {reached:.2f} of the bare loops ({by_wall:.2f} by the clock)")
     print(f"  bar {MANY_SHARE_MIN}")
-    idle_s, bulk_s = stalls(embedder, [" ".join(questions_for(8))] * 512)
-    print(f"loop late by at most {1e3 * bulk_s:.1f} ms in bulk, {1e3 * idle_s:.1f} idle, bar {1e3 * STALL_S_MAX:.0f}")
     reached = min(cpu for cpu, _ in shares.values())
-    # a machine that keeps an idle loop waiting as long says nothing of us
-    return share <= ONE_SHARE_MAX and reached >= MANY_SHARE_MIN and bulk_s <= max(STALL_S_MAX, idle_s)
+    return share <= ONE_SHARE_MAX and reached >= MANY_SHARE_MIN
+
+
+def _late_ms(lateness: Lateness) -> float:
+    return lateness.late_ms
+
+
+def _own_ms(lateness: Lateness) -> float:
+    return lateness.own_ms
 
 
 if __name__ == "__main__":
