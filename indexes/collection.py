@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from understudy.indexes.compacting import Load, compact_in_child
+from understudy.indexes.compacting import Load, compact_in_child, is_flooded
 from understudy.indexes.draft import Draft
 from understudy.indexes.faults import CannotWrite, CorruptIndex, IndexFault
 from understudy.indexes.generation import current_name, generations
@@ -28,7 +28,6 @@ from understudy.indexes.journal import Gone, Journal
 from understudy.indexes.live import Live
 from understudy.indexes.points import Hit, Point, PointId, is_derived
 from understudy.indexes.records import Batch, KeptShape, Record, batch_bytes
-from understudy.indexes.tail import Tail
 from understudy.indexes.vectors import EXACT_BELOW, Distance
 from understudy.indexes.view import View
 from understudy.indexes.writes import Write
@@ -82,8 +81,8 @@ class Collection:
         # who commits, catches up or swaps generations
         self._changing = threading.Lock()
         self._refreshing = threading.Lock()
-        # tails that generations took the place of, each until nobody looks at it any more
-        self._left: list[tuple[Tail, Callable[[], object]]] = []
+        # what generations took the place of, each until nobody looks at it any more
+        self._left: list[tuple[Live, Callable[[], object]]] = []
 
     @classmethod
     def open(
@@ -177,6 +176,11 @@ class Collection:
         """What it carries beside its frozen generation."""
         live, view = self._live, self._view
         return Load(view.tail.count, live.tail.bytes_held, live.frozen_count, view.tombstones)
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether more was written than compacting keeps up with: whoever can wait with more should."""
+        return is_flooded(self.load)
 
     @property
     def _shape(self) -> KeptShape:
@@ -322,12 +326,13 @@ class Collection:
                         self._caught_up()
                 return False
             # opened beside the one that serves, which goes on being written to
-            live = Live.open(self.folder, exact_below=self._exact_below)
+            live = Live.open(self.folder, exact_below=self._exact_below, known=self._live.tail)
             with self._changing:
                 live.catch_up()
-                left = self._live.tail
+                live.forget_known()
+                left = self._live
                 self._live, self._view = live, live.view()
-                self._left.append((left, left.leave()))
+                self._left.append((left, left.tail.leave()))
             self._current = current
             self._free_what_was_left()
             return True
@@ -345,11 +350,11 @@ class Collection:
             self._live.frozen.close()
 
     def _free_what_was_left(self) -> None:
-        looked_at = [(tail, shown, shown() is not None) for tail, shown in self._left]
-        self._left = [(tail, shown) for tail, shown, is_seen in looked_at if is_seen]
-        for tail, _, is_seen in looked_at:
+        looked_at = [(live, shown, shown() is not None) for live, shown in self._left]
+        self._left = [(live, shown) for live, shown, is_seen in looked_at if is_seen]
+        for live, _, is_seen in looked_at:
             if not is_seen:
-                tail.free()
+                live.free()
 
     def _is_same_folder(self) -> bool:
         try:

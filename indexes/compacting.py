@@ -3,6 +3,8 @@
 tail > 5 000 points, or > 32 MiB, or a fifth of the frozen rows are tombstones
     and the child rests four times as long as it worked, so that it takes a fifth of a core at most
     unless the tail has grown to 20 000 points or 128 MiB: then at once
+tail > 40 000 points, or > 256 MiB, and half of the frozen rows
+    and who can wait with writing waits
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ TAIL_POINTS: Final = 5_000
 TAIL_POINTS_MAX: Final = 20_000
 TAIL_BYTES: Final = 32 * 2**20
 TAIL_BYTES_MAX: Final = 128 * 2**20
+# whoever copies a whole database then waits: half of what is frozen, or what the last compaction left twice over
+FLOOD: Final = 2
+FLOOD_SHARE: Final = 0.5
 TOMBSTONES_SHARE: Final = 0.2
 TOMBSTONES_LEAST: Final = 1_000
 # pauses, in the time that the work took
@@ -57,6 +62,13 @@ def is_due(load: Load) -> bool:
 def is_urgent(load: Load) -> bool:
     """Whether it has to be done now."""
     return load.tail > TAIL_POINTS_MAX or load.tail_bytes > TAIL_BYTES_MAX
+
+
+def is_flooded(load: Load) -> bool:
+    """Whether more was written than compacting keeps up with: a point of the tail takes three times the memory of a
+    frozen one. In proportion to what is frozen, or a large collection would be compacted over and over."""
+    is_much = load.tail > FLOOD * TAIL_POINTS_MAX or load.tail_bytes > FLOOD * TAIL_BYTES_MAX
+    return is_much and load.tail > FLOOD_SHARE * load.frozen
 
 
 class Compactable(Protocol):

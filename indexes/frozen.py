@@ -37,7 +37,7 @@ from understudy.indexes.masks import Gatherings, Masks, filter_key
 from understudy.indexes.points import Payload, Point, PointId, searchable
 from understudy.indexes.records import KeptShape
 from understudy.indexes.snapshot import fill_matrix
-from understudy.indexes.store import FrozenStore, checked_vector
+from understudy.indexes.store import FREED_AT_ONCE, FrozenStore, checked_vector
 from understudy.indexes.vectors import (
     PROBES,
     Distance,
@@ -130,6 +130,13 @@ class Frozen:
     def close(self) -> None:
         """Let go of the files."""
         self.store.close()
+
+    def free(self) -> None:
+        """Give back what takes long to free, a little at a time. Only when nobody has a view of it any more."""
+        self.store.free()
+        payloads, self._payloads = self._payloads, None
+        while payloads:
+            del payloads[-FREED_AT_ONCE:]
 
     def _worked_out(self, filter: object) -> Mask:
         ids = map(self.store.id_of, range(self.count))

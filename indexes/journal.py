@@ -88,15 +88,12 @@ class Journal:
 
     def read(self, position: Position) -> tuple[list[tuple[int, bytes]], Position, str]:
         """The entries (number, body) after `position`, where they end, and what is wrong with any between, or ''."""
-        entries: list[tuple[int, bytes]] = []
-        wrong: list[str] = []
-        files = self._files()
-        for first in sorted(first for first in files if first >= position.first):
-            if first != position.first:
-                position = Position(first, 0, position.number)
-            data = _tail_of(files[first], position.offset)
-            position = _parse(data, position, entries, wrong)
-        return entries, position, "; ".join(wrong)
+        reading = self.reading(position)
+        return list(reading), reading.position, reading.wrong
+
+    def reading(self, position: Position) -> Reading:
+        """As `read`, one entry after the other: no more of it is in memory than one file."""
+        return Reading(self._files(), position)
 
     @contextmanager
     def writing(self, wait_s_max: float = WRITER_WAIT_S_MAX) -> Generator[None]:
@@ -164,7 +161,10 @@ class Journal:
 
     def last_number(self, after: int) -> int:
         """The number of the last whole entry, or `after` if there is none beyond it."""
-        return self.read(self.start_after(after))[1].number
+        reading = self.reading(self.start_after(after))
+        for _ in reading:
+            pass
+        return reading.position.number
 
     def _rolled(self, position: Position) -> Position:
         self.folder.mkdir(exist_ok=True)
@@ -198,38 +198,55 @@ class Gone(IndexFault):
     """The collection was dropped, or put anew, by somebody else while we waited to write to it."""
 
 
-def _parse(data: bytes, position: Position, entries: list[tuple[int, bytes]], wrong: list[str]) -> Position:
-    """Append what is whole in `data`, which begins at `position`, to `entries`; where that ends."""
-    at, start, number = 0, position.offset, position.number
-    if start == 0:
-        if data[: len(_HEADER)] != _HEADER:
-            if len(data) > len(_HEADER):
-                wrong.append(f"file {position.first} has no header")
+class Reading:
+    """The entries (number, body) of some files, in order. Once they are through, `position` is where they end."""
+
+    def __init__(self, files: dict[int, Path], position: Position) -> None:
+        self.position = position
+        self._files = files
+        self._wrong: list[str] = []
+
+    @property
+    def wrong(self) -> str:
+        """What is wrong between the entries that were read, or ''."""
+        return "; ".join(self._wrong)
+
+    def __iter__(self) -> Generator[tuple[int, bytes]]:
+        for first in sorted(first for first in self._files if first >= self.position.first):
+            if first != self.position.first:
+                self.position = Position(first, 0, self.position.number)
+            yield from self._entries(_tail_of(self._files[first], self.position.offset))
+
+    def _entries(self, data: bytes) -> Generator[tuple[int, bytes]]:
+        """What is whole in `data`, which begins at our position."""
+        at, start, first = 0, self.position.offset, self.position.first
+        if start == 0:
+            if data[: len(_HEADER)] == _HEADER:
+                at = len(_HEADER)
+            elif len(data) > len(_HEADER):
+                self._wrong.append(f"file {first} has no header")
                 at = max(0, data.find(_MARK))
             else:
-                return position
-        else:
-            at = len(_HEADER)
-    end = at
-    while at < len(data):
-        found = _entry_at(data, at)
-        if found is None:
-            # torn at the very end, or rotten with sound ones after it?
-            later = _next_whole(data, at + 1)
-            if later is None:
-                break
-            wrong.append(f"file {position.first}: {later - at} bytes at {start + at} are no entries")
-            at = later
-            continue
-        its_number, body = found
-        at += _ENTRY.size + len(body)
-        end = at
-        if its_number > number:
-            if its_number != number + 1:
-                wrong.append(f"entries {number + 1} to {its_number - 1} are missing")
-            number = its_number
-            entries.append((its_number, body))
-    return replace(position, offset=start + end, number=number)
+                return
+        self.position = replace(self.position, offset=start + at)
+        while at < len(data):
+            found = _entry_at(data, at)
+            if found is None:
+                # torn at the very end, or rotten with sound ones after it?
+                later = _next_whole(data, at + 1)
+                if later is None:
+                    return
+                self._wrong.append(f"file {first}: {later - at} bytes at {start + at} are no entries")
+                at = later
+                continue
+            number, body = found
+            at += _ENTRY.size + len(body)
+            before = self.position.number
+            self.position = Position(first, start + at, max(number, before))
+            if number > before:
+                if number != before + 1:
+                    self._wrong.append(f"entries {before + 1} to {number - 1} are missing")
+                yield number, body
 
 
 def _entry_at(data: bytes, at: int) -> tuple[int, bytes] | None:

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 class Live:
     """One collection at one moment, and the way on to the next."""
 
-    def __init__(self, name: str, frozen: Frozen | None, journal: Journal) -> None:
+    def __init__(self, name: str, frozen: Frozen | None, journal: Journal, known: Tail | None = None) -> None:
         self.name = name
         self.frozen = frozen
         self.shapes: dict[str, KeptShape] = {} if frozen is None else dict(frozen.shapes)
@@ -44,10 +44,12 @@ class Live:
         self.tombstones = 0
         self._alive: Mask | None = None
         self._journal = journal
+        self._known = known
 
     @classmethod
-    def open(cls, folder: Path, *, exact_below: int, create: bool = False) -> Live:
-        """Open what is in `folder`: every file is verified, and the journal read to its end.
+    def open(cls, folder: Path, *, exact_below: int, create: bool = False, known: Tail | None = None) -> Live:
+        """Open what is in `folder`: every file is verified, and the journal read to its end. Records that the tail
+        `known` holds as well are held once, until `forget_known`.
 
         Raises CorruptIndex, listing what is wrong, if nothing can be served; with `create` an empty folder can.
         """
@@ -64,7 +66,7 @@ class Live:
                     frozen = None
                     if generation is not None:
                         frozen = Frozen(folder.name, generation, exact_below=exact_below)
-                    live = cls(folder.name, frozen, journal)
+                    live = cls(folder.name, frozen, journal, known)
                     live.catch_up()
                     return live
             except CorruptIndex as fault:
@@ -91,14 +93,17 @@ class Live:
 
     def catch_up(self) -> bool:
         """Apply what the journal has beyond our position; whether there was anything."""
-        entries, position, wrong = self._journal.read(self.position)
-        if wrong:
-            self.damage[JOURNAL] = wrong
-            _log.error("collection %s: %s: %s", self.name, JOURNAL, wrong)
-        for _, body in entries:
+        reading = self._journal.reading(self.position)
+        was_any = False
+        # one at a time: all of them at once are as much again as the tail, and freeing them together keeps the lock
+        for _, body in reading:
             self.apply(batch_of(body))
-        self.position = position
-        return bool(entries)
+            was_any = True
+        if reading.wrong:
+            self.damage[JOURNAL] = reading.wrong
+            _log.error("collection %s: %s: %s", self.name, JOURNAL, reading.wrong)
+        self.position = reading.position
+        return was_any
 
     def apply(self, batch: Batch) -> None:
         """Make one batch so. Applying it again changes nothing that can be seen."""
@@ -110,7 +115,17 @@ class Live:
         self.tail.drop(batch.drops)
         self._bury([*batch.drops, *(record.key for record in batch.puts)])
         for record in batch.puts:
-            self.tail.put(record)
+            self.tail.put(record if self._known is None else self._known.same(record))
+
+    def forget_known(self) -> None:
+        """What was held beside this is about to be let go of."""
+        self._known = None
+
+    def free(self) -> None:
+        """Give back the memory, a little at a time. Only when nobody has a view of it any more."""
+        self.tail.free()
+        if self.frozen is not None:
+            self.frozen.free()
 
     def view(self) -> View:
         """What there is now."""

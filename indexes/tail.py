@@ -19,12 +19,11 @@ from understudy.indexes.faults import CorruptIndex
 from understudy.indexes.masks import Masks, mask_of_tail
 from understudy.indexes.points import searchable
 from understudy.indexes.records import KeptShape, Record, payload_of, vector_of
+from understudy.indexes.store import FREED_AT_ONCE
 from understudy.indexes.tail_words import TailWords
 from understudy.indexes.vectors import Distance, Mask, Matrix, VectorIndex, prepared
 
 _ROWS_LEAST: Final = 64
-# 100 000 records freed at once keep the interpreter's lock for 26 ms
-_FREED_AT_ONCE: Final = 256
 _GROWTH: Final = 1.5
 
 
@@ -112,6 +111,14 @@ class Tail:
         self.slots[record.key] = slot
         self.records.append(record)
 
+    def same(self, record: Record) -> Record:
+        """The record that is held already, where it is the same; else this one. From any thread."""
+        slot = self.slots.get(record.key)
+        if slot is None or slot >= len(self.records):
+            return record
+        held = self.records[slot]
+        return held if held == record else record
+
     def drop(self, keys: list[bytes]) -> None:
         """Let the records of these keys be dead, where there are any."""
         dead = [slot for key in keys if (slot := self.slots.pop(key, None)) is not None]
@@ -133,10 +140,10 @@ class Tail:
         """Give back the memory, a little at a time. Only when nobody has a view of it any more."""
         for some in (self.slots, *self.words.held):
             while some:
-                for _ in range(min(_FREED_AT_ONCE, len(some))):
+                for _ in range(min(FREED_AT_ONCE, len(some))):
                     some.popitem()
         while self.records:
-            del self.records[-_FREED_AT_ONCE:]
+            del self.records[-FREED_AT_ONCE:]
         self._growing = {}
 
 

@@ -32,6 +32,10 @@ LISTED_POINTS = 1_000
 WIPED_POINTS_MIN, WIPED_SHARE = 1_000, 0.5
 """A database that lacks more than this is more likely to have lost its points than to have been told to."""
 
+FLOODED_S = 0.2
+FLOODED_LOOKS_MAX = 300
+"""So often a walk looks whether what it has written is compacted, page by page, before it goes on all the same."""
+
 log = logging.getLogger("understudy.mirror")
 
 Progress = Callable[[str, int, int, int], None]
@@ -129,7 +133,17 @@ class Walker:
         if self._progress is not None:
             self._progress(local, note.seen, max(note.total, note.seen), note.changed)
         await self._paced(len(page.points))
+        if verdict.changed:
+            await self._until_compacted(local)
         return page
+
+    async def _until_compacted(self, local: str) -> None:
+        """A database may be read faster than its copy is compacted, and what is not yet takes the most memory."""
+        for _ in range(FLOODED_LOOKS_MAX):
+            copy = await self._in_thread(lambda: self.mirror.stock().get(local))
+            if copy is None or not copy.is_flooded:
+                return
+            await self._sleep(FLOODED_S)
 
     async def _compared(
         self, local: str, held: Held, described: Described, cursor: str, limit: int = 0

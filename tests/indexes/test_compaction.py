@@ -13,7 +13,7 @@ from tests.indexes import kill_writes
 from tests.indexes.some import ids, some_points
 from understudy.indexes.collection import Collection
 from understudy.indexes.compact import compact
-from understudy.indexes.compacting import TAIL_POINTS, TAIL_POINTS_MAX, Compactor, Load, is_due, is_urgent
+from understudy.indexes.compacting import TAIL_POINTS, TAIL_POINTS_MAX, Compactor, Load, is_due, is_flooded, is_urgent
 from understudy.indexes.faults import Busy, IndexFault
 from understudy.indexes.generation import current_name, generations
 from understudy.indexes.library import Library
@@ -98,6 +98,47 @@ def test_a_tail_is_freed_when_the_last_who_looks_at_it_has_gone_and_not_before(t
     collection.refresh()
     assert tail == []
     assert (collection.count, len(ids(collection.search_text("number hedged", 1_000)))) == (90, 87)
+
+
+def test_what_was_written_while_it_compacted_is_held_once_while_generations_change(tmp_path: Path):
+    library = _written(tmp_path)
+    collection = library.open("docs")
+
+    def meanwhile(step: str) -> None:
+        if step == "store":
+            library.write("docs", [Upsert(tuple(some_points(84, seed=5)[80:]))])
+
+    assert compact(collection.folder, step=meanwhile) == "g-000002"
+    early = collection.view()
+    before = {record.key: record for record in early.tail.records}
+    assert collection.refresh()
+    late = collection.view().tail.records
+    assert len(late) == 4
+    assert all(before[record.key] is record for record in late)
+    # another record of the same point is another one
+    library.write("docs", [Upsert(tuple(some_points(84, seed=6)[83:]))])
+    again = collection.view().tail
+    assert again.records[-1].key == late[3].key
+    assert again.records[-1] != late[3]
+
+
+def test_payloads_that_a_filter_had_decoded_are_freed_with_their_generation_and_not_before(tmp_path: Path):
+    library = _written(tmp_path)
+    collection = library.open("docs")
+    asked = {"must": [{"nested": {"key": "parts", "filter": {"must": [{"key": "n", "range": {"gt": 0}}]}}}]}
+    early = collection.view()
+    assert early.count_matching(asked) == 0
+    before = ids(early.scroll(None, 100)[0])
+    frozen = early.frozen
+    assert frozen is not None
+    keys = frozen.store.keys
+    library.compact("docs")
+    assert len(keys) == 60
+    assert ids(early.scroll(None, 100)[0]) == before
+    del early
+    collection.refresh()
+    assert keys == []
+    assert collection.count == 77 + 3
 
 
 def test_a_generation_that_was_replaced_is_let_go_of_without_the_garbage_collector(tmp_path: Path):
@@ -211,6 +252,17 @@ class _Carrying:
     def refresh(self) -> bool:
         self.refreshed += 1
         return True
+
+
+def test_who_can_wait_with_writing_is_asked_to_in_proportion_to_what_is_frozen():
+    assert not is_flooded(Load(tail=2 * TAIL_POINTS_MAX, tail_bytes=0, frozen=0, tombstones=0))
+    assert is_flooded(Load(tail=2 * TAIL_POINTS_MAX + 1, tail_bytes=0, frozen=0, tombstones=0))
+    assert is_flooded(Load(tail=5_000, tail_bytes=2**30, frozen=5_000, tombstones=0))
+    # a large collection would else be compacted anew for every few points
+    assert not is_flooded(Load(tail=100_000, tail_bytes=2**30, frozen=200_000, tombstones=0))
+    assert is_flooded(Load(tail=100_001, tail_bytes=2**30, frozen=200_000, tombstones=0))
+    # a short tail is no flood, however little is frozen
+    assert not is_flooded(Load(tail=TAIL_POINTS_MAX, tail_bytes=0, frozen=10, tombstones=0))
 
 
 def test_it_rests_four_times_as_long_as_it_worked_unless_it_is_urgent():

@@ -59,6 +59,7 @@ class MemoryCopy:
         self.notes = notes
         self.points: dict[PointId, Point] = {}
         self.epoch = "0"
+        self.is_flooded = False
 
     @property
     def count(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,31 @@ async def test_a_copy_goes_on_where_it_was_when_the_process_died(tmp_path: Path,
         assert again.same()
     # five pages were noted, the sixth comes again; a sample reads one more, and a lookup none
     assert live.pages in (5, 6)
+
+
+async def test_a_walk_waits_until_what_it_has_written_is_compacted_though_not_for_ever(tmp_path: Path, live: Live):
+    loop = asyncio.get_running_loop()
+    pages: list[float] = []
+
+    def look() -> None:
+        pages.append(loop.time())
+        copy = play.stock.copies["docs"]
+        if len(pages) == 2:
+            copy.is_flooded = True
+            loop.call_later(7.0, setattr, copy, "is_flooded", False)
+        elif len(pages) == 4:
+            copy.is_flooded = True
+
+    live.before_page = look
+    async with Playing(tmp_path, live) as play:
+        keeping = asyncio.create_task(play.kept())
+        while len(pages) < 6:  # noqa: ASYNC110 (nobody tells how many pages were read)
+            await asyncio.sleep(1.0)
+        play.stock.copies["docs"].is_flooded = False
+        await keeping
+        assert play.same()
+    between = [round(later - before) for before, later in itertools.pairwise(pages[:6])]
+    assert between == [0, 7, 0, 60, 60]
 
 
 def crashes() -> Iterator[tuple[str, int]]:
