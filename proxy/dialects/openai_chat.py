@@ -109,6 +109,7 @@ class _Chunk(msgspec.Struct):
 _BODY = msgspec.json.Decoder(_Body)
 _CHUNK = msgspec.json.Decoder(_Chunk)
 _ANSWERED = msgspec.json.Decoder(_Answered)
+_END = b"\n\ndata: [DONE]\n\n"
 
 
 class OpenAIChat(OpenAI):
@@ -159,6 +160,9 @@ class OpenAIChat(OpenAI):
 
     def stream_complete(self, tail: bytes) -> bool:
         """Whether a finish reason or [DONE] is among the last events; `tail` may begin inside an event."""
+        if tail.endswith(_END):
+            # nearly every stream's: the events before it need not be read
+            return True
         for _, data in events(tail, ended=True):
             if data.strip() == DONE:
                 return True

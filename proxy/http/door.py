@@ -31,6 +31,9 @@ LINGER_S = 1.0
 OVERDUE_S = 1.0
 """How far past its deadline a call is interrupted wherever it waits: a backstop, since tiers keep `until`."""
 
+GATHERED_BYTES_MAX = 16 * 1024
+"""Of what a stream begins with; a long one is for a reader's backpressure."""
+
 LATE = frozenset(("deadline", "first_byte_timeout", "first_content_timeout", "connect_timeout"))
 """What a 504 is said for; everything else that failed is a 502."""
 REFUSED_FOR = {431: "head_too_large", 508: "loop"}
@@ -43,6 +46,7 @@ class Door(Incoming):
         "_ahead",
         "_deaf",
         "_failing",
+        "_gathered",
         "_hop",
         "_read_paused",
         "_transport",
@@ -60,6 +64,8 @@ class Door(Incoming):
         self._failing = False
         self._deaf = False
         self._ahead = b""
+        self._gathered: bytearray | None = None
+        """What is written while a stream begins: goes out in one piece, as far as it is short."""
         self._unsent_bytes = 0
         self._unsent_since = self._since
 
@@ -311,11 +317,13 @@ class Door(Incoming):
             if stream.length is None:
                 exchange.chunked = exchange.version == "1.1"
                 exchange.keep_alive = exchange.keep_alive and exchange.chunked
-            self.send(exchange.head(answer, stream.length))
             exchange.stream = stream
             if self._write_paused:
                 stream.pause()
+            # what it was held back for goes out behind its head, in one piece
+            self._gathered = bytearray(exchange.head(answer, stream.length))
             stream.relay(exchange)
+            self._send_gathered()
 
     def _send_behind(self, exchange: Exchange, answer: Answer) -> None:
         """Behind a head that went before it, to keep the caller waiting."""
@@ -363,11 +371,21 @@ class Door(Incoming):
 
     def send(self, data: bytes) -> None:
         """Write to the caller, if there still is one."""
-        if self._transport is not None and not self._transport.is_closing():
+        if self._gathered is not None:
+            self._gathered += data
+            if len(self._gathered) > GATHERED_BYTES_MAX:
+                self._send_gathered()
+        elif self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def _send_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, None
+        if gathered is not None:
+            self.send(bytes(gathered))
 
     def finished(self, exchange: Exchange, end: str, *, abort: bool = False) -> None:
         """The answer is out, or will never be; on to what comes next."""
+        self._send_gathered()
         if self._current is not exchange:
             return
         self._current = None

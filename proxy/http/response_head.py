@@ -47,10 +47,11 @@ _PASSED, _DROPPED = Means.PASSED, Means.DROPPED
 class ResponseHead:
     """What an answer's head says. `block` is the header lines that go on, each with its line end.
 
-    `raw` is the whole of a plain head (see `plain_head`), to be known again by.
+    `raw` is the whole of an ordinary head (see `whole_head`), to be known again by; it `is_plain` if it says how long
+    its body is, which is no stream, and that the connection stays.
     """
 
-    __slots__ = ("block", "events", "framed", "is_last", "length", "packed", "raw", "status")
+    __slots__ = ("block", "events", "framed", "is_last", "is_plain", "length", "packed", "raw", "status")
 
     def __init__(self, raw: bytes) -> None:
         """Read a whole head, status line and empty line included. Raises Failed for what is none."""
@@ -59,6 +60,7 @@ class ResponseHead:
         self.events = False
         self.packed = False
         self.is_last = False
+        self.is_plain = False
         self.raw = b""
         self.status = 0
         passed: list[bytes] = []
@@ -104,9 +106,9 @@ class ResponseHead:
             passed.append(line)
 
 
-def plain_head(data: bytes) -> ResponseHead | None:
-    """The head that `data` begins with, if it is a plain one: a 2xx that says how long its body is and that the
-    connection stays. Everything else, what is broken included, is for the parser to read."""
+def whole_head(data: bytes) -> ResponseHead | None:
+    """The head that `data` begins with, if it is all there and an ordinary one: a 2xx that may have a body. Everything
+    else, what is broken included, is for the parser to read."""
     end = data.find(b"\r\n\r\n", 0, PLAIN_BYTES_MAX) + 4
     raw = data[:end]
     if not _PLAIN.fullmatch(raw):
@@ -115,10 +117,9 @@ def plain_head(data: bytes) -> ResponseHead | None:
         head = ResponseHead(raw)
     except Failed:
         return None
-    if head.length is None or head.is_last or head.events:
-        return None
     head.raw = raw
     head.status = int(raw[9:12])
+    head.is_plain = head.length is not None and not head.is_last and not head.events
     return head
 
 

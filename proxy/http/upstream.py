@@ -23,7 +23,7 @@ import httptools
 from understudy.policies.service import Answer, Failed
 from understudy.policies.streaming import Clocks, Held, Watch
 from understudy.proxy.http.heads import body_is_absent, trailer_line
-from understudy.proxy.http.response_head import ResponseHead, check_status_line, plain_head
+from understudy.proxy.http.response_head import ResponseHead, check_status_line, whole_head
 from understudy.proxy.http.stepping import Waiter
 from understudy.proxy.http.tunnel import OFFERED, UPGRADE_LINES, Tunnel
 from understudy.proxy.http.upstream_stream import PRIMING_BYTES_MAX, Reading, UpstreamStream
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         self._held: Held | None = None
         self._terms = NOTHING_ASKED
         self._method = b""
-        # the last plain head: services that say the same again are known by it
+        # the last ordinary head: services that say the same again are known by it
         self._known: ResponseHead | None = None
         self.uses = 0
         self.idle_since = 0.0
@@ -325,9 +325,9 @@ class Connection(asyncio.Protocol):
         """
         head = self._known
         if head is None or not data.startswith(head.raw):
-            head = self._known = plain_head(data)
-            if head is None:
-                return False
+            head = self._known = whole_head(data)
+        if head is None or not head.is_plain:
+            return False
         at = len(head.raw)
         if len(data) - at != head.length or len(data) - at > self._terms.hold_bytes_max or self._method == b"HEAD":
             return False
@@ -408,12 +408,14 @@ class Connection(asyncio.Protocol):
             return
         self._head_is_done = True
         rest, self._head_bytes = self._head_bytes, b""
-        head = self._head = ResponseHead(raw)
+        known = self._known
+        head = self._head = known if known is not None and known.raw == raw else ResponseHead(raw)
         if head.packed:
             # nobody can read what is packed: it is passed on as it comes
             self._reading = None
         if body_is_absent(self._method, status):
-            # whatever stands behind it already, nobody asked for
+            # whatever stands behind it already, nobody asked for; to be known again, a head stays what it is
+            head = self._head = ResponseHead(raw)
             head.framed = not rest
             if self._method == b"HEAD":
                 # llhttp would wait for the body that the head speaks of

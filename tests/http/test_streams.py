@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,37 @@ async def test_a_held_stream_waits_for_a_slow_reader_too():
         assert door._transport.get_write_buffer_size() < MEGA  # type: ignore[union-attr]
         for _ in range(2):
             assert (await caller.hears()).body == b"".join(parts)
+
+
+class Counted:
+    """A transport that counts what is written to it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.writes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+        self.transport.write(data)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_what_a_stream_begins_with_goes_out_in_one_piece_with_its_head(goes_on: bool):
+    def made(_call: Call) -> Answer:
+        return Answer(200, [], stream=HeldStream([b"role", b"word"]))
+
+    async with House(service=answering(made)) as house:
+        caller = await house.caller()
+        await until(lambda: bool(house.listener.doors))
+        [door] = house.listener.doors
+        assert door._transport is not None  # type: ignore[union-attr]
+        counted = door._transport = Counted(door._transport)  # type: ignore[assignment]
+        caller.say(request() if goes_on else request(headers=[(b"connection", b"close")]))
+        got = await caller.hears()
+        assert (got.whole, got.body, counted.writes) == (True, b"roleword", 1)
 
 
 async def test_whole_answers_to_a_pipelining_slow_reader_are_bounded_too():
