@@ -32,12 +32,15 @@ MODES: tuple[Mode, ...] = ("auto", "forced-open", "disabled", "metrics-only")
 
 
 class Forced(NamedTuple):
-    """What an operator has said of a tier's breakers, or of one endpoint's."""
+    """What an operator has said of a tier's breakers, or of one endpoint's; when, in seconds of the wall clock, and who
+    says so."""
 
     route: str
     tier: str
     endpoint: str
     mode: Mode
+    since: float = 0.0
+    by: str = ""
 
 
 UNCOUNTED = -1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import http.client
 import json
+import os
 import urllib.error
 import urllib.request
 from typing import Any
@@ -35,7 +37,8 @@ def ask(arguments: argparse.Namespace, path: str, told: str | None = None) -> st
     admin = arguments.admin or sound_settings(arguments).server.admin
     body = None if told is None else told.encode()
     try:
-        asked = urllib.request.Request(f"http://{admin}{path}", body, {"content-type": _type(told)} if body else {})
+        said = {} if body is None else {"content-type": _type(told), "x-understudy-by": _hand()}
+        asked = urllib.request.Request(f"http://{admin}{path}", body, said)
         # past any proxy of the environment's: an admin port is on this host, or in this network
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=WAIT_S) as answer:
             return answer.read().decode("utf-8", "replace")
@@ -53,6 +56,15 @@ def ask_json(arguments: argparse.Namespace, path: str) -> Any:
         return json.loads(text)
     except ValueError:
         raise Silent(f"whatever answers on {arguments.admin or 'the admin port'} is no sidecar") from None
+
+
+def _hand() -> str:
+    """Who says it: the sidecar keeps that with what was said."""
+    try:
+        name = os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        name = f"user {os.getuid()}"
+    return name.encode("ascii", "replace").decode()
 
 
 def _type(told: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Commands on a sidecar that runs, asked on its admin port: status, tier, forecasts."""
+"""Commands on a sidecar that runs, asked on its admin port: status, breaker, tier, forecasts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from typing import Any
 from urllib.parse import quote
 
+from understudy.policies.breaker import MODES
 from understudy.proxy.admin_client import add_admin, ask, ask_json
 from understudy.proxy.cli import NOT_WELL, WELL, Complaint, Groups, console
 
@@ -17,6 +18,12 @@ def add_to(groups: Groups) -> None:
     status = groups.add_parser("status", help="ask a running sidecar how it is")
     add_admin(status, json=True)
     status.set_defaults(run=print_status)
+
+    breaker = groups.add_parser("breaker", help="show the breakers of a running sidecar, or force them")
+    breaker.add_argument("name", nargs="?", default="", metavar="ROUTE/TIER[/ENDPOINT]")
+    breaker.add_argument("mode", nargs="?", choices=MODES, metavar="MODE", help=", ".join(MODES))
+    add_admin(breaker)
+    breaker.set_defaults(run=show_or_force_breakers)
 
     tier = groups.add_parser("tier", help="show the service tier of a running sidecar, or pin it")
     tier.add_argument("rank", nargs="?", choices=("primary", "secondary", "tertiary", "auto"), metavar="TIER")
@@ -39,6 +46,21 @@ def print_status(arguments: argparse.Namespace) -> int:
 
         sys.stdout.write(status_text(status))
     return WELL if status.get("ready") else NOT_WELL
+
+
+def show_or_force_breakers(arguments: argparse.Namespace) -> int:
+    """Force breakers, or show them; 1 where one is not closed, or not by itself."""
+    if arguments.mode:
+        sys.stdout.write(ask(arguments, "/breakers/" + quote(arguments.name), arguments.mode))
+        return WELL
+    from understudy.proxy.status_text import breakers_text
+
+    status: dict[str, Any] = ask_json(arguments, "/status")
+    text, all_closed = breakers_text(status, arguments.name)
+    if not text and arguments.name:
+        raise Complaint(f"no breaker is under {arguments.name}; `understudy breaker` shows which there are")
+    sys.stdout.write(text)
+    return WELL if all_closed else NOT_WELL
 
 
 def show_or_pin_tier(arguments: argparse.Namespace) -> int:

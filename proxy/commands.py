@@ -9,7 +9,16 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from understudy.proxy.cli import NOT_WELL, WELL, Complaint, Groups, add_policies, environ_of, policies_folder
+from understudy.proxy.cli import (
+    NOT_WELL,
+    WELL,
+    Complaint,
+    Groups,
+    add_policies,
+    environ_of,
+    policies_folder,
+    state_folder,
+)
 
 if TYPE_CHECKING:
     from understudy.proxy.reading import Reading
@@ -43,6 +52,7 @@ def add_to(groups: Groups) -> None:
         "--outcome", nargs="+", metavar=("STATUS", "CODE"), help="which row judges an error of this status and code"
     )
     explain.add_argument("--json", action="store_true", help="as JSON")
+    explain.add_argument("--state", metavar="DIR", help="whose breakers are forced by hand (or UNDERSTUDY_STATE)")
     add_policies(explain)
     explain.set_defaults(run=explain_request)
 
@@ -100,14 +110,16 @@ def check_policies(arguments: argparse.Namespace) -> int:
 def explain_request(arguments: argparse.Namespace) -> int:
     """Print the effective stack of a request; 1 when no route claims it."""
     from understudy.proxy.explain import explain, explain_data
+    from understudy.proxy.orders import orders_of
 
     settings = sound_settings(arguments)
     reading = read(arguments)
     asked = (arguments.method.upper(), arguments.path, arguments.host, arguments.port)
-    data = explain_data(reading, *asked)
+    forced = orders_of(state_folder(arguments, environ_of(arguments))).breakers
+    data = explain_data(reading, *asked, forced=forced)
     if arguments.outcome:
         return _explain_outcome(arguments, reading, data)
-    text = json.dumps(data, indent=2) if arguments.json else explain(reading, *asked)
+    text = json.dumps(data, indent=2) if arguments.json else explain(reading, *asked, forced=forced)
     sys.stdout.write(text.rstrip("\n") + "\n")
     return WELL if settings.routes and data.get("route") else NOT_WELL
 

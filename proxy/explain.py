@@ -13,10 +13,12 @@ from typing import Any, cast
 from msgspec import UNSET, Struct
 
 from understudy.models.space import same_space
+from understudy.policies.breaker import Forced
 from understudy.policies.outcomes import FOLLOWS
 from understudy.proxy.addresses import speaks_tls, tls_of
 from understudy.proxy.components import components_of
 from understudy.proxy.dialects import KINDS
+from understudy.proxy.orders import order_text
 from understudy.proxy.outcomes import providers_of
 from understudy.proxy.reading import Reading
 from understudy.proxy.routes import Table
@@ -47,8 +49,12 @@ def explain_data(
     *,
     route_order: Order | None = None,
     tier_order: Order | None = None,
+    forced: Sequence[Forced] = (),
 ) -> dict[str, Any]:
-    """What `explain` says, as plain values for JSON: request, route (None where nobody claims it), layers and tiers."""
+    """What `explain` says, as plain values for JSON: request, route (None where nobody claims it), layers and tiers.
+
+    `forced` is what operators have said of breakers, which goes before what is written.
+    """
     settings = reading.settings
     if settings is None:
         return {"faults": [str(fault) for fault in reading.faults]}
@@ -68,7 +74,7 @@ def explain_data(
     route_order, tier_order = route_order or _orders()[0], tier_order or _orders()[1]
     at = f"routes[{n}]"
     route = settings.routes[n]
-    described = _Described(reading)
+    described = _Described(reading, forced)
 
     def tiers_data(tiers: Sequence[Tier], at: str) -> list[dict[str, Any]]:
         each = enumerate(tiers)
@@ -107,13 +113,15 @@ def explain(
     *,
     route_order: Order | None = None,
     tier_order: Order | None = None,
+    forced: Sequence[Forced] = (),
 ) -> str:
     """Which route a request takes and why, and its stack from outside in, each value with the line it came from.
 
     `port` is the local port it comes in on (the first of `server.listen` where none is given). The orders are those of
     `proxy.stack` unless others are given.
     """
-    data = explain_data(reading, method, path, host, port, route_order=route_order, tier_order=tier_order)
+    orders: dict[str, Any] = {"route_order": route_order, "tier_order": tier_order, "forced": forced}
+    data = explain_data(reading, method, path, host, port, **orders)
     return "\n".join(_lines(data)) + "\n"
 
 
@@ -123,7 +131,8 @@ def explain(
 class _Described:
     """Looks values up: what they are as people may see them, and where they came from."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, forced: Sequence[Forced] = ()) -> None:
+        self._forced = forced
         self._origins = reading.origins
         self._enabled = reading.settings is not None and reading.settings.server.faults
 
@@ -143,6 +152,14 @@ class _Described:
         if isinstance(policy, list):
             return self._planned(cast("list[Struct]", policy), f"{at}.{name}")
         return self.fields(policy, f"{at}.{name}") if isinstance(policy, Struct) else {}
+
+    def by_hand(self, route: Route, tier: Tier, layer: str) -> dict[str, Any]:
+        """What operators have said of a tier's breakers."""
+        said = [one for one in self._forced if layer == "breaker" and one[:2] == (route.name, tier.name)]
+        return {
+            f"by hand ({one.endpoint})": {"value": f"{one.mode} {order_text(one)}".rstrip(), "from": "the state folder"}
+            for one in said
+        }
 
     def _planned(self, faults: list[Struct], at: str) -> dict[str, Any]:
         """What is planned to break: whether it does, and of each fault what was written."""
@@ -251,7 +268,7 @@ def _tier_data(
             for name, why in order
             if name != "tier"
             and _is_there(tier, name, route)
-            and ((values := described.policy(tier, name, at)) or not local)
+            and ((values := described.policy(tier, name, at) | described.by_hand(route, tier, name)) or not local)
         ],
     }
 

@@ -28,6 +28,7 @@ from understudy.proxy.control.health import keep_healthy
 from understudy.proxy.control.probing import keep_measuring
 from understudy.proxy.control.reload import watch_policies
 from understudy.proxy.dialects import KINDS
+from understudy.proxy.orders import Orders, orders_of
 from understudy.proxy.reading import BadPolicies, Reading, read_folder
 from understudy.proxy.settings import LocalTier
 from understudy.proxy.sidecar import Sidecar
@@ -119,11 +120,14 @@ async def _serve(start: Start, reading: Reading) -> None:
     else:
         sidecar = Sidecar(start.policies, start.state, start.environ, reading)
         places, place = None, 0
+    # what was said by hand holds from the first call on; a worker hears of what is said meanwhile from its parent
+    orders = orders_of(start.state)
+    sidecar.obey(orders)
     try:
         await sidecar.start(places, place)
         # callers are answered meanwhile: what serves the admin port takes as long to import as all the rest
         if front is None:
-            made = await loop.run_in_executor(None, _front_of, sidecar)
+            made = await loop.run_in_executor(None, _front_of, sidecar, orders)
             front = made
         await front.start()
         if not start.post:
@@ -145,11 +149,11 @@ async def _serve(start: Start, reading: Reading) -> None:
             await front.stop()
 
 
-def _front_of(sidecar: Sidecar) -> Front:
+def _front_of(sidecar: Sidecar, orders: Orders) -> Front:
     from understudy.proxy.control.admin import Admin, OfSidecar
     from understudy.proxy.control.objectives import Overlooked
 
-    told = OfSidecar(sidecar)
+    told = OfSidecar(sidecar, orders)
     return Overlooked(Admin(told, sidecar.settings.server.admin), told, sidecar.state)
 
 
@@ -193,7 +197,8 @@ async def _serve_with_workers(start: Start, settings: Settings) -> None:
     server, listen = settings.server, addresses(settings)
     inherited = inherit(listen, server.admin)
     places, admin_socket = _sockets(settings, inherited)
-    parent = Parent(_command(start), start.environ, places, settings, partial(_sound_settings, start))
+    reread = partial(_sound_settings, start)
+    parent = Parent(_command(start), start.environ, places, settings, reread, orders_of(start.state))
     _on_signals(parent.stopping)
     loop.add_signal_handler(signal.SIGHUP, parent.signal, signal.SIGHUP)
     if inherited is not None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from understudy.policies.breaker import Forced, Mode
+from understudy.policies.breaker import Forced
 from understudy.policies.questions import Publish, Questions, Told
 from understudy.policies.shed import Shedder
 from understudy.proxy.accepting import BACKLOG, Accepting
@@ -40,6 +40,7 @@ from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
+from understudy.proxy.orders import Orders, order_text
 from understudy.proxy.prompter import Prompter, compares_questions, named_files, print_of
 from understudy.proxy.provenance import DRAIN_S, Provenance
 from understudy.proxy.reading import BadPolicies, Fault, Reading, digest_folder, read_folder
@@ -112,7 +113,7 @@ class Sidecar:
         self.pseudonym = pseudonym or new_pseudonym()
         self.loop_lag_s = 0.0
         self.listeners: list[Listener] = []
-        self._forced: dict[tuple[str, str, str], Mode] = {}
+        self.forced: dict[tuple[str, str, str], Forced] = {}
         self._addresses: list[str] = []
         self._unix_places: list[UnixPlace] = []
         self._servers: list[asyncio.Server] = []
@@ -306,19 +307,29 @@ class Sidecar:
             for endpoint in tier.endpoints.values() if tier is not None else ():
                 if endpoint.breaker is not None and forced.endpoint in ("", endpoint.name):
                     endpoint.breaker.force(forced.mode, now)
-                    self._forced[forced.route, forced.tier, endpoint.name] = forced.mode
+                    self.forced[forced.route, forced.tier, endpoint.name] = forced._replace(endpoint=endpoint.name)
                     self.changes.forced((forced.route, forced.tier, endpoint.name), forced.mode)
                     found += 1
         return found
+
+    def obey(self, orders: Orders) -> None:
+        """Do what operators have said before this start."""
+        for word in orders.breakers:
+            self.forced[word[:3]] = word
+            there = self.force(word) > 0
+            told = "" if there else "; there is no such breaker now"
+            log.warning("breaker of %s/%s/%s: %s by hand %s%s", *word[:4], order_text(word), told)
+        for pin in orders.tiers:
+            self.health.pin(pin.rank, pin.route)
 
     def _swap(self, stack: Stack) -> None:
         before, self.stack = self.stack, stack
         self.copies.adopt(stack.routes)
         self.health.adopt(stack.settings, stack.routes)
         self.changes.adopt(stack.settings)
-        for (route, tier, endpoint), mode in list(self._forced.items()):
+        for forced in list(self.forced.values()):
             # a breaker may be another one: its endpoint has moved, or was gone for a while
-            self.force(Forced(route, tier, endpoint, mode))
+            self.force(forced)
         for name in ("listen", "admin", "workers", "reuse_port"):
             if getattr(before.settings.server, name) != getattr(stack.settings.server, name):
                 log.warning("server.%s has changed: it takes effect at the next start", name)

@@ -94,7 +94,24 @@ def _endpoint(endpoint: dict[str, Any]) -> Iterator[str]:
 
 def _because(breaker: dict[str, Any]) -> str:
     if breaker["mode"] != "auto":
-        return f" ({breaker['reason']})" if breaker["state"] != "closed" else f" ({breaker['mode']} by hand)"
+        why = breaker["reason"] if breaker["state"] != "closed" else f"{breaker['mode']} by hand"
+        return f" ({why}{' ' if breaker.get('by_hand') else ''}{breaker.get('by_hand', '')})"
     if breaker["state"] == "closed":
         return ""
     return f" ({breaker['reason']}; asked again in {breaker['retry_after_s']} s)"
+
+
+def breakers_text(status: dict[str, Any], name: str = "") -> tuple[str, bool]:
+    """What `understudy breaker` prints: every breaker, or those under a name; and whether all are closed of
+    themselves."""
+    rows = [
+        ("/".join((route["name"], tier["name"], endpoint["name"])), endpoint["breaker"])
+        for route in status["routes"]
+        for tier in route["tiers"]
+        for endpoint in tier["endpoints"]
+        if "breaker" in endpoint
+    ]
+    rows = [row for row in rows if not name or (row[0] + "/").startswith(name.rstrip("/") + "/")]
+    width = max((len(called) for called, _ in rows), default=0)
+    text = "".join(f"{called:<{width}}  {one['state']}{_because(one)}\n" for called, one in rows)
+    return text, all(one["state"] == "closed" and one["mode"] == "auto" for _, one in rows)

@@ -25,13 +25,14 @@ from understudy.proxy.control.hinting import Opening, alarm, heed, opened_by_cal
 from understudy.proxy.control.objectives import Lookout, agreed, tallied
 from understudy.proxy.control.resources import Loads, readings_of
 from understudy.proxy.control.summing import Live, families_of
-from understudy.proxy.control.trusting import from_this_host
+from understudy.proxy.control.trusting import from_this_host, hand_of
 from understudy.proxy.control.wire import Family
 from understudy.proxy.events import Events
 from understudy.proxy.health_reports import health_status, tier_status
 from understudy.proxy.held_reports import held_status
 from understudy.proxy.metrics import registry_for
 from understudy.proxy.mirror_reports import mirror_status
+from understudy.proxy.orders import Orders, order_text
 from understudy.proxy.question_reports import question_status
 from understudy.proxy.recovery_reports import recovery_status
 from understudy.proxy.rules import parse_address
@@ -80,6 +81,8 @@ class Told(Protocol):
 
     async def metrics(self) -> bytes: ...
     async def status(self) -> dict[str, Any]: ...
+    @property
+    def orders(self) -> Orders: ...
     async def force(self, forced: Forced) -> int: ...
     def told(self, page: str) -> dict[str, Any] | None: ...
     async def pin(self, pin: Pin) -> bool: ...
@@ -91,10 +94,11 @@ class Told(Protocol):
 
 
 class OfSidecar:
-    """What there is to tell of one sidecar."""
+    """What there is to tell of one sidecar, and `orders` to it."""
 
-    def __init__(self, sidecar: Sidecar) -> None:
+    def __init__(self, sidecar: Sidecar, orders: Orders | None = None) -> None:
         self._sidecar = sidecar
+        self.orders = orders or Orders()
         self._registry = registry_for(sidecar)
         self._lookout: Lookout | None = None
 
@@ -165,10 +169,18 @@ class OfSidecar:
         return verdicts_of(self._sidecar.health.diagnoses)
 
     async def force(self, forced: Forced) -> int:
-        return self._sidecar.force(forced)
+        found = self._sidecar.force(forced)
+        meant = self.orders.meant(forced)
+        self.orders.take([one for one in self._sidecar.forced.values() if one[3:] == forced[3:]])
+        if forced.mode == "auto":
+            self.orders.take(meant)
+        return found or len(meant) * (forced.mode == "auto")
 
     async def pin(self, pin: Pin) -> bool:
-        return self._sidecar.health.pin(pin.rank, pin.route)
+        if not self._sidecar.health.pin(pin.rank, pin.route):
+            return False
+        self.orders.pin([pin])
+        return True
 
     def dead_because(self) -> str:
         lag_s = self._sidecar.loop_lag_s
@@ -265,12 +277,18 @@ class Admin:
         if mode is None:
             return web.Response(status=400, text=f"the body must be one of: {', '.join(MODES)}\n")
         names = request.match_info
-        forced = Forced(names["route"], names["tier"], names.get("endpoint", ""), mode)
+        by = hand_of(request)
+        forced = Forced(names["route"], names["tier"], names.get("endpoint", ""), mode, round(time.time(), 3), by)
         found = await self._told.force(forced)
         if not found:
             return web.Response(status=404, text="no breaker has this name; /status shows which there are\n")
-        log.warning("breakers of %s: %s by hand", "/".join(filter(None, forced[:3])), mode)
-        return web.Response(text=f"{mode}: {found}\n")
+        log.warning("breakers of %s: %s by hand, says %s", "/".join(filter(None, forced[:3])), mode, by)
+        return web.Response(text=f"{mode}: {found}\n{await self._kept()}")
+
+    async def _kept(self) -> str:
+        """What is to be said where an order can't be written down."""
+        lost = await self._told.orders.keep()
+        return f"not kept over a restart: {lost}\n" if lost else ""
 
     async def _pin(self, request: web.Request) -> web.Response:
         """`curl -d secondary .../tier[/ROUTE]`; `auto` lets go."""
@@ -283,8 +301,9 @@ class Admin:
         route = request.match_info.get("route", "")
         if not await self._told.pin(Pin(route, ranks[said])):
             return web.Response(status=404, text="no route has this name; /status shows which there are\n")
-        log.warning("service tier of %s: %s by hand", f"route {route}" if route else "the whole", said)
-        return web.Response(text=f"{said}\n")
+        where = f"route {route}" if route else "the whole"
+        log.warning("service tier of %s: %s by hand, says %s", where, said, hand_of(request))
+        return web.Response(text=f"{said}\n{await self._kept()}")
 
 
 @web.middleware
@@ -366,7 +385,11 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
             about["fallback_p95_s"] = round(link.seconds.p95, 3)
         if link.ramp is not None:
             about["ramp_share"] = round(link.ramp.share(now), 3)
-        about["endpoints"] = [_endpoint_status(endpoint, now) for endpoint in tier.endpoints.values()]
+        forced = sidecar.forced
+        about["endpoints"] = [
+            _endpoint_status(endpoint, now, forced.get((name, link.name, endpoint.name)))
+            for endpoint in tier.endpoints.values()
+        ]
         tiers.append(about)
     return {
         "name": name,
@@ -404,7 +427,7 @@ def _cache_status(parts: RouteParts) -> dict[str, Any]:
     }
 
 
-def _endpoint_status(endpoint: EndpointParts, now: float) -> dict[str, Any]:
+def _endpoint_status(endpoint: EndpointParts, now: float, forced: Forced | None) -> dict[str, Any]:
     about: dict[str, Any] = {"name": endpoint.name}
     breaker, bulkhead = endpoint.breaker, endpoint.bulkhead
     if breaker is not None:
@@ -415,6 +438,8 @@ def _endpoint_status(endpoint: EndpointParts, now: float) -> dict[str, Any]:
             "retry_after_s": round(breaker.retry_after_s(now), 2),
             "generation": breaker.generation,
         }
+        if forced is not None and breaker.mode != "auto":
+            about["breaker"]["by_hand"] = order_text(forced)
     about["limit"] = {
         "in_flight": bulkhead.in_flight,
         "places": bulkhead.places,

@@ -58,6 +58,7 @@ from understudy.proxy.control.worker import Post
 from understudy.proxy.events import Events
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.metrics import METRICS
+from understudy.proxy.orders import Orders
 from understudy.proxy.reading import BadPolicies
 from understudy.proxy.settings import Settings
 from understudy.proxy.version import VERSION
@@ -107,6 +108,7 @@ class Parent:
         sockets: Places,
         settings: Settings,
         reread: Callable[[], Settings],
+        orders: Orders,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._command = command
@@ -123,8 +125,7 @@ class Parent:
         self._settings = settings
         self._reread = reread
         self._said: dict[tuple[str, str, str], Said] = {}
-        self._forced: dict[tuple[str, str, str], Forced] = {}
-        self._pinned: dict[str, Pin] = {}
+        self.orders = orders
         self._diagnosed: dict[str, Diagnosis] = {}
         self._asked = 0
         self._heard_at = self._loop.time()
@@ -206,10 +207,10 @@ class Parent:
         return await place.process.wait()
 
     async def _listen(self, place: Place, channel: Channel) -> None:
-        if self._forced:
-            channel.send(Force(list(self._forced.values())))
-        if self._pinned:
-            channel.send(Pinned(list(self._pinned.values())))
+        if self.orders.breakers:
+            channel.send(Force(self.orders.breakers))
+        if self.orders.tiers:
+            channel.send(Pinned(self.orders.tiers))
         if self._diagnosed:
             channel.send(Diagnosed(list(self._diagnosed.values())))
         if self._said:
@@ -295,12 +296,12 @@ class Parent:
             and (route["name"], tier["name"]) == (forced.route, forced.tier)
             and forced.endpoint in ("", endpoint["name"])
         ]
-        for name in found:
-            self._forced[forced.route, forced.tier, name] = forced._replace(endpoint=name)
+        meant = self.orders.meant(forced) if forced.mode == "auto" else []
+        self.orders.take([*meant, *(forced._replace(endpoint=name) for name in found)])
         for place in self.places:
             if place.channel is not None and found:
                 place.channel.send(Force([forced]))
-        return len(found)
+        return len(found) or len(meant)
 
     async def pin(self, pin: Pin) -> bool:
         """Tell every worker, and those that begin later; whether there is such a route."""
@@ -308,7 +309,7 @@ class Parent:
         names = [route["name"] for route in (reports[0].status["routes"] if reports else ())]
         if pin.route and pin.route not in names:
             return False
-        self._pinned[pin.route] = pin
+        self.orders.pin([pin])
         for place in self.places:
             if place.channel is not None:
                 place.channel.send(Pinned([pin]))

@@ -19,6 +19,7 @@ from tests.kit.acts import answer
 from tests.kit.fake_upstream import Hosted, in_thread
 from tests.kit.processes import Sidecar, eventually
 from tests.real.callers import Callers, Connection, Lost
+from understudy.proxy import cli
 
 pytestmark = pytest.mark.real
 
@@ -178,6 +179,50 @@ def test_a_forced_breaker_is_obeyed_by_every_worker_also_after_a_reload_until_to
         assert re.search(r'understudy_breaker_mode{.*mode="forced-open".*} 1.0', admin(sidecar, "/metrics")[1])
         assert force(sidecar, "chat/model", "auto") == 200
         eventually(lambda: {asked() for _ in range(8)} == {200})
+
+
+@pytest.mark.parametrize("server", ["workers: 1", "workers: 2"])
+def test_a_forced_breaker_is_still_forced_after_a_restart_and_says_since_when_and_by_whom(
+    upstream: Hosted,
+    folder: Path,
+    tmp_path: Path,
+    server: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for port, name in enumerate(("UNDERSTUDY_LISTEN", "UNDERSTUDY_ADMIN"), 1):
+        monkeypatch.setenv(name, f"127.0.0.1:{port}")
+    text = policies(upstream, server=server)
+    with started(folder, tmp_path, text) as sidecar:
+        assert force(sidecar, "chat/model", "forced-open", **{"x-understudy-by": "anna"}) == 200
+    before = len(upstream.heard)
+    with started(folder, tmp_path, text) as sidecar:
+        eventually(lambda: modes(sidecar) == {("forced-open", "open")})
+        assert status_of_a_call(sidecar) == 503
+        assert len(upstream.heard) == before
+        assert "chat/model/model: forced-open by hand since 20" in sidecar.logs()
+        (endpoint,) = status(sidecar)["routes"][0]["tiers"][0]["endpoints"]
+        assert re.fullmatch(r"since 20\S+ \S+ UTC by anna from 127\.0\.0\.1", endpoint["breaker"]["by_hand"])
+        command = ["explain", "POST", "/v1/models", "--policies", str(folder), "--state", str(tmp_path / "state")]
+        assert cli.main(command) == 0
+        assert re.search(r"by hand \(model\) +forced-open since 20.* by anna from 127", capsys.readouterr().out)
+        # the second worker is told as the first is, and so is whoever comes after it
+        assert cli.main(["breaker", "--admin", sidecar.admin_url.removeprefix("http://")]) == 1
+        assert re.match(r"chat/model/model +open \(forced-open by hand since", capsys.readouterr().out)
+        command = ["breaker", "chat/model", "auto", "--admin", sidecar.admin_url.removeprefix("http://")]
+        assert cli.main(command) == 0
+        eventually(lambda: {status_of_a_call(sidecar) for _ in range(8)} == {200})
+    with started(folder, tmp_path, text) as sidecar:
+        eventually(lambda: {status_of_a_call(sidecar) for _ in range(8)} == {200})
+        assert modes(sidecar) == {("auto", "closed")}
+
+
+def status_of_a_call(sidecar: Sidecar) -> int:
+    try:
+        with urllib.request.urlopen(sidecar.url + "/v1/models", timeout=5) as told:
+            return told.status
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 # --- replacing -----------------------------------------------------------------------------------------------------
