@@ -14,7 +14,8 @@ Two ways of learning, for two kinds of upstream:
   since a batch of a hundred texts is no sign of overload. Where the two differ for long, a probe asks with less at
   once: if that makes nothing faster, the upstream itself has become slower, and that is the new usual.
 - `Additive` (LLMs, whose time follows the tokens; and whatever is passed through) goes by soft failures and timeouts:
-  a cut by a third, then growth along CUBIC's curve (RFC 9438 section 4), fast up to where it hurt and slow beyond.
+  a cut by a third, then growth along CUBIC's curve (RFC 9438 section 4), fast up to where it hurt and slow beyond. And
+  it lets in no more than are answered before they would time out.
 
 An application that asks for less than the limit changes nothing, so an idle one is never hurt: the limit starts at its
 maximum, and returns there when nothing has spoken of overload for a while.
@@ -39,6 +40,8 @@ DEADLINE_OF_USUAL = 3.0
 """A call that ran into its caller's deadline speaks of overload if it had this many times as long as usual."""
 OVERLOAD = frozenset(("first_byte_timeout", "first_content_timeout", "timeout"))
 """Reasons of a failure that are a sign of overload though the upstream did not say so."""
+LATE = frozenset(("first_byte_timeout", "first_content_timeout"))
+"""Those of them that tell how long the endpoint is waited for."""
 NOT_OVERLOAD = frozenset(("quota", "insufficient_quota", "deadline"))
 """Soft failures that are none: an account that is spent, and an impatient caller."""
 
@@ -58,6 +61,19 @@ PROBE_FELL = 0.9
 """With less at once the time falls below this share of itself where there is a queue to get shorter."""
 
 CUBIC = 0.4
+UNBOUND = float("inf")
+EVEN = 0.1
+"""How far a mean moves towards each answer."""
+CREEP = 0.01
+BASE_CREEP = 0.002
+"""How far what an answer takes at best moves towards what it takes; down it moves at once."""
+LATE_SHARE = 0.5
+WAIT_SHARE = 0.6
+"""Shares of what calls are given: above the first, waiting is looked for; up to the second, it is allowed."""
+TRIAL = 2.0
+"""For so many times what calls are given it is tried whether fewer of them are answered sooner."""
+WAITING = 1.5
+"""So many times longer than at best, and it is waiting that takes the time."""
 NEVER = float("-inf")
 
 
@@ -73,12 +89,16 @@ class AdaptiveRules(Protocol):
 class Learner(ABC):
     """What both ways share. `places` is the limit; `in_flight` counts the call that is being told of."""
 
-    __slots__ = ("_cut_at", "_pace_s", "_signed_at", "_usual_s", "cuts", "places", "rules")
+    __slots__ = ("_cut_at", "_pace_s", "_signed_at", "_usual_s", "cuts", "patience_s", "places", "rules", "streams")
 
-    def __init__(self, rules: AdaptiveRules) -> None:
+    def __init__(self, rules: AdaptiveRules, patience_s: float) -> None:
         self.rules = rules
+        self.patience_s = patience_s
+        """How long the endpoint is waited for, as far as is known."""
         self.places = rules.concurrent_max
         self.cuts: int = 0
+        self.streams = 0
+        """Of those in flight, how many have had their first content."""
         self._usual_s = 0.0
         self._cut_at = self._signed_at = NEVER
         self._pace_s = 1.0
@@ -124,21 +144,110 @@ class Learner(ABC):
 
 
 class Additive(Learner):
-    """Shrinks at soft failures and timeouts, grows while its places are used and nothing fails."""
+    """Shrinks at soft failures and timeouts, grows while its places are used and nothing fails; and does not wait for
+    timeouts where it sees them come.
 
-    __slots__ = ("_grew_at", "_hurt_at", "_plateau_s", "_pressed_s")
+    A timeout tells too late of a line at the upstream: all who stand behind have waited in vain as well, and one that
+    does not notice that they left works on for nobody. So the wait is foreseen: who comes last is answered when all in
+    front are, one every so often (Little's law). Once it is waiting that takes the time, as many are let in as are
+    answered within WAIT_SHARE of what they are given. `streams` have had their first content, and stand in no line.
+    """
 
-    def __init__(self, rules: AdaptiveRules) -> None:
-        super().__init__(rules)
+    __slots__ = (
+        "_answered_at",
+        "_base_s",
+        "_bound",
+        "_bound_at",
+        "_crowd",
+        "_gap_best_s",
+        "_gap_s",
+        "_grew_at",
+        "_grown",
+        "_hurt_at",
+        "_plateau_s",
+        "_pressed_at",
+        "_pressed_s",
+    )
+
+    def __init__(self, rules: AdaptiveRules, patience_s: float = UNBOUND) -> None:
+        super().__init__(rules, patience_s)
         self._grew_at = 0.0
         self._hurt_at = 0
         self._plateau_s = 0.0
         self._pressed_s = 0.0
+        self._grown = float(self.places)
+        self._answered_at = 0.0
+        self._gap_s = self._gap_best_s = self._crowd = self._base_s = 0.0
+        self._bound = UNBOUND
+        self._bound_at = (0.0, 0.0, 0.0)
+        """How long answers took, and how many were in flight, when the bound was put up; and when that was."""
+        self._pressed_at = NEVER
 
-    def answered(self, now: float, took_s: float, in_flight: int, call: Call) -> None:  # noqa: ARG002 (Gradient's)
-        self._usual_s += (took_s - self._usual_s) * 0.1 if self._usual_s else took_s
+    def obey(self, rules: AdaptiveRules) -> None:
+        super().obey(rules)
+        self._grown = float(self.places)
+        self._bound = UNBOUND
+
+    def answered(self, now: float, took_s: float, in_flight: int, call: Call) -> None:
+        usual_s = self._usual_s
+        waiting = in_flight - self.streams
+        if usual_s:
+            usual_s = self._usual_s = usual_s + (took_s - usual_s) * EVEN
+            gap_s = self._gap_s = self._gap_s + (now - self._answered_at - self._gap_s) * EVEN
+            self._crowd += (waiting - self._crowd) * EVEN
+            self._base_s = min(usual_s, self._base_s + (usual_s - self._base_s) * BASE_CREEP)
+            self._gap_best_s = min(gap_s, self._gap_best_s + (gap_s - self._gap_best_s) * CREEP)
+        else:
+            self._usual_s = self._base_s = self._gap_s = self._gap_best_s = usual_s = took_s
+            self._crowd = waiting
+        self._answered_at = now
+        if usual_s > self._base_s * WAITING or self._bound < UNBOUND:
+            self._foresee(now, waiting, min(call.until - now + took_s, self.patience_s))
         if in_flight * 2 >= self.places and self.places < self.rules.concurrent_max:
             self._grow(now)
+
+    def failed(self, now: float, took_s: float, in_flight: int, failed: Failed) -> None:
+        if failed.reason in LATE and 0.0 < took_s < self.patience_s:
+            self.patience_s = took_s
+        super().failed(now, took_s, in_flight, failed)
+
+    def relax(self, now: float) -> None:
+        super().relax(now)
+        if self.places == self.rules.concurrent_max:
+            self._grown, self._bound = float(self.places), UNBOUND
+
+    def _foresee(self, now: float, waiting: int, given_s: float) -> None:
+        """Answers take longer than they must, or did: let in as many as are answered in time."""
+        fits = max(given_s * WAIT_SHARE / max(self._gap_best_s, 1e-6), float(self.rules.concurrent_min))
+        if self._bound == UNBOUND:
+            if waiting * self._gap_s < given_s * LATE_SHARE or waiting < fits:
+                return
+            self._bound_at = (self._usual_s, self._crowd, now)
+        elif self._crowd * 2 < fits:
+            if now - self._pressed_at > FORGET_S:
+                self._lift()
+            return
+        elif self._is_in_vain(now, given_s):
+            # fewer at once made nothing faster: it is no line that takes the time, and what was cut was cut in vain
+            self._base_s = self._usual_s
+            self._grown = max(self._grown, min(self._bound_at[1], float(self.rules.concurrent_max)))
+            self._lift()
+            return
+        self._pressed_at = self._signed_at = now
+        self._bound = self.streams + fits
+        self._settle()
+
+    def _is_in_vain(self, now: float, given_s: float) -> bool:
+        usual_s, crowd, since = self._bound_at
+        tried = now - since > TRIAL * given_s
+        return tried and self._usual_s > usual_s * PROBE_FELL and self._crowd < crowd * CUT
+
+    def _lift(self) -> None:
+        self._bound = UNBOUND
+        self._settle()
+
+    def _settle(self) -> None:
+        self.places = int(min(self._grown, self._bound, self.rules.concurrent_max))
 
     def _grow(self, now: float) -> None:
         self.relax(now)
@@ -146,14 +255,17 @@ class Additive(Learner):
         self._pressed_s += min(now - self._grew_at, 1.0) / self._pace_s
         self._grew_at = now
         reached = self._hurt_at + CUBIC * (self._pressed_s - self._plateau_s) ** 3
-        self.places = min(max(self.places, int(reached)), self.rules.concurrent_max)
+        self._grown = min(max(self._grown, reached), float(self.rules.concurrent_max))
+        self._settle()
 
     def _cut(self, now: float, used: int) -> None:
         super()._cut(now, used)
+        self._grown = float(self.places)
         self._hurt_at = used
         self._plateau_s = (used * (1 - CUT) / CUBIC) ** (1 / 3)
         self._pressed_s = 0.0
         self._grew_at = now
+        self._settle()
 
 
 class Gradient(Learner):
@@ -172,8 +284,8 @@ class Gradient(Learner):
         "_until",
     )
 
-    def __init__(self, rules: AdaptiveRules) -> None:
-        super().__init__(rules)
+    def __init__(self, rules: AdaptiveRules, patience_s: float = UNBOUND) -> None:
+        super().__init__(rules, patience_s)
         self._expected = [0.0] * SIZES
         self._seen = [0] * SIZES
         self._probing: tuple[int, float, bool] | None = None
@@ -290,6 +402,6 @@ class Gradient(Learner):
         self._counts = [0] * SIZES
 
 
-def learner(signal: Signal, rules: AdaptiveRules) -> Learner:
-    """One that has learnt nothing yet."""
-    return Gradient(rules) if signal == "latency" else Additive(rules)
+def learner(signal: Signal, rules: AdaptiveRules, patience_s: float = UNBOUND) -> Learner:
+    """One that has learnt nothing yet. `patience_s` is how long the endpoint is waited for."""
+    return Gradient(rules, patience_s) if signal == "latency" else Additive(rules, patience_s)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from understudy.policies.adaptive import Learner, Signal, learner
+from understudy.policies.adaptive import UNBOUND, Learner, Signal, learner
 from understudy.policies.service import Answer, Call, End, Failed, Refused, Service
 
 
@@ -33,13 +33,15 @@ class LimitRules(Protocol):
 class Bulkhead:
     """The pure heart: who is in, and who waits, in order of coming. A waiter is whatever the shell wakes it by.
 
-    `learns` says what an adaptive limit learns from; without it, `adaptive` means `concurrent_max` places.
+    `learns` says what an adaptive limit learns from; without it, `adaptive` means `concurrent_max` places. `patience_s`
+    is how long the endpoint is waited for at most.
     """
 
-    __slots__ = ("_fixed", "_rules", "in_flight", "learner", "learns", "refused", "waiting")
+    __slots__ = ("_fixed", "_patience_s", "_rules", "in_flight", "learner", "learns", "refused", "waiting")
 
-    def __init__(self, rules: LimitRules, learns: Signal | None = None) -> None:
+    def __init__(self, rules: LimitRules, learns: Signal | None = None, patience_s: float = UNBOUND) -> None:
         self.learns: Signal | None = learns
+        self._patience_s = patience_s
         self.learner: Learner | None = None
         self.in_flight = 0
         self.refused = 0
@@ -59,9 +61,15 @@ class Bulkhead:
         if not adaptive or self.learns is None:
             self.learner = None
         elif self.learner is None:
-            self.learner = learner(self.learns, rules)
+            self.learner = learner(self.learns, rules, self._patience_s)
         else:
             self.learner.obey(rules)
+
+    def endures(self, patience_s: float) -> None:
+        """The endpoint is waited for so long from now on."""
+        self._patience_s = patience_s
+        if self.learner is not None:
+            self.learner.patience_s = patience_s
 
     @property
     def places(self) -> int:
@@ -113,6 +121,10 @@ def limit(service: Service, heart: Bulkhead, *, clock: Callable[[], float]) -> S
     if student is None:
         return bounded
 
+    def release_stream(_end: End) -> None:
+        student.streams -= 1
+        heart.leave()
+
     async def learning(call: Call) -> Answer:
         if not heart.enter():
             await _wait_for_place(heart, call, clock)
@@ -133,7 +145,8 @@ def limit(service: Service, heart: Bulkhead, *, clock: Callable[[], float]) -> S
         if answer.stream is None:
             heart.leave()
         else:
-            answer.stream.watch(release)
+            student.streams += 1
+            answer.stream.watch(release_stream)
         return answer
 
     return learning

@@ -51,10 +51,7 @@ def explain_data(
     tier_order: Order | None = None,
     forced: Sequence[Forced] = (),
 ) -> dict[str, Any]:
-    """What `explain` says, as plain values for JSON: request, route (None where nobody claims it), layers and tiers.
-
-    `forced` is what operators have said of breakers, which goes before what is written.
-    """
+    """What `explain` says, as plain values for JSON: request, route (None where nobody claims it), layers and tiers."""
     settings = reading.settings
     if settings is None:
         return {"faults": [str(fault) for fault in reading.faults]}
@@ -118,7 +115,8 @@ def explain(
     """Which route a request takes and why, and its stack from outside in, each value with the line it came from.
 
     `port` is the local port it comes in on (the first of `server.listen` where none is given). The orders are those of
-    `proxy.stack` unless others are given.
+    `proxy.stack` unless others are given. `forced` is what operators have said of breakers: it goes before what is
+    written.
     """
     orders: dict[str, Any] = {"route_order": route_order, "tier_order": tier_order, "forced": forced}
     data = explain_data(reading, method, path, host, port, **orders)

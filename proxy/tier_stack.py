@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from msgspec import UnsetType
 
-from understudy.policies.adaptive import Signal
+from understudy.policies.adaptive import UNBOUND, Signal
 from understudy.policies.balance import Balance, Peer, balance
 from understudy.policies.breaker import Breaker, breaker
 from understudy.policies.budget import Budget
@@ -198,9 +198,18 @@ def _carried(old: TierParts | None, name: str, place: object, route: Route, tier
     limits = effective_limit(route, tier)
     before = old.endpoints.get(name) if old else None
     if before is None or before.place != place:
-        return EndpointParts(name, Bulkhead(limits, learns_from(route, tier)), place=place)
+        return EndpointParts(name, Bulkhead(limits, learns_from(route, tier), _patience_s(route, tier)), place=place)
+    before.bulkhead.endures(_patience_s(route, tier))
     before.bulkhead.rules = limits
     return EndpointParts(name, before.bulkhead, before.breaker, place, before.quota, before.peer)
+
+
+def _patience_s(route: Route, tier: UpstreamTier | LocalTier) -> float:
+    """How long a tier is waited for; where some of its models think first, as long as they are."""
+    if isinstance(tier, LocalTier):
+        return UNBOUND
+    patient = _set(tier.stream, route.stream).patient
+    return max(tier.first_byte_s, *(each.first_content_s for each in patient), 0.0)
 
 
 def effective_limit(route: Route, tier: UpstreamTier | LocalTier) -> Limit:

@@ -15,6 +15,7 @@ from tests.kit.unwell import Ward
 from understudy.policies.health import Diagnosis
 from understudy.proxy.control.admin import Admin, OfSidecar
 from understudy.proxy.health_reports import tiers_text
+from understudy.proxy.orders import orders_of
 from understudy.proxy.status_text import status_text
 
 pytestmark = pytest.mark.virtual_clock(io_grace_s=0.001)
@@ -254,7 +255,7 @@ async def test_a_tier_is_pinned_through_the_admin_port_and_seen_in_status_metric
         database() as second,
         Ward(tmp_path, POLICIES.format(first=first.url, second=second.url)) as ward,
     ):
-        admin = Admin(OfSidecar(ward.sidecar), "127.0.0.1:0")
+        admin = Admin(OfSidecar(ward.sidecar, orders_of(tmp_path)), "127.0.0.1:0")
         await admin.start()
         at = f"http://127.0.0.1:{admin.port}"
         async with ClientSession() as client:

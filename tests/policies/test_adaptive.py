@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.kit.weather import call_of
 from understudy.policies.adaptive import Additive, Gradient, Learner, Signal
 from understudy.policies.limit import Bulkhead, limit
-from understudy.policies.service import Answer, Call, Failed, Refused
+from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused
 from understudy.proxy.settings import Limit
 
 pytestmark = pytest.mark.virtual_clock(io_grace_s=0)
@@ -25,18 +25,26 @@ class Servers:
     """An upstream of so many servers; a call waits for one in line and keeps it for `mean_s`, give or take half.
 
     With `busy_at`, whoever comes while so many are inside is told at once that it is too many; with `patience_s`, who
-    has waited so long has timed out.
+    has waited so long has timed out. One that `works_on` does not notice that: it answers calls that nobody waits for.
     """
 
     def __init__(
-        self, count: int, mean_s: float, dice: random.Random, *, busy_at: int | None = None, patience_s: float = 30.0
+        self,
+        count: int,
+        mean_s: float,
+        dice: random.Random,
+        *,
+        busy_at: int | None = None,
+        patience_s: float = 30.0,
+        works_on: bool = False,
     ) -> None:
         self.mean_s = mean_s
         self.inside = 0
         self._free = asyncio.Semaphore(count)
         self._dice = dice
         self._busy_at = busy_at
-        self._patience_s = patience_s
+        self.patience_s = patience_s
+        self._works_on = works_on
 
     async def __call__(self, _call: Call) -> Answer:
         if self._busy_at is not None and self.inside >= self._busy_at:
@@ -44,13 +52,18 @@ class Servers:
             raise Failed("status_429", soft=True)
         self.inside += 1
         try:
-            async with asyncio.timeout(self._patience_s), self._free:
-                await asyncio.sleep(self.mean_s * self._dice.uniform(0.5, 1.5))
+            work = asyncio.ensure_future(self._served())
+            async with asyncio.timeout(self.patience_s):
+                await (asyncio.shield(work) if self._works_on else work)
         except TimeoutError:
             raise Failed("first_byte_timeout") from None
         finally:
             self.inside -= 1
         return Answer(200, [])
+
+    async def _served(self) -> None:
+        async with self._free:
+            await asyncio.sleep(self.mean_s * self._dice.uniform(0.5, 1.5))
 
 
 @dataclass
@@ -68,7 +81,7 @@ async def told(
 ) -> Story:
     """Calls arrive (Poisson) at the rate of each phase, (seconds, calls a second), whatever becomes of the others."""
     loop, dice = asyncio.get_running_loop(), random.Random(seed)
-    story = Story(Bulkhead(rules or Limit(), signal))
+    story = Story(Bulkhead(rules or Limit(), signal, upstream.patience_s))
     service = limit(upstream, story.heart, clock=loop.time)
 
     async def one(outcomes: Counter[str], took_s: list[float]) -> None:
@@ -131,12 +144,100 @@ async def test_half_a_minute_after_an_overload_the_limit_is_back_where_it_was(se
     assert story.ended_places[2] >= 0.8 * 256
 
 
-async def test_timeouts_that_come_late_are_learnt_from_at_their_own_pace():
-    story = await told("failures", Servers(4, 5.0, random.Random(1), patience_s=20), [(60, 0.5), (300, 1.6)], 1)
-    assert story.ended_places[1] < 20
-    # half of all calls would time out without a limit
-    assert story.outcomes[1]["first_byte_timeout"] < 0.3 * sum(story.outcomes[1].values())
-    assert story.outcomes[1]["ok"] > 0.7 * 0.8 * 300
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("works_on", [False, True])
+@pytest.mark.parametrize(("servers", "mean_s", "patience_s"), [(4, 5.0, 20.0), (8, 2.0, 30.0), (16, 4.0, 60.0)])
+async def test_an_upstream_that_would_only_time_out_is_not_let_come_so_far(
+    servers: int, mean_s: float, patience_s: float, works_on: bool, seed: int
+):
+    capacity = servers / mean_s
+    upstream = Servers(servers, mean_s, random.Random(seed), patience_s=patience_s, works_on=works_on)
+    story = await told("failures", upstream, [(60, capacity / 2), (300, 2 * capacity), (60, capacity / 2)], seed)
+    assert story.outcomes[1]["ok"] >= 0.9 * capacity * 300
+    # without a limit every call would time out once the line is as long as anybody waits
+    assert story.outcomes[1]["first_byte_timeout"] <= 0.05 * sum(story.outcomes[1].values())
+    assert story.outcomes[2]["ok"] >= 0.95 * sum(story.outcomes[2].values())
+    # what it still works on for nobody
+    await asyncio.sleep(600)
+
+
+def test_timeouts_of_an_endpoint_of_which_nothing_is_known_are_learnt_from_at_their_own_pace():
+    heart = Additive(Limit())
+    assert heart.patience_s == float("inf")
+    heart.failed(100.0, 20.0, 50, Failed("first_byte_timeout"))
+    assert (heart.places, heart.patience_s) == (35, 20.0)
+    # begun before the cut
+    heart.failed(110.0, 20.0, 35, Failed("first_byte_timeout"))
+    assert heart.places == 35
+    heart.failed(121.0, 20.0, 35, Failed("first_byte_timeout"))
+    assert heart.places == 24
+
+
+async def test_streams_stand_in_no_line_once_they_have_begun():
+    """Fifty long streams, and calls among them that find four servers: the bound is on who waits."""
+    loop, dice = asyncio.get_running_loop(), random.Random(4)
+    heart = Bulkhead(Limit(), "failures", 10.0)
+    servers = Servers(4, 1.0, dice, patience_s=10.0)
+    streams: list[HeldStream] = []
+
+    async def answering(call: Call) -> Answer:
+        if call.wants_stream:
+            streams.append(HeldStream([b"x"]))
+            return Answer(200, [], stream=streams[-1])
+        return await servers(call)
+
+    service = limit(answering, heart, clock=loop.time)
+    for _ in range(50):
+        call = call_of("generate", "x")
+        call.wants_stream = True
+        await service(call)
+    outcomes: Counter[str] = Counter()
+
+    async def one() -> None:
+        try:
+            await service(call_of("generate", "x"))
+            outcomes["ok"] += 1
+        except (Refused, Failed) as error:
+            outcomes[error.reason] += 1
+
+    tasks: list[asyncio.Task[None]] = []
+    for _ in range(800):
+        await asyncio.sleep(dice.expovariate(8.0))
+        tasks.append(asyncio.ensure_future(one()))
+    await asyncio.gather(*tasks)
+    assert heart.learner is not None
+    assert (heart.learner.streams, heart.in_flight) == (50, 50)
+    assert outcomes["ok"] >= 0.9 * 4.0 * 100
+    assert outcomes["first_byte_timeout"] <= 8
+    for stream in streams:
+        stream.close()
+    assert (heart.learner.streams, heart.in_flight) == (0, 0)
+
+
+async def test_what_is_slower_in_itself_is_let_go_of_again():
+    """From two seconds to ten, for as many calls as come: no line takes the time, and no limit stays."""
+    loop, dice = asyncio.get_running_loop(), random.Random(6)
+    upstream = Servers(1000, 2.0, dice, patience_s=20.0)
+    heart = Bulkhead(Limit(), "failures", 20.0)
+    service = limit(upstream, heart, clock=loop.time)
+    refused = 0
+
+    async def one() -> None:
+        nonlocal refused
+        try:
+            await service(call_of("generate", "x"))
+        except Refused:
+            refused += 1
+
+    for mean_s, seconds, share in ((2.0, 60, 0.0), (10.0, 300, 0.1), (10.0, 120, 0.0)):
+        upstream.mean_s, before = mean_s, refused
+        tasks: list[asyncio.Task[None]] = []
+        end = loop.time() + seconds
+        while loop.time() < end:
+            await asyncio.sleep(dice.expovariate(5.0))
+            tasks.append(asyncio.ensure_future(one()))
+        await asyncio.gather(*tasks)
+        assert refused - before <= share * len(tasks)
 
 
 async def test_waiters_are_served_in_turn_under_overload_so_that_nobody_starves():
