@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 from understudy.policies.questions import Questions
 from understudy.policies.service import Answer, Call, Headers, Request, Service
@@ -100,7 +100,7 @@ def _patience_s(request: Request) -> float | None:
         return caller_patience_s(request.headers)
     if caller_patience_s not in remembered:
         remembered[caller_patience_s] = caller_patience_s(request.headers)
-    return cast("float | None", remembered[caller_patience_s])
+    return remembered[caller_patience_s]
 
 
 class Story(Protocol):

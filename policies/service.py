@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from understudy.policies.questions import Question
@@ -59,7 +59,7 @@ class Request:
         target: bytes,
         headers: Headers,
         body: bytes = b"",
-        remembered: dict[object, object] | None = None,
+        remembered: dict[object, Any] | None = None,
         path: bytes | None = None,
     ) -> None:
         self.method = method
@@ -104,7 +104,7 @@ def _tenant_of_head(request: Request, besides: tuple[bytes, ...]) -> bytes:
     remembered = request.remembered
     key = (tenant_of, besides)
     if remembered is not None and key in remembered:
-        return cast("bytes", remembered[key])
+        return remembered[key]
     wanted = CREDENTIALS + besides
     shown = sorted((name.lower(), value) for name, value in request.headers if name.lower() in wanted)
     tenant = b""

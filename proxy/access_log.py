@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import msgspec
 
@@ -177,7 +177,7 @@ def _head_of(exchange: Exchange) -> tuple[str, str, str, str]:
     request = exchange.request
     remembered = request.remembered
     if remembered is not None and line_of in remembered:
-        return cast("tuple[str, str, str, str]", remembered[line_of])
+        return remembered[line_of]
     path = request.target.partition(b"?")[0][:PATH_BYTES_MAX].decode("latin-1")
     route = exchange.entry.name if exchange.entry is not None else ""
     told = (request.method.decode("latin-1"), path, route, (trace_of(request.headers) or b"").decode())

@@ -11,7 +11,7 @@ index) or quotations. Why tiers go before stale: another upstream's answer is as
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from understudy.policies.cache import (
     NEGATIVE,
@@ -162,10 +162,10 @@ class RouteCache:
         self.tally.hit(answer.status)
         return answer
 
-    def quick_hit(self, remembered: Mapping[object, object], body: bytes, bytes_max: int) -> Answer | None:
+    def quick_hit(self, remembered: Mapping[object, Any], body: bytes, bytes_max: int) -> Answer | None:
         """The same, before there is so much as a request: for who has sent this head before, by what is `remembered`
         of it, and where the answer is a fresh 200, whole, and of at most `bytes_max`. None says nothing."""
-        front = cast("Front | None", remembered.get(self))
+        front: Front | None = remembered.get(self)
         if front is None or not front.reads:
             return None
         key = self._aliases.key_of(front, body)
@@ -199,10 +199,10 @@ class RouteCache:
         if remembered is None or request.hop.subject:
             # whom the certificate names is the connection's: who sends the same head by another may be somebody else
             return front_of(request, self.scope)
-        front = remembered.get(self)
+        front: Front | None = remembered.get(self)
         if front is None:
             front = remembered[self] = front_of(request, self.scope)
-        return cast("Front", front)
+        return front
 
     def _plan(self, call: Call, front: Front) -> Plan | None:
         """How to look `call` up, or None where its answers are not kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, End, Headers, Request, Service, Stream, find_header
@@ -20,7 +20,7 @@ PENDING = "pending"
 """Whose a stream is of which nobody has been given anything yet."""
 
 
-QuickHit = Callable[[Mapping[object, object], bytes, int], Answer | None]
+QuickHit = Callable[[Mapping[object, Any], bytes, int], Answer | None]
 """What is kept for a request, by what is remembered of its head and by its body; of at most so many bytes."""
 
 

@@ -108,7 +108,7 @@ class Hall:
             # `*` asks about the server as a whole, which no route is
             found = self.find(head.host, self.port, head.path) if head.path != b"*" else None
             head.claim = found or (None, head.path)
-        return cast("Claim", head.claim)
+        return head.claim
 
     @staticmethod
     def hop(transport: asyncio.Transport) -> Hop:

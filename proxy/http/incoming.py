@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Literal, cast
+from typing import Literal
 
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.http.chunked import BadChunks, ChunkedBody
 from understudy.proxy.http.exchange import Entry, Exchange
-from understudy.proxy.http.hall import Claim, Hall
+from understudy.proxy.http.hall import Hall
 from understudy.proxy.http.request_head import END, LENGTH_DIGITS_MAX, HeadMemory, HeadReader, RequestHead, probe_head
 
 Phase = Literal["idle", "head", "body", "busy", "lingering"]
@@ -94,7 +94,7 @@ class Incoming(asyncio.Protocol):
         length = len(data) - at
         if not length or not digits.isdigit() or int(digits) != length or self._known_in is not self.listener.heads:
             return False
-        entry, path = self.listener.claimed(head) if head.claim is None else cast("Claim", head.claim)
+        entry, path = self.listener.claimed(head) if head.claim is None else head.claim
         if entry is None or length > entry.body_bytes_max:
             return False
         self._dry_bytes = 0

@@ -7,6 +7,7 @@ head is looked up, and read each time.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import httptools
 
@@ -81,8 +82,8 @@ class RequestHead:
         self.host = host
         self.before = self.behind = b""
         self.is_plain = self.version == "1.1" and self.method != b"HEAD"
-        self.claim: object = None
-        self.remembered: dict[object, object] = {}
+        self.claim: Any = None
+        self.remembered: dict[object, Any] = {}
 
     def _read(self, headers: Headers) -> bytes | None:
         """Take from the headers what frames the body. Returns the Host. Raises BadRequest."""

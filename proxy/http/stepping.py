@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Waiter(Generic[T]):
         self._loop = loop
         self._asyncio_future_blocking = False
         self._error: BaseException | None = None
-        self._result: T | None = None
+        self._result: Any = None
         self.done = False
         self.on_told: Callable[[], object] | None = None
 
@@ -63,7 +63,7 @@ class Waiter(Generic[T]):
             yield self
         if self._error is not None:
             raise self._error
-        return cast("T", self._result)
+        return self._result
 
     @property
     def answered(self) -> T | None:
@@ -81,7 +81,7 @@ class Waiter(Generic[T]):
     def result(self) -> T:
         if self._error is not None:
             raise self._error
-        return cast("T", self._result)
+        return self._result
 
     def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 (a future's signature)
         """Nobody waits any more: CancelledError is raised where it was waited."""

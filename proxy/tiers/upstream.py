@@ -6,7 +6,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from understudy.policies.service import Answer, Call, Failed, Headers, Request, Service, Stream
@@ -73,7 +73,7 @@ class Target:
             # the caller's span is the one above ours, and ours the one above theirs: a head like this comes but once
             front = self._front(request, between=True)
         else:
-            front = None if remembered is None else cast("Front | None", remembered.get(self))
+            front: Front | None = None if remembered is None else remembered.get(self)
             if front is None:
                 front = self._front(request)
                 if remembered is not None:
