@@ -175,7 +175,7 @@ class Collection:
     def load(self) -> Load:
         """What it carries beside its frozen generation."""
         live, view = self._live, self._view
-        return Load(view.tail.count, live.tail.bytes_held, live.frozen_count, view.tombstones)
+        return Load(view.tail.count, live.tail.bytes_held, live.frozen_count, view.tombstones, live.lacks_graphs)
 
     @property
     def is_flooded(self) -> bool:

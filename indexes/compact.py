@@ -27,6 +27,7 @@ from understudy.indexes.records import KeptShape, point_of
 from understudy.indexes.snapshot import Step, locked, write_snapshot
 from understudy.indexes.vectors import Distance, Mask
 from understudy.indexes.view import View
+from understudy.indexes.writes import UNFINISHED
 
 BUSY: Final = 3
 FAILED: Final = 1
@@ -55,6 +56,7 @@ def compact(folder: Path, *, step: Step | None = None) -> str | None:
             distance=kept.distance,
             named={name: shape for name, shape in live.shapes.items() if name},
             sparse=True,
+            graph=False if live.notes.get(UNFINISHED) else None,
             notes=live.notes,
             through=live.position.number,
             is_locked=True,

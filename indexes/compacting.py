@@ -3,6 +3,8 @@
 tail > 5 000 points, or > 32 MiB, or a fifth of the frozen rows are tombstones
     and the child rests four times as long as it worked, so that it takes a fifth of a core at most
     unless the tail has grown to 20 000 points or 128 MiB: then at once
+generation without graphs, of a collection that was still being filled, and no longer is
+    and at once
 tail > 40 000 points, or > 256 MiB, and half of the frozen rows
     and who can wait with writing waits
 """
@@ -42,18 +44,21 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Load:
     """What a collection carries: points in the tail, dead ones too, what it takes, and what is frozen of which some
-    are tombstones."""
+    are tombstones. `lacks_graphs` where the frozen ones were written while it was still being filled, and it no longer
+    is."""
 
     tail: int
     tail_bytes: int
     frozen: int
     tombstones: int
+    lacks_graphs: bool = False
 
 
 def is_due(load: Load) -> bool:
     """Whether compacting is worth its price."""
     return (
-        load.tail > TAIL_POINTS
+        load.lacks_graphs
+        or load.tail > TAIL_POINTS
         or load.tail_bytes > TAIL_BYTES
         or load.tombstones > max(TOMBSTONES_LEAST, TOMBSTONES_SHARE * load.frozen)
     )
@@ -61,7 +66,7 @@ def is_due(load: Load) -> bool:
 
 def is_urgent(load: Load) -> bool:
     """Whether it has to be done now."""
-    return load.tail > TAIL_POINTS_MAX or load.tail_bytes > TAIL_BYTES_MAX
+    return load.lacks_graphs or load.tail > TAIL_POINTS_MAX or load.tail_bytes > TAIL_BYTES_MAX
 
 
 def is_flooded(load: Load) -> bool:

@@ -22,8 +22,9 @@ from understudy.indexes.generation import current_name, find_generation
 from understudy.indexes.journal import JOURNAL, Journal, Position
 from understudy.indexes.records import Batch, KeptShape, batch_of
 from understudy.indexes.tail import Tail
-from understudy.indexes.vectors import Mask
+from understudy.indexes.vectors import EXACT_BELOW, Mask
 from understudy.indexes.view import View
+from understudy.indexes.writes import UNFINISHED
 
 _OPEN_ATTEMPTS = 3
 
@@ -80,6 +81,13 @@ class Live:
     def frozen_count(self) -> int:
         """How many rows are frozen, tombstones too."""
         return 0 if self.frozen is None else self.frozen.count
+
+    @property
+    def lacks_graphs(self) -> bool:
+        """Whether the generation was written for somebody who was still filling the collection, and is no longer."""
+        if self.frozen is None or self.frozen.count < EXACT_BELOW:
+            return False
+        return bool(self.frozen.notes.get(UNFINISHED)) and not self.notes.get(UNFINISHED)
 
     @property
     def bytes_held(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from understudy.indexes.faults import BadQuestion
 from understudy.indexes.points import Payload, Point, PointId
@@ -79,6 +79,11 @@ class VectorShape:
     dimensions: int
     distance: DistanceName = "cosine"
     space: str = ""
+
+
+UNFINISHED: Final = "unfinished"
+"""True among the notes of a collection that is still being filled, and of which nobody asks anything until that is
+said to be over: its generations go without graphs, which take most of the time and are built anew each time."""
 
 
 @dataclass(frozen=True, slots=True)

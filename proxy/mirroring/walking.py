@@ -20,7 +20,7 @@ import numpy as np
 
 from understudy.indexes.arrays import among
 from understudy.indexes.points import PointId
-from understudy.indexes.writes import Create
+from understudy.indexes.writes import UNFINISHED, Create
 from understudy.proxy.mirroring.applying import Verdict
 from understudy.proxy.mirroring.mirror import Held, Mirror
 from understudy.proxy.mirroring.notes import WalkNote, fingerprint
@@ -80,7 +80,8 @@ class Walker:
 
         def create() -> None:
             if self.mirror.stock().get(local) is None:
-                create = self.mirror.applier.placed(Create(described.vectors, described.notes))
+                notes = {**described.notes, UNFINISHED: True}
+                create = self.mirror.applier.placed(Create(described.vectors, notes))
                 self.mirror.applier.write(local, [create])
 
         await self.mirror.act(create)
@@ -106,6 +107,8 @@ class Walker:
                 break
         changed = await self._beyond(local, held, described)
         note.changed += changed
+        if first:
+            await self.mirror.act(lambda: self._finished(local))
         await self._in_thread(lambda: notes.end(local))
         held.repaired += 0 if first else note.changed
         held.standing.walked(note.began, mirror.wall())
@@ -113,6 +116,12 @@ class Walker:
         held.standing.checked_at = 0.0
         await self._in_thread(lambda: mirror.save(durable=True))
         log.info("collection %s: %d points compared, %d put right", local, note.seen, note.changed)
+
+    def _finished(self, local: str) -> None:
+        """From here on the copy is asked."""
+        copy = self.mirror.stock().get(local)
+        if copy is not None and copy.notes.get(UNFINISHED):
+            self.mirror.applier.write(local, [Create(notes={UNFINISHED: False})])
 
     async def _page(self, local: str, held: Held, described: Described, note: WalkNote) -> Page | None:
         """Read, compare and note one page; None where the walk has to begin anew."""

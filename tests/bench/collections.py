@@ -96,8 +96,11 @@ def cost_of(ask: Callable[[Vectors], object], queries: Vectors) -> Cost:
     return Cost(statistics.median(took), took[min(len(took) - 1, int(0.99 * len(took)))])
 
 
-def recall(collection: Collection, points: Sequence[Point], queries: Vectors, share: float = 1.0) -> float:
-    """The share of the K best by an exact scan, of points whose `share` is less, that a search finds."""
+def recall(
+    collection: Collection, points: Sequence[Point], queries: Vectors, share: float = 1.0, asked: object = None
+) -> float:
+    """The share of the K best by an exact scan, of points whose `share` is less, that a search finds which the filter
+    `asked` says that to."""
     allowed = [point for point in points if point.payload["share"] < share]
     matrix = np.stack([point.vector for point in allowed if point.vector is not None])
     ids = np.array([point.id for point in allowed])
@@ -106,24 +109,24 @@ def recall(collection: Collection, points: Sequence[Point], queries: Vectors, sh
         scores = matrix @ query
         bar = np.sort(scores)[-min(K, len(scores))] - 1e-6
         due = set(ids[scores >= bar].tolist())
-        hits = collection.search(query, K, filter=filter_of(share))
+        hits = collection.search(query, K, filter=asked)
         found += sum(hit.id in due for hit in hits)
     return found / (len(queries) * min(K, len(allowed)))
 
 
-def filter_of(share: float) -> dict[str, Any] | None:
-    """A filter that lets this share of the points through; none for all of them."""
-    return None if share >= 1 else {"must": [{"key": "share", "range": {"lt": share}}]}
+def filter_of(share: float) -> dict[str, Any]:
+    """A filter that lets this share of the points through."""
+    return {"must": [{"key": "share", "range": {"lt": share}}]}
 
 
 def filtered(collection: Collection, points: Sequence[Point], queries: Vectors) -> list[Filtered]:
     """Every selectivity."""
     results: list[Filtered] = []
     for share in SELECTIVITIES:
-        asked = {"must": [{"key": "share", "range": {"lt": share}}]}
+        asked = filter_of(share)
         first = cost_of(lambda query, asked=asked: collection.search(query, K, filter=asked), queries[:1])
         cost = cost_of(lambda query, asked=asked: collection.search(query, K, filter=asked), queries)
-        results.append(Filtered(share, recall(collection, points, queries, share), first.p50_ms, cost))
+        results.append(Filtered(share, recall(collection, points, queries, share, asked), first.p50_ms, cost))
     return results
 
 

@@ -19,7 +19,7 @@ from understudy.indexes.generation import current_name, generations
 from understudy.indexes.library import Library
 from understudy.indexes.points import Point
 from understudy.indexes.snapshot import locked
-from understudy.indexes.writes import Create, Delete, Upsert, VectorShape, Which
+from understudy.indexes.writes import UNFINISHED, Create, Delete, Upsert, VectorShape, Which
 
 DIMENSIONS = 16
 STEPS = ["sweep", "store", "vectors", "keywords", "graph", "manifest", "sync", "name", "current", "swap", "prune"]
@@ -263,6 +263,37 @@ def test_who_can_wait_with_writing_is_asked_to_in_proportion_to_what_is_frozen()
     assert is_flooded(Load(tail=100_001, tail_bytes=2**30, frozen=200_000, tombstones=0))
     # a short tail is no flood, however little is frozen
     assert not is_flooded(Load(tail=TAIL_POINTS_MAX, tail_bytes=0, frozen=10, tombstones=0))
+
+
+def test_a_collection_that_is_still_being_filled_gets_its_graphs_once_that_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("snapshot", "live"):
+        monkeypatch.setattr(f"understudy.indexes.{module}.EXACT_BELOW", 50)
+    library = Library(tmp_path, exact_below=50, compactor=Compactor(compact=lambda _folder: None))
+    library.write("docs", [Create({"": VectorShape(DIMENSIONS, "cosine", "s")}, {UNFINISHED: True})])
+    library.write("docs", [Upsert(tuple(some_points(80)))])
+    collection = library.open("docs")
+
+    def compacted() -> tuple[str | None, bool, bool]:
+        name = compact(collection.folder)
+        collection.refresh()
+        return name, collection.has_graph, is_due(collection.load)
+
+    assert compacted() == ("g-000001", False, False)
+    found = ids(collection.search(np.ones(DIMENSIONS), 10))
+    library.write("docs", [Create(notes={UNFINISHED: False})])
+    assert is_urgent(collection.load)
+    assert ids(Library(tmp_path).open("docs").search(np.ones(DIMENSIONS), 10)) == found
+    assert compacted() == ("g-000002", True, False)
+    assert ids(collection.search(np.ones(DIMENSIONS), 10)) == found
+    # few points need no graph, full or not
+    few = Library(tmp_path / "few")
+    few.write("few", [Create({"": VectorShape(DIMENSIONS)}, {UNFINISHED: True}), Upsert(tuple(some_points(40)))])
+    assert compact(few.path_of("few")) == "g-000001"
+    few.refresh()
+    few.write("few", [Create(notes={UNFINISHED: False})])
+    assert not is_due(few.open("few").load)
 
 
 def test_it_rests_four_times_as_long_as_it_worked_unless_it_is_urgent():

@@ -107,6 +107,21 @@ def test_a_wide_question_raises_ef_and_lowers_it_again():
     assert hnsw.efs == [EF_LEAST, 400, EF_LEAST]
 
 
+@pytest.mark.parametrize(("share", "ef"), [(1.0, 320), (0.5, 320), (0.3, 320), (0.25, 384)])
+def test_a_filtered_question_looks_further_the_fewer_are_let_through(share: float, ef: int):
+    hnsw = _Hnsw(0)
+    matrix = clustered(20_000, 4)
+    index = VectorIndex(matrix, Distance.DOT, Graph(hnsw))  # pyright: ignore[reportArgumentType]
+    allowed = np.zeros(20_000, np.bool_)
+    allowed[: int(share * 20_000)] = True
+    rows, _ = index.search(matrix[3], 10, allowed)
+    assert hnsw.efs == [EF_LEAST, ef, EF_LEAST]
+    assert len(rows) == 10
+    # of what the graph gave, only what is let through
+    assert bool(allowed[rows].all())
+    assert int(rows.max()) < 4 * 10 / share
+
+
 def test_preparing_keeps_zero_vectors_and_survives_large_components():
     rows = np.array([[0, 0], [3, 4], [1e16, 1e16]], np.float32)
     np.testing.assert_allclose(prepared(rows, Distance.COSINE), [[0, 0], [0.6, 0.8], [0.5**0.5, 0.5**0.5]], rtol=1e-6)

@@ -154,7 +154,9 @@ class MemoryStock:
                 raise self.broken
             self.writes += 1
             for write in writes:
-                if isinstance(write, Create):
+                if isinstance(write, Create) and name in self.copies:
+                    self.copies[name].notes.update(write.notes)
+                elif isinstance(write, Create):
                     self.copies[name] = MemoryCopy(dict(write.vectors), dict(write.notes))
                 elif isinstance(write, Drop):
                     self.copies.pop(name, None)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.mirroring.live import Live, MemoryStock, Playing, point
 from understudy.indexes.points import Point
+from understudy.indexes.writes import UNFINISHED
 from understudy.policies.service import Refused
 from understudy.proxy.mirroring.notes import Notes, WalkNote
 from understudy.proxy.mirroring.source import SourceFailed
@@ -32,10 +33,12 @@ class Crash(BaseException):
 
 async def test_a_first_copy_answers_only_once_it_is_whole(tmp_path: Path, live: Live):
     seen: list[str] = []
+    filling: list[object] = []
 
     async with Playing(tmp_path, live) as play:
 
         def look() -> None:
+            filling.append(play.stock.copies["docs"].notes[UNFINISHED])
             with pytest.raises(Refused) as why:
                 play.mirror.check_fresh("docs")
             seen.append(why.value.reason)
@@ -44,6 +47,8 @@ async def test_a_first_copy_answers_only_once_it_is_whole(tmp_path: Path, live: 
         assert play.mirror.check_fresh("docs") is None
         await play.kept()
         live.before_page = None
+        assert set(filling) == {True}
+        assert play.stock.copies["docs"].notes[UNFINISHED] is False
         assert seen
         assert set(seen) == {"syncing"}
         assert play.mirror.check_fresh("docs") is not None
