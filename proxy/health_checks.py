@@ -1,6 +1,6 @@
 """Ask a service how it is: whether it can be reached (L0), and whether it says itself that it is well (L1).
 
-    GET its own endpoint, with the tier's own credentials, over the tier's own connections, past every policy
+    ask its own endpoint, with the tier's own credentials, over the tier's own connections, past every policy
       no connection --> transport      no answer, 5xx, another shape than it once had --> protocol
 
 A service whose endpoint has never answered as its API says (a gateway that only speaks for part of it, a page for
@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from understudy.policies.health import Level
-from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
+from understudy.policies.service import Answer, Call, Failed, Headers, Refused, Request, Service
 from understudy.proxy.assembling import Stack
 from understudy.proxy.components import Component, Use, upstream
 from understudy.proxy.dialects import DIALECTS
@@ -30,6 +30,8 @@ from understudy.proxy.tiers.upstream import Target, upstream_tier
 
 AGAIN_S = 0.25
 """What was found wrong is asked again so soon: two of three decide."""
+ALARMED_S = 1.0
+"""After a caller has failed it is asked at once, and no more often than this while it says that it is well."""
 JITTER = 0.1
 USER_AGENT = (b"user-agent", b"understudy-health")
 UNCONNECTED = frozenset(("connect_refused", "connect_timeout", "connect", "dns", "tls"))
@@ -110,13 +112,13 @@ class Checkup:
                 self._due[name] = now + rules.every_s * (0.5 + self._dice())
                 continue
             if name in alarmed:
-                at = min(at, self._asked_at.get(name, 0.0) + AGAIN_S)
+                at = min(at, self._asked_at.get(name, 0.0) + ALARMED_S)
             if at > now:
                 self._due[name] = at
                 continue
             pause_s = self._pause_s(len(services), rules, now)
             shown_at = self._shown_well_at(name)
-            if now < shown_at + pause_s:
+            if name not in alarmed and now < shown_at + pause_s:
                 # a live call that is answered is as good as a check
                 self._due[name] = shown_at + pause_s
                 continue
@@ -214,7 +216,10 @@ class Checkup:
     def _call(self, use: Use, vital: Vital, base: bytes, until: float) -> Call:
         self._number += 1
         target = path_under(base, vital.path)
-        request = Request(b"GET", target, [(b"accept", b"application/json, */*"), USER_AGENT])
+        headers: Headers = [(b"accept", b"application/json, */*"), USER_AGENT, *vital.headers]
+        if vital.body:
+            headers.append((b"content-type", b"application/json"))
+        request = Request(vital.method, target, headers, vital.body)
         call = Call("pass", request, route=use.route, born=self._clock(), id=f"health-{self._number:x}")
         call.deadline = call.until = until
         return call

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from understudy.proxy.dialects.vital import SCHEMA
+from understudy.proxy.dialects.vital import ANTHROPIC_VERSION, SCHEMA
 
 EMPTY = "llm_empty"
 PROMPT = "Say: ok"
 ANSWER_BYTES_MAX = 1024 * 1024
 AZURE_VERSION = "2024-10-21"
 CHAT = b"/chat/completions"
-ANTHROPIC_VERSION = (b"anthropic-version", b"2023-06-01")
 RESPONSES_TOKENS_MIN = 16
 """OpenAI's responses take no lower bound than this."""
 

@@ -258,7 +258,15 @@ async def _fine(wire: Wire, _heard: Heard) -> None:
     await wire.write(b"ok")
 
 
-WELL = {"data": [], "models": [], "version": "1", "status": "green", "nanosecond heartbeat": 1, "dimension": 1}
+WELL = {
+    "data": [],
+    "models": [],
+    "version": "1",
+    "status": "green",
+    "nanosecond heartbeat": 1,
+    "dimension": 1,
+    "code": 0,
+}
 """What says to every API's checks that all is well."""
 
 
