@@ -10,7 +10,8 @@
 
 More than `FLIPS_MAX` changes to or from unhealthy within `FLIPS_S` are flapping: it is held degraded, whatever is
 heard, until it has been quiet for as long. A live call proves more than a check of ours, so both count in one row; but
-a check that passes says nothing of a breaker, which only calls of the same kind may close.
+a check that passes says nothing of a breaker, which only calls of the same kind may close, nor of calls that have just
+failed. One call alone is no look: of a service that loses two in a thousand, two of three would fail every day or so.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ BREAKER = "breaker"
 SOURCES_MAX = 64
 BADNESS: dict[Word, int] = {"unknown": 0, "healthy": 1, "degraded": 2, "unhealthy": 3}
 UNASKED_S = 30.0
+CALLS_MIN, GATHER_S = 3, 1.0
+"""What callers show makes a look once there are so many calls, over so long; two are enough where both have failed. It
+is wrong where most of them have."""
 STRAINED_SHARE, STRAINED_FAILURES_MIN = 0.1, 5
 """Of the calls in a breaker's window: less than what opens it, and more than an accident."""
 
@@ -75,22 +79,43 @@ class Row:
         else:
             self.word = "degraded" if wrong else "healthy"
 
+    @property
+    def passes(self) -> bool:
+        """Whether the last of them found nothing, whatever those before it make the word."""
+        return bool(self._last) and self._last[-1]
+
 
 class Told(NamedTuple):
-    """A word that somebody else has made."""
+    """A word that somebody else has made; `passes` says that the last look found nothing, though the word waits."""
 
     word: Word
     reason: str
     level: Level
+    passes: bool = False
+
+
+class Said(NamedTuple):
+    """What somebody who looks at components in a way of its own says of one: see `Told`."""
+
+    component: str
+    source: str
+    word: Word
+    reason: str = ""
+    passes: bool = False
 
 
 class Health:
     """The pure heart of one component."""
 
     __slots__ = (
+        "_began_at",
+        "_calls",
         "_check_failed",
+        "_failed_at",
+        "_failures",
         "_flips",
         "_is_down",
+        "_looked_at",
         "_passed",
         "changes",
         "component",
@@ -119,6 +144,9 @@ class Health:
         self._is_down = False
         self._check_failed = False
         self._passed = True
+        self._calls = self._failures = 0
+        self._began_at = self._looked_at = now
+        self._failed_at = float("-inf")
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -130,7 +158,8 @@ class Health:
             self.since,
             self.flapping,
             self.passes_over,
-            self._passed and all(one.word == "healthy" or one.level == "live" for one in self.told.values()),
+            self._passed
+            and all(one.word == "healthy" or one.passes or one.level == "live" for one in self.told.values()),
         )
 
     # --- evidence --------------------------------------------------------------------------------------------------
@@ -138,28 +167,48 @@ class Health:
     def checked(self, now: float, level: Level, reason: str = "") -> Word:
         """A check of ours is done, and found `reason` wrong, or nothing."""
         self._passed = not reason
-        self.reach.add(level, reason)
+        if reason or now - self._failed_at >= DWELL_S:
+            self.reach.add(level, reason)
         self._check_failed = bool(reason) or (self._check_failed and self.reach.word == "unhealthy")
         return self.settle(now)
 
     def lived(self, now: float, calls: int, failures: int) -> Word:
         """So many calls of callers came to an end since this was last said, and so many of them failed."""
+        before, self._looked_at = self._looked_at, now
         if calls <= 0:
             return self.word
-        wrong = 2 * failures >= calls
-        self.reach.add("live", f"{failures} of {calls} calls failed" if wrong else "")
-        if not wrong:
+        if 2 * failures < calls:
             # whom callers are answered by, a check of ours need not believe to be away
             self._check_failed = False
             self._passed = True
+        if not self._calls or (failures and not self._failures):
+            # a failure begins a look of its own: what was well before would only hide how many follow
+            self._calls = self._failures = 0
+            self._began_at = before
+        self._calls += calls
+        self._failures += failures
+        if failures and 2 * self._failures >= self._calls:
+            self._failed_at = now
+        if now - self._began_at >= GATHER_S and (self._calls >= CALLS_MIN or 1 < self._calls == self._failures):
+            wrong = 2 * self._failures > self._calls
+            self.reach.add("live", f"{self._failures} of {self._calls} calls failed" if wrong else "")
+            self._calls = self._failures = 0
         return self.settle(now)
 
-    def hears(self, now: float, source: str, word: Word, reason: str = "", level: Level = "semantic") -> Word:
+    def hears(
+        self,
+        now: float,
+        source: str,
+        word: Word,
+        reason: str = "",
+        level: Level = "semantic",
+        passes: bool = False,
+    ) -> Word:
         """Somebody who has looked at it in a way of its own says this; `unknown` takes back what was said."""
         if word == "unknown":
             self.told.pop(source, None)
         elif source in self.told or len(self.told) < SOURCES_MAX:
-            self.told[source] = Told(word, reason, level)
+            self.told[source] = Told(word, reason, level, passes)
         return self.settle(now)
 
     # --- what it comes to ------------------------------------------------------------------------------------------

@@ -38,6 +38,11 @@ class Verdict:
         self._last: deque[bool] = deque(maxlen=LAST)
         self._flips: deque[float] = deque(maxlen=FLIPS_MAX + 1)
 
+    @property
+    def passes(self) -> bool:
+        """Whether the last check found nothing, whatever the word is by then."""
+        return bool(self._last) and self._last[-1]
+
     def checked(self, now: float, reasons: tuple[str, ...] = ()) -> Word:
         """A check is done, and found these wrong, or nothing; what is to be thought of it all."""
         self._last.append(not reasons)

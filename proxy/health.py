@@ -24,11 +24,11 @@ from understudy.policies.health import (
     Guarding,
     Health,
     Level,
+    Said,
     of_breakers,
     strain,
 )
 from understudy.policies.tiering import Tiering, is_passed_over
-from understudy.policies.verdict import Word
 from understudy.proxy.components import UPSTREAMS, Component, Key, by_tier, components_of
 from understudy.proxy.events import Events
 from understudy.proxy.health_settings import ServiceTier
@@ -47,9 +47,9 @@ Listener = Callable[[Diagnosis, Diagnosis], None]
 
 
 class Source(Protocol):
-    """Somebody who looks at components in a way of its own: `(component, source, word, reason)` of each."""
+    """Somebody who looks at components in a way of its own."""
 
-    def __call__(self, now: float) -> Iterable[tuple[str, str, Word, str]]: ...
+    def __call__(self, now: float) -> Iterable[Said]: ...
 
 
 @dataclass(slots=True)
@@ -180,9 +180,9 @@ class Healths:
         if not self.is_leader:
             return
         for source in self.sources:
-            for name, who, word, reason in source(now):
-                if (heart := self.hearts.get(name)) is not None:
-                    heart.hears(now, who, word, reason)
+            for said in source(now):
+                if (heart := self.hearts.get(said.component)) is not None:
+                    heart.hears(now, said.source, said.word, said.reason, passes=said.passes)
         self._look_at_network(now)
         for heart in self.hearts.values():
             heart.settle(now)

@@ -7,7 +7,8 @@
     own parts      the model embeds, collections open, the cache's second level answers
 
 One at a time, so that it costs next to nothing; what was found wrong is looked at again within seconds, since two of
-three decide.
+three decide. The cache's second level is a service like others, and waits for none of these: it is looked at every two
+seconds, and asked unless callers show that it answers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.policies.drift import count_fault
 from understudy.policies.events import component_of
-from understudy.policies.health import Row
+from understudy.policies.health import Row, Said
 from understudy.policies.service import Refused
 from understudy.policies.verdict import Word
 from understudy.proxy.components import COLLECTIONS, by_tier
@@ -30,6 +31,7 @@ from understudy.proxy.tiers.knowing import Knowing
 
 if TYPE_CHECKING:
     from understudy.proxy.caching.caches import Caches
+    from understudy.proxy.caching.second import Second
     from understudy.proxy.health_searches import Searches
     from understudy.proxy.mirroring.mirror import Held
     from understudy.proxy.mirroring.mirrors import Kept, Mirrors
@@ -39,6 +41,8 @@ EVERY_S = 20.0
 AGAIN_S = 3.0
 """After one that found something wrong."""
 ASK_S = 5.0
+CACHE_EVERY_S, CACHE_AGAIN_S = 2.0, 0.5
+"""A service that does not answer should be known within five seconds, and it takes two of three."""
 ROWS_MAX = 1024
 TEXT = "Invoice 4711 of 3 March, due within 30 days."
 WORD_OF: Mapping[str, Word] = {"trusted": "healthy", "suspected": "degraded", "quarantined": "unhealthy"}
@@ -46,9 +50,6 @@ SAME_MIN = 0.999
 """Cosine of the local model's vector of a text to the one that it gave first."""
 
 log = logging.getLogger("understudy.health")
-
-Said = tuple[str, str, Word, str]
-"""A component, who says so, the word, and why."""
 
 
 class Meanings:
@@ -84,8 +85,9 @@ class Meanings:
             ("counts", self._count),
             ("searches", self._search),
             ("model", self._embed),
-            ("cache", self._ping),
         )
+        self._cache_due_at = float("-inf")
+        self._counted: tuple[Second | None, int, int] = (None, 0, 0)
         healths.sources.append(self.said)
 
     # --- what is said ----------------------------------------------------------------------------------------------
@@ -98,27 +100,28 @@ class Meanings:
             if parts.watch is not None:
                 verdict = parts.watch.verdict
                 for component in tiers.get((parts.name, parts.watch.tier), {}).values():
-                    yield component, f"watch {parts.name}", verdict.word, ", ".join(verdict.reasons)
+                    why = ", ".join(verdict.reasons)
+                    yield Said(component, f"watch {parts.name}", verdict.word, why, verdict.passes)
         for one in self._fingerprints:
             component = tiers.get(one.key[:2], {}).get(one.key[2])
             if component is not None:
                 word = WORD_OF.get(one.heart.state, "unknown")
-                yield component, f"fingerprint {'/'.join(one.key)}", word, one.heart.fault
+                yield Said(component, f"fingerprint {'/'.join(one.key)}", word, one.heart.fault)
         for (component, source), row in list(self._rows.items()):
-            yield component, source, row.word, row.reason
+            yield Said(component, source, row.word, row.reason, row.passes)
         yield from self._own_parts()
 
     def _own_parts(self) -> Iterator[Said]:
         model, shelf = self._knowing.missing
         name = component_of("local_model", self._model())
-        yield name, "load", *_of_missing(model)
+        yield Said(name, "load", *_of_missing(model))
         if shelf is not None:
-            yield COLLECTIONS, "open", *_of_missing(shelf)
+            yield Said(COLLECTIONS, "open", *_of_missing(shelf))
         elif self._knowing.faults:
             what = "; ".join(f"{name}: {why}" for name, why in sorted(self._knowing.faults.items()))
-            yield COLLECTIONS, "open", "unhealthy", what[:300]
+            yield Said(COLLECTIONS, "open", "unhealthy", what[:300])
         else:
-            yield COLLECTIONS, "open", "healthy", ""
+            yield Said(COLLECTIONS, "open", "healthy")
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
@@ -135,6 +138,16 @@ class Meanings:
                 log.exception("an error of our own in the check of the %s", name)
             every_s = self._search_every_s() or EVERY_S if name == "searches" else EVERY_S
             self._due[name] = self._clock() + (min(AGAIN_S, every_s) if wrong else every_s)
+
+    async def look_at_cache(self) -> None:
+        """Whether the cache's second level answers, where it is time to see that."""
+        if self._clock() < self._cache_due_at:
+            return
+        wrong = False
+        try:
+            wrong = not self._is_shown_well() and await self._ping()
+        finally:
+            self._cache_due_at = self._clock() + (CACHE_AGAIN_S if wrong else CACHE_EVERY_S)
 
     async def again(self, component: str) -> bool:
         """Look now at what a component answers, in each way that there is; whether there was one."""
@@ -271,18 +284,38 @@ class Meanings:
         is_same = scale > 0 and like * like >= SAME_MIN * SAME_MIN * scale
         return self._add(name, "embeds", "" if is_same else "embedding_drift")
 
+    def _is_shown_well(self) -> bool:
+        """Whether callers have shown since the last look that the second level answers; that counts as a look."""
+        second = self._second()
+        if second is None:
+            return True
+        before, answers, failures = self._counted
+        self._counted = (second, second.answers, second.failures)
+        if before is not second or second.answers == answers or second.failures > failures:
+            return False
+        self._note_cache("")
+        return True
+
     async def _ping(self) -> bool:
-        """Ask the cache's second level for something that is not there."""
+        """Ask the cache's second level for something that is not there; whether that was wrong."""
+        second = self._second()
+        if second is None:
+            return False
+        answered = await second.ping()
+        self._counted = (second, second.answers, second.failures)
+        if answered is None and not second.patience.is_open:
+            return False
+        return self._note_cache("" if answered else "no answer in time")
+
+    def _second(self) -> Second | None:
         caches = self._caches()
-        names = [name for name, one in self._healths.components.items() if one.role == "cache"]
-        if caches is None or caches.second is None or not names:
-            return False
-        answered = await caches.second.ping()
-        if answered is None and not caches.second.patience.is_open:
-            return False
-        for name in names:
-            self._add(name, "answers", "" if answered else "no answer in time")
-        return not answered
+        return caches.second if caches is not None else None
+
+    def _note_cache(self, reason: str) -> bool:
+        for name, one in self._healths.components.items():
+            if one.role == "cache":
+                self._add(name, "answers", reason)
+        return bool(reason)
 
 
 def _of_missing(why: tuple[str, str] | None) -> tuple[Word, str]:

@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from understudy.policies.health import Row
+from understudy.policies.health import Row, Said
 from understudy.policies.service import Answer, Call, Failed, Headers, Refused, Request
-from understudy.policies.verdict import Word
 from understudy.proxy.assembling import Stack
 from understudy.proxy.components import Use
 from understudy.proxy.dialects.one_token import GOLDENS, Golden, what_is_missing
@@ -111,14 +110,14 @@ class Prompts:
     def _rules(self) -> Rules:
         return self._stack().settings.server.health
 
-    def said(self, now: float) -> Iterator[tuple[str, str, Word, str]]:
+    def said(self, now: float) -> Iterator[Said]:
         """What the answers come to, of each service; who is asked no more takes back what was said."""
         del now
         for name in self._gone:
-            yield name, SOURCE, "unknown", ""
+            yield Said(name, SOURCE, "unknown")
         self._gone.clear()
         for name, one in self._asked.items():
-            yield name, SOURCE, one.row.word, one.row.reason
+            yield Said(name, SOURCE, one.row.word, one.row.reason, one.row.passes)
 
     # --- when ------------------------------------------------------------------------------------------------------
 

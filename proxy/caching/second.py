@@ -91,6 +91,8 @@ class Second:
         self._spawn = spawn
         self._in_flight = 0
         self.patience = Patience()
+        self.answers = self.failures = 0
+        """Questions and writes that were answered in time, and that were not, by anybody's doing."""
         self.moved: Callable[[str], None] | None = None
         """Called with the name of a collection that somebody else has written to."""
         self.epochs: dict[str, bytes] = {}
@@ -147,7 +149,7 @@ class Second:
             for key, value in pairs:
                 await self._client.set(key, value, ttl=ttl_s)
                 self.results["stored"] += 1
-            self.patience.answered()
+            self._answered()
         except Exception as error:
             self._failed(error)
         finally:
@@ -172,7 +174,7 @@ class Second:
         values: list[bytes | None] | None = None
         try:
             values = await self._client.multi_get(names)
-            self.patience.answered()
+            self._answered()
         except Exception as error:
             self._failed(error)
         finally:
@@ -184,14 +186,20 @@ class Second:
         if waiter.done():
             return
         self.results["late"] += 1
+        self.failures += 1
         self.patience.failed(self._clock(), self._dice())
         waiter.set_result(None)
         # its connection is closed with it: an answer that comes now would be taken for the next one's
         asking.cancel()
 
+    def _answered(self) -> None:
+        self.answers += 1
+        self.patience.answered()
+
     def _failed(self, error: Exception) -> None:
         was_open = self.patience.is_open
         self.results["error"] += 1
+        self.failures += 1
         self.patience.failed(self._clock(), self._dice())
         if self.patience.is_open and not was_open:
             log.warning("the second level of the cache is left alone for a while: %s", type(error).__name__)
@@ -242,7 +250,7 @@ class Second:
                 await self._client.set(_epoch_key(name), word, ttl=int(EPOCH_TTL_S))
                 self.epochs[name] = word
                 self.owed.pop(name, None)
-            self.patience.answered()
+            self._answered()
         except Exception as error:
             self._failed(error)
 

@@ -15,7 +15,7 @@ from understudy.proxy.sidecar import Sidecar
 TICK_S = 0.25
 TICK_SHARE = 0.01
 """Of the process's time, looking takes no more than this: with a thousand routes it looks less often."""
-LOOK_S = 1.0
+LOOK_S, CACHE_LOOK_S = 1.0, 0.5
 AT_ONCE_MAX = 16
 """Services asked at once; the others wait for the next look."""
 
@@ -26,7 +26,9 @@ async def keep_healthy(sidecar: Sidecar) -> None:
     """Until it is cancelled. What is an error of our own ends nothing else."""
     if not sidecar.health.is_leader:
         return
-    looking = [asyncio.create_task(_keep(each)) for each in (sidecar.meanings.look, sidecar.prompts.look)]
+    meanings, prompts = sidecar.meanings, sidecar.prompts
+    looks = ((meanings.look, LOOK_S), (prompts.look, LOOK_S), (meanings.look_at_cache, CACHE_LOOK_S))
+    looking = [asyncio.create_task(_keep(*each)) for each in looks]
     asking: dict[str, asyncio.Task[None]] = {}
     loop = asyncio.get_running_loop()
     try:
@@ -48,10 +50,10 @@ async def keep_healthy(sidecar: Sidecar) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _keep(look: Callable[[], Awaitable[None]]) -> None:
-    """One look after another, however long each takes: what answers mean, and what prompts come to."""
+async def _keep(look: Callable[[], Awaitable[None]], pause_s: float) -> None:
+    """One look after another, however long each takes: what answers mean, what prompts come to, the cache."""
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(pause_s)
         try:
             await look()
         except Exception:

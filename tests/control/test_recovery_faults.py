@@ -23,6 +23,7 @@ from aiohttp import ClientSession, web
 from tests.kit.acts import answer
 from tests.kit.clinic import DB, FINE, Clinic, clinic, upstream
 from tests.kit.fake_upstream import FakeUpstream, Heard, Wire
+from tests.kit.hollow_redis import HollowRedis
 from tests.kit.qdrant_service import make_app
 from tests.tiers.toy import DIMENSIONS, SPACE, TEXTS, ToyEmbedder, toy_library, vector_of
 from understudy.indexes.faults import IndexFault
@@ -114,29 +115,9 @@ async def test_another_endpoint_takes_over_and_the_first_one_comes_back_when_it_
 
 async def test_a_cache_whose_connections_hang_is_connected_to_anew(tmp_path: Path):
     pytest.importorskip("redis")
-    hung: set[int] = set()
-    connections: list[int] = []
-    over = asyncio.Event()
-
-    async def redis(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        number = len(connections)
-        connections.append(number)
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                words = [await _bulk(reader) for _ in range(int((await reader.readuntil(b"\r\n"))[1:]))]
-                if number in hung:
-                    await over.wait()
-                nothing = b"*%d\r\n" % (len(words) - 1) + b"_\r\n" * (len(words) - 1)
-                says = {b"HELLO": b"%1\r\n+proto\r\n:3\r\n", b"MGET": nothing}
-                writer.write(says.get(words[0].upper(), b"+OK\r\n"))
-                await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(redis, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with FakeUpstream(FINE) as up, clinic(tmp_path, upstream(up)) as ward:
+    async with HollowRedis() as redis, FakeUpstream(FINE) as up, clinic(tmp_path, upstream(up)) as ward:
         policy = ward.sidecar.policies / "p.yaml"
-        cached = f"server:\n  cache: {{url: 'redis://127.0.0.1:{port}', wait_s: 0.2}}"
+        cached = f"server:\n  cache: {{url: '{redis.url}', wait_s: 0.2}}"
         policy.write_text(policy.read_text().replace("server:", cached, 1) + "defaults: {cache: {enabled: true}}\n")
         assert ward.sidecar.reload(), ward.sidecar.faults
         assert ward.sidecar.caches is not None
@@ -149,16 +130,8 @@ async def test_a_cache_whose_connections_hang_is_connected_to_anew(tmp_path: Pat
             return second.results["error"] + second.results["late"] + second.results["skipped"] == before
 
         assert all(await asyncio.gather(*(asked() for _ in range(40))))
-        hung.update(connections)
-        assert await ward.healed(f"cache:127.0.0.1:{port}", asked) == "reset_cache"
-    over.set()
-    server.close()
-    await asyncio.sleep(1)
-
-
-async def _bulk(reader: asyncio.StreamReader) -> bytes:
-    length = int((await reader.readuntil(b"\r\n"))[1:])
-    return (await reader.readexactly(length + 2))[:-2]
+        redis.black_hole(old=True)
+        assert await ward.healed(f"cache:127.0.0.1:{redis.port}", asked) == "reset_cache"
 
 
 # --- collections ---------------------------------------------------------------------------------------------------
