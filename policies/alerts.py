@@ -22,8 +22,12 @@ ALERTS_MAX = 1000
 CAUSES: dict[str, frozenset[str]] = {
     "UnderstudyUnanswered": frozenset({"UnderstudyErrors", "UnderstudyLate", "UnderstudyOnFallback"}),
     "UnderstudyErrors": frozenset({"UnderstudyLate"}),
+    # who is on its fallback waits for the first tier now and then, and what that one finds is not what counts
+    "UnderstudyOnFallback": frozenset({"UnderstudyLate", "UnderstudyRetrieval"}),
 }
 """What an alert explains, of the same route."""
+MILD = frozenset({"UnderstudyOnFallback"})
+"""These wake nobody, and so they explain nothing that would."""
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -123,12 +127,14 @@ class Desk:
 
 def without_effects(wrong: list[Alert]) -> list[Alert]:
     """These alerts without those that another one of the same route explains."""
-    explained: set[tuple[str, str]] = set()
+    explained: set[tuple[str, str, str]] = set()
     for alert in wrong:
         labels = dict(alert.labels)
-        explained |= {(effect, labels.get("route", "")) for effect in CAUSES.get(labels["alertname"], ())}
-    return [
-        alert
-        for alert in wrong
-        if (dict(alert.labels)["alertname"], dict(alert.labels).get("route", "")) not in explained
-    ]
+        severities = ("warning",) if labels["alertname"] in MILD else ("warning", "critical")
+        effects = CAUSES.get(labels["alertname"], ())
+        explained |= {(effect, labels.get("route", ""), each) for effect in effects for each in severities}
+    return [alert for alert in wrong if _what(dict(alert.labels)) not in explained]
+
+
+def _what(labels: Mapping[str, str]) -> tuple[str, str, str]:
+    return labels["alertname"], labels.get("route", ""), labels.get("severity", "critical")

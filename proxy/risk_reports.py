@@ -12,7 +12,7 @@ from understudy.policies.recommendations import in_words
 from understudy.policies.risk import BINS, LEAD_S, POSITIVES_MIN, WARN_RISK, WINDOW_S, Risk, Score, why
 from understudy.proxy.journal_metrics import JOURNAL_METRICS
 from understudy.proxy.recovery_reports import recovering
-from understudy.proxy.settings import Settings
+from understudy.proxy.settings import Route, Settings
 
 if TYPE_CHECKING:
     from understudy.proxy.control.entries import Entry
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SUSPECTS_TOLD_MAX = 3
 UNUSUAL_TIMES = 3
 NO_CHANGE = "none in the last day"
+NOTHING_ILL, NOTHING_DONE = "none is ill", "nothing is being done"
+ILL = ("degraded", "unhealthy")
 RUNBOOKS = {
     "vector_database": "20-runbook-vector-database-down.md",
     "embedding_service": "19-runbook-embedding-and-llm-down.md",
@@ -63,14 +65,19 @@ class Learnt:
         return {"components": len(self.learner.risks), "unusual": unusual}
 
     def annotations(self, settings: Settings, route: str, now: float) -> dict[str, str]:
-        """For an alert about a route: the three likeliest changes, and what recovery is doing."""
-        del settings
+        """For an alert about a route, or about the whole where that is '': the three likeliest changes, what is ill,
+        what recovery is doing, and whether some callers are sent to another arm."""
         learner = self.learner
-        names = [name for name, one in learner.components.items() if route in one.routes]
+        names = [name for name, one in learner.components.items() if not route or route in one.routes]
         doing = recovering(learner.events.recent)
-        mine = [f"{name}: {doing[name]}" for name in names if name in doing]
-        told = {"changes": suspects_text(learner.suspects(names, now, is_failing=True), now)}
-        return {**told, "recovery": "; ".join(mine)} if mine else told
+        ill = [f"{name} is {learner.words[name]}" for name in names if learner.words.get(name) in ILL]
+        told = {
+            "changes": suspects_text(learner.suspects(names, now, is_failing=True), now),
+            "components": "; ".join(ill) or NOTHING_ILL,
+            "recovery": "; ".join(f"{name}: {doing[name]}" for name in names if name in doing) or NOTHING_DONE,
+        }
+        canary = [text for one in settings.routes if one.name == route and (text := canary_text(one))]
+        return {**told, "canary": canary[0]} if canary else told
 
     def alerts(self, settings: Settings, now: float) -> list[Alert]:
         """What is likely to fail soon, as warnings, where that may be believed."""
@@ -95,6 +102,12 @@ class Learnt:
             "policies": settings.digest,
         }
         return Alert(tuple(sorted(labels.items())), annotations)
+
+
+def canary_text(route: Route) -> str:
+    """Whether some of a route's callers are sent to another arm, as its policies say; '' where none are."""
+    split = route.split
+    return f"{split.share:.3g} of the keys go to the arm {split.arm}" if split is not None and split.share > 0 else ""
 
 
 def suspects_text(ranked: Sequence[Suspect], now: float) -> str:

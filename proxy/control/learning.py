@@ -85,7 +85,8 @@ class Learner:
         self._fresh = Signals()
         self._failures: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=FAILURES_MAX))
         self._causes: dict[str, tuple[float, str]] = {}
-        self._words: dict[str, str] = {}
+        self.words: dict[str, str] = {}
+        """What is thought of each component of which something was told."""
         self._known: dict[tuple[str, str], list[str]] = {}
         self._met: set[tuple[str, str]] = set()
         self._spells: list[Spell] = []
@@ -146,7 +147,7 @@ class Learner:
         elif event.family == "failure":
             self._failed(event)
         elif event.family == "health":
-            self._words[event.component] = event.kind
+            self.words[event.component] = event.kind
         elif event.family == "recovery":
             self._learn_what_helped(event)
         self.heard_of[event.family] += 1
@@ -255,7 +256,7 @@ class Learner:
 
     async def _look_at_risks(self, now: float) -> None:
         self.risks = {name: risk for name, risk in self.risks.items() if name in self.components}
-        self._words = {name: word for name, word in self._words.items() if name in self.components}
+        self.words = {name: word for name, word in self.words.items() if name in self.components}
         for n, name in enumerate(self.components):
             if n % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
@@ -264,7 +265,7 @@ class Learner:
                 if len(self.risks) >= COMPONENTS_MAX:
                     continue
                 risk = self.risks[name] = Risk()
-            if self._words.get(name) == "unhealthy":
+            if self.words.get(name) == "unhealthy":
                 self._fails_still(name, risk, now)
             changed = (one.at for one in self.changes if one.component in (name, WHOLE) and one.at <= now)
             risk.look(now, features(self.signals.features(name)), max(changed, default=NEVER))

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 FILE = "objectives.json"
 SAVE_S = 60.0
 ROUTES_MAX = 1024
+LATELY_S = 300.0
 SLICE = 32
 """Routes that are looked at in one go: a millisecond."""
 FIRING = ("alertname", "route", "severity")
@@ -188,7 +189,7 @@ class Lookout:
                 wrong += self._look_at(now, settings, route, name, promised, agreement.get(route.name, Counts()), left)
         self._left = left
         for beside in self.beside:
-            wrong += beside.alerts(settings, now)
+            wrong += [self._completed(each, settings, counts, now) for each in beside.alerts(settings, now)]
         names = {name for route in settings.routes for name in (route.name, agreement_of(route.name))}
         for name in self._courses.keys() - names:
             del self._courses[name]
@@ -205,6 +206,19 @@ class Lookout:
         return alert._replace(
             annotations={name: text for each in (alert.annotations, *more) for name, text in each.items()}
         )
+
+    def _completed(self, alert: Alert, settings: Settings, counts: Mapping[str, Counts], now: float) -> Alert:
+        """With what every alert says: who answers now, how many calls were affected, and what belongs to it."""
+        route = dict(alert.labels).get("route", "")
+        courses = [course for name, course in self._courses.items() if name in counts and route in ("", name)]
+        lately = [course.within(now, LATELY_S) for course in courses]
+        told = {
+            "tier": _tier_in_use(_sum(lately)),
+            "affected": str(sum(each.errors + each.fallback - each.unanswered for each in lately)),
+        }
+        for each in self.annotating:
+            told |= each(settings, route, now)
+        return alert._replace(annotations={**told, **alert.annotations})
 
     def _look_at(
         self,
@@ -413,7 +427,7 @@ def _alert(settings: Settings, route: Route, finding: Finding, course: Course, n
     name, words = NAMES[finding.objective]
     severity = severity_of(finding.objective, finding.severity)
     labels = {**alerts.labels, "alertname": name, "route": route.name, "severity": severity}
-    lately = course.within(now, 300.0)
+    lately = course.within(now, LATELY_S)
     by_primary = lately.total - lately.fallback
     hours = finding.rule.long_s / HOUR_S
     window = f"{hours:.0f} h" if finding.rule.long_s < DAY_S else f"{hours / 24:.0f} d"
@@ -436,7 +450,7 @@ def _alert(settings: Settings, route: Route, finding: Finding, course: Course, n
 def _disagreement(settings: Settings, route: Route, finding: Finding, course: Course, now: float) -> Alert:
     """The same of searches that were compared: calls of callers are not what is counted."""
     told = _alert(settings, route, finding, course, now)
-    lately = course.within(now, 300.0)
+    lately = course.within(now, LATELY_S)
     annotations = {
         **told.annotations,
         "summary": f"route {route.name}: of what the local copy finds, {finding.bad / finding.total:.0%} is not found",
@@ -447,6 +461,13 @@ def _disagreement(settings: Settings, route: Route, finding: Finding, course: Co
         "tier": "primary",
     }
     return told._replace(annotations=annotations)
+
+
+def _sum(counts: Iterable[Counts]) -> Counts:
+    total = Counts()
+    for each in counts:
+        total = total.plus(each)
+    return total
 
 
 def _tier_in_use(lately: Counts) -> str:

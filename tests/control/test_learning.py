@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.control.watched import BEGIN, LLM, Watched, settings_of
+from understudy.policies.alerts import Alert
 from understudy.policies.events import WHOLE, Event
 from understudy.policies.objectives import Counts
 from understudy.policies.risk import POSITIVES_MIN, STEP_S, WARN_RISK
@@ -18,8 +20,17 @@ from understudy.proxy.control.entries import FILE
 from understudy.proxy.control.journal import Journal
 from understudy.proxy.control.learning import RISKS_FILE, WAITING_MAX, Learner
 from understudy.proxy.control.objectives import Lookout
+from understudy.proxy.control.wire import Family
 from understudy.proxy.journal_settings import Journal as Rules
-from understudy.proxy.risk_reports import NO_CHANGE, Learnt, journal_families, risk_told
+from understudy.proxy.risk_reports import (
+    NO_CHANGE,
+    NOTHING_DONE,
+    NOTHING_ILL,
+    Learnt,
+    journal_families,
+    risk_told,
+)
+from understudy.proxy.settings import Settings, Split
 
 
 class Learning:
@@ -212,7 +223,60 @@ async def test_an_alert_carries_the_three_likeliest_changes_and_what_recovery_is
 async def test_an_alert_says_so_where_nothing_was_changed(tmp_path: Path):
     async with Learning(tmp_path) as learning:
         told = Learnt(learning.learner).annotations(learning.watched.settings, "chat", BEGIN)
-    assert told == {"changes": NO_CHANGE}
+    assert told == {"changes": NO_CHANGE, "components": NOTHING_ILL, "recovery": NOTHING_DONE}
+
+
+async def test_every_alert_says_who_answers_how_many_were_affected_what_is_ill_and_what_is_done_about_it(
+    tmp_path: Path,
+):
+    split = Split(arm="small", share=0.05)
+    plain = settings_of()
+    settings = replace(plain, routes=tuple(replace(route, split=split) for route in plain.routes))
+    async with Learning(tmp_path) as learning:
+        watched = learning.watched
+        lookout = Lookout(watched, tmp_path, Senders(), wall=watched.wall)
+        learnt = Learnt(learning.learner)
+        lookout.beside = [Full(), learnt]
+        lookout.annotating.append(learnt.annotations)
+        await learning.tell(change(BEGIN, LLM, "server", "1", "2"))
+        await learning.tell(Event(BEGIN, "health", LLM, "unhealthy", "no_answer"), failure(BEGIN + 60))
+        await learning.tell(recovery("climbing", "", "reset_pool"))
+        for _ in range(20):
+            watched.now += 10
+            watched.told["chat"] = watched.told.get("chat", Counts()).plus(Counts(100, 0, 0, 0, 90))
+            await lookout.look(watched.now, settings)
+        told = {one["alertname"]: one for one in lookout.status()}
+    assert set(told) == {"UnderstudyOnFallback", "UnderstudyFull"}
+    for one in told.values():
+        assert one["tier"] == "fallback"
+        assert int(one["affected"]) > 1000
+        assert one["components"] == f"{LLM} is unhealthy"
+        assert one["changes"].startswith(f"1. {LLM} server: 1 -> 2")
+        assert one["recovery"].startswith(f"{LLM}: ")
+        assert one["runbook"]
+    assert told["UnderstudyOnFallback"]["canary"] == "0.05 of the keys go to the arm small"
+    assert "canary" not in told["UnderstudyFull"]
+
+
+class Full:
+    """Something beside that is about no route."""
+
+    page = "full"
+
+    async def run(self) -> None: ...
+
+    def alerts(self, settings: Settings, now: float) -> list[Alert]:
+        del settings, now
+        return [Alert((("alertname", "UnderstudyFull"), ("severity", "warning")), {"runbook": "r.md"})]
+
+    def families(self) -> list[Family]:
+        return []
+
+    def summary(self) -> dict[str, str]:
+        return {}
+
+    def told(self) -> dict[str, str]:
+        return {}
 
 
 async def test_a_risk_that_has_earned_trust_is_warned_of_and_never_pages(tmp_path: Path):

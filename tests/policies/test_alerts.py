@@ -61,6 +61,14 @@ def test_calls_that_nobody_answers_explain_errors_lateness_and_fallbacks_of_thei
     ]
 
 
+def test_who_is_on_its_fallback_is_late_for_that_reason_unless_somebody_has_to_be_woken_for_it():
+    mild = alert("UnderstudyOnFallback", severity="warning")
+    effects = [alert(name, severity="warning") for name in ("UnderstudyLate", "UnderstudyRetrieval")]
+    page, other = alert("UnderstudyLate", severity="critical"), alert("UnderstudyLate", "docs", "warning")
+    assert without_effects([mild, *effects, page, other]) == [mild, page, other]
+    assert without_effects([*effects, page]) == [*effects, page]
+
+
 def test_what_fired_before_a_restart_is_no_news_after_it_and_its_end_is():
     desk, other = Desk(), Desk()
     desk.look(BEGIN, [alert(summary="bad")])
