@@ -14,7 +14,7 @@ from pathlib import Path
 from understudy.envoy.bootstrap import ADMIN, CA_FILE, LISTEN, render
 from understudy.envoy.legs import Templates
 from understudy.envoy.sources import find_templates
-from understudy.proxy.cli import policies_folder
+from understudy.proxy.cli import add_policies, policies_folder
 from understudy.proxy.policy_files import find_files
 from understudy.proxy.reading import BadPolicies, load
 from understudy.proxy.settings import Settings
@@ -44,13 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     render_it = commands.add_parser(
         "bootstrap",
         help="render an Envoy bootstrap from the policies",
-        description="Render an Envoy bootstrap in which each route's upstream is priority 0 and the sidecar "
+        description="Render an Envoy bootstrap in which each route's upstream is priority 0 and the sidecar\n"
         "priority 1. No secret is written: Envoy takes those it must send from its own environment.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = render_it.add_argument
-    add("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES; default: as shipped)")
+    add_policies(render_it)
     add("--listen", default=LISTEN, metavar="HOST:PORT", help=f"where Envoy listens (default: {LISTEN})")
     add("--admin", default=ADMIN, metavar="HOST:PORT", help=f"Envoy's admin port (default: {ADMIN})")
     add("--sidecar", metavar="HOST:PORT", help="where Envoy finds the sidecar (default: its server.listen)")

@@ -26,7 +26,13 @@ def add_to(groups: Groups) -> None:
     breaker.set_defaults(run=show_or_force_breakers)
 
     tier = groups.add_parser("tier", help="show the service tier of a running sidecar, or pin it")
-    tier.add_argument("rank", nargs="?", choices=("primary", "secondary", "tertiary", "auto"), metavar="TIER")
+    tier.add_argument(
+        "rank",
+        nargs="?",
+        choices=("primary", "secondary", "tertiary", "auto"),
+        metavar="TIER",
+        help="primary, secondary or tertiary pins it, auto lets it go; left out, it is shown",
+    )
     tier.add_argument("--route", default="", metavar="NAME", help="of this route alone")
     add_admin(tier)
     tier.set_defaults(run=show_or_pin_tier)

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 WELL, NOT_WELL, WRONG = 0, 1, 2
 WIDTH = 120
+POLICIES_HELP = "policy folder (or UNDERSTUDY_POLICIES; default: as shipped)"
 PLUGINS = "understudy.commands"
 """The entry points that are commands."""
 EXAMPLES = """\
 examples:
   understudy run                                     start with the policies that ship
   understudy run --policies ./policies               start with your own
+  understudy status                                  what fires, what is ill, who answers instead
   understudy check ./policies                        every fault, as file:line:col: key: why
   understudy explain POST /v1/chat/completions       what happens to such a call, and where that is written
   eval "$(understudy env)"                           point this shell's applications at the sidecar
@@ -87,7 +89,7 @@ def console() -> Console:
 
 def add_policies(parser: argparse.ArgumentParser) -> None:
     """Let a command be told whose policies it is about."""
-    parser.add_argument("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES; default: as shipped)")
+    parser.add_argument("--policies", metavar="DIR", help=POLICIES_HELP)
 
 
 def parser(word: str = "") -> argparse.ArgumentParser:
@@ -133,7 +135,7 @@ def _add_others(groups: Groups) -> None:
     ):
         each.add_to(groups)
     for other in entry_points(group=PLUGINS):
-        groups.add_parser(other.name, help=f"{other.name}: see `understudy {other.name} --help`", add_help=False)
+        groups.add_parser(other.name, help=f"see `understudy {other.name} --help`", add_help=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.proxy.cli import (
     NOT_WELL,
+    POLICIES_HELP,
     WELL,
     Complaint,
     Groups,
@@ -30,12 +31,13 @@ examples:
   understudy explain POST /v1/chat/completions --outcome 429 insufficient_quota
   understudy explain --json --host api.internal GET /collections
 """
+LISTEN_HELP = "where the sidecar listens (default: as its policies say)"
 
 
 def add_to(groups: Groups) -> None:
     """Add this module's commands to the command line."""
     check = groups.add_parser("check", help="say everything that is wrong with a policy folder")
-    check.add_argument("policies", nargs="?", metavar="DIR")
+    check.add_argument("policies", nargs="?", metavar="DIR", help=POLICIES_HELP)
     check.set_defaults(run=check_policies)
 
     explain = groups.add_parser(
@@ -64,12 +66,12 @@ def add_to(groups: Groups) -> None:
     rules.set_defaults(run=print_rules)
 
     env = groups.add_parser("env", help="print the exports an application needs")
-    env.add_argument("--listen", metavar="HOST:PORT")
+    env.add_argument("--listen", metavar="HOST:PORT", help=LISTEN_HELP)
     add_policies(env)
     env.set_defaults(run=print_env)
 
     execute = groups.add_parser("exec", help="run a command with those exports set")
-    execute.add_argument("--listen", metavar="HOST:PORT")
+    execute.add_argument("--listen", metavar="HOST:PORT", help=LISTEN_HELP)
     add_policies(execute)
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="-- CMD ...")
     execute.set_defaults(run=execute_with_env)

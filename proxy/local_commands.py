@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from understudy.proxy.cli import NOT_WELL, WELL, Complaint, state_folder
+from understudy.proxy.cli import NOT_WELL, WELL, Complaint, add_policies, state_folder
 from understudy.proxy.knowledge import KNOWLEDGE, collections_folder, keep_as_built_by_hand, models_folder
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def add_to(groups: Groups) -> None:
     sync.add_argument(
         "--prune", action="store_true", help="drop what the database lacks, though it be most of the copy"
     )
-    sync.add_argument("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES)")
+    add_policies(sync)
     add_common(sync, sync_copies)
 
 

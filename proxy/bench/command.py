@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from understudy.proxy.addresses import is_loopback
-from understudy.proxy.cli import NOT_WELL, WELL, Complaint
+from understudy.proxy.cli import NOT_WELL, WELL, Complaint, add_policies
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -30,7 +30,7 @@ CONNECTIONS, CONNECTIONS_MAX = 32, 256
 def add_to(groups: Groups) -> None:
     """Add the command to the command line."""
     bench = groups.add_parser("bench", help="measure what a call costs here", description=__doc__)
-    bench.add_argument("--policies", metavar="DIR", help="policy folder (or UNDERSTUDY_POLICIES; default: as shipped)")
+    add_policies(bench)
     bench.add_argument("--url", help="measure the sidecar that runs there, such as http://127.0.0.1:8787")
     bench.add_argument(
         "--through", action="store_true", help="with --url: the services behind it may be put under load too"
