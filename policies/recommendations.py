@@ -104,7 +104,7 @@ TABLE = (
         "no_answer connect connect_refused connect_timeout unavailable server_error overloaded rate_limit quota",
         "switch_endpoint",
         "send its calls to another endpoint or tier",
-        "others of its kind answer",
+        "what is wrong with it need not be wrong with another of its kind",
         0.6,
         "vector_database embedding_service llm_service",
     ),

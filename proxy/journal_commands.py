@@ -115,10 +115,12 @@ def _entries_of_file(arguments: argparse.Namespace, since_s: float, why: str) ->
 def _line(entry: dict[str, Any]) -> str:
     from understudy.proxy.risk_reports import at_told
 
-    head = f"{at_told(entry['at'])}  {entry['family']:<9} {entry['component']}  {entry['kind']}"
+    component, kind, detail = entry["component"].rstrip(":"), entry["kind"], entry["detail"]
+    head = f"{at_told(entry['at'])}  {entry['family']:<9} {component}  {kind}"
     if replica := entry["facts"].get("replica"):
         head += f" (replica {replica})"
-    lines = [f"{head}: {entry['detail']}" if entry["detail"] else head]
+    # some details begin with what they are of
+    lines = [f"{head}: {detail.removeprefix(f'{kind}: ')}" if detail else head]
     lines += [f"{'':<22}{changed}" for changed in entry.get("changes", ())]
     return "\n".join(lines) + "\n"
 

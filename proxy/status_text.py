@@ -32,8 +32,7 @@ def status_text(status: dict[str, Any]) -> str:
         *health_text(status),
     ]
     for route in status["routes"]:
-        answers = ", ".join(f"{count} {what}" for what, count in route["answers"].items()) or "no calls yet"
-        lines.append(f"\n{route['name']}  ({route['dialect']})  {answers}")
+        lines.append(f"\n{route['name']}  ({route['dialect']})  {_answers(route)}")
         lines += [
             *route_tier_text(route),
             *arms_text(route),
@@ -64,6 +63,14 @@ def _local(local: dict[str, Any]) -> str:
     if not local["ready"]:
         return f"not ready: {local['reason']}"
     return f"{local['model']} on {local['provider']}"
+
+
+def _answers(route: dict[str, Any]) -> str:
+    """What became of a route's calls, those that nobody answered first."""
+    unanswered = ", ".join(f"{count} {error}" for error, count in route["unanswered"].items())
+    words = [f"{sum(route['unanswered'].values())} ANSWERED BY NOBODY ({unanswered})"] if unanswered else []
+    words += [f"{count} {what}" for what, count in route["answers"].items()]
+    return ", ".join(words) or "no calls yet"
 
 
 def _tier(tier: dict[str, Any]) -> Iterator[str]:

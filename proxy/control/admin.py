@@ -400,6 +400,7 @@ def _route_status(sidecar: Sidecar, name: str) -> dict[str, Any]:
         "space": sidecar.settings.space_of(parts.route),
         "in_flight": parts.tally.in_flight,
         "answers": {f"{tier or 'none'} {hundreds}xx": n for (tier, hundreds), n in parts.tally.answers.items()},
+        "unanswered": dict(parts.tally.unanswered),
         **_cache_status(parts),
         **held_status(parts),
         **mirror_status(sidecar.copies.mirrors, name),

@@ -195,6 +195,7 @@ def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **merged_spend(routes),
         "in_flight": sum(route["in_flight"] for route in routes),
         "answers": _added([route["answers"] for route in routes]),
+        "unanswered": _added([route["unanswered"] for route in routes]),
         **_merged_cache([route["cache"] for route in routes if "cache" in route]),
         "tiers": [_merged_tier(tiers) for tiers in by_name.values()],
     }

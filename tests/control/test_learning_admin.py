@@ -185,7 +185,7 @@ async def test_the_commands_note_tell_and_advise(tmp_path: Path, capsys: pytest.
         await up.eventually(lambda: bool(learner.journal and len(learner.journal.entries()) == 2))
         assert await up.command("journal", "--since", "1h") == 0
         lines = capsys.readouterr().out.splitlines()
-        assert "change    sidecar:  deploy: app 2.14" in lines[0]
+        assert "change    sidecar  deploy: app 2.14" in lines[0]
         assert f"failure   {LLM}  dns: it has no address" in lines[1]
         assert "before: sidecar: app 2.14" in lines[2]
         assert await up.command("journal", "--family", "failure", "--json") == 0

@@ -38,6 +38,7 @@ STATUS: dict[str, Any] = {
             "name": "docs",
             "dialect": "qdrant",
             "answers": {"primary 2xx": 3},
+            "unanswered": {"exhausted": 2, "deadline": 1},
             "service_tier": {**TIER, "tier": "secondary", "reason": "pinned by hand", "pinned": "secondary"},
             "held_writes": {"waiting": 4, "bytes": 900, "why": "the embedder is away"},
             "tiers": [],
@@ -98,6 +99,7 @@ def test_what_fires_stands_at_the_top_with_the_runbook_and_whatever_wakes_somebo
         "sidecar   1.2.3, up for 2.0 h, 1 of 2 workers ready",
         "policies  abc from policies",
     ]
+    assert "docs  (qdrant)  3 ANSWERED BY NOBODY (2 exhausted, 1 deadline), 3 primary 2xx" in lines
     assert "  held      4 acknowledged writes wait for their vectors: the embedder is away" in lines
 
 

@@ -90,7 +90,8 @@ def one_status(answers: int, state: str, *, ok: bool) -> dict[str, object]:
         {"name": "b", "limit": {"in_flight": 1}, "breaker": {"state": "closed", "reason": ""}},
     ]
     tier = {"name": "model", "outcomes": {"failed": 1}, "endpoints": endpoints}
-    route = {"name": "chat", "in_flight": 1, "answers": {"primary 2xx": answers}, "tiers": [tier]}
+    counts = {"answers": {"primary 2xx": answers}, "unanswered": {"exhausted": answers}}
+    route = {"name": "chat", "in_flight": 1, **counts, "tiers": [tier]}
     policies = {"digest": "d", "reload_ok": ok, "reloads": {"ok": 1, "bad": int(not ok)}}
     return {"policies": policies, "local": {"ready": ok, "reason": "" if ok else "warming"}, "routes": [route]}
 
@@ -99,6 +100,7 @@ def test_a_merged_status_adds_up_counts_and_shows_what_is_wrong_anywhere():
     whole = merged_status([one_status(2, "closed", ok=True), one_status(3, "open", ok=False)])
     route = whole["routes"][0]
     assert route["answers"] == {"primary 2xx": 5}
+    assert route["unanswered"] == {"exhausted": 5}
     assert route["in_flight"] == 2
     first, second = route["tiers"][0]["endpoints"]
     assert (first["breaker"]["state"], first["limit"]) == ("open", {"in_flight": 5})
@@ -116,7 +118,7 @@ def test_without_any_worker_the_status_still_has_its_shape():
 
 def test_caches_of_several_workers_add_up_and_a_route_without_one_has_none():
     def route(name: str, **more: object) -> dict[str, object]:
-        return {"name": name, "in_flight": 0, "answers": {}, "tiers": [], **more}
+        return {"name": name, "in_flight": 0, "answers": {}, "unanswered": {}, "tiers": [], **more}
 
     def status(entries: int, found: dict[str, int]) -> dict[str, object]:
         cache = {"entries": entries, "found": found}
