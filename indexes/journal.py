@@ -51,6 +51,15 @@ class Position:
     number: int
 
 
+def sync(path: Path) -> None:
+    """Have a file, or what a folder lists, on the disk before anybody is told of it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Journal:
     """The journal of one collection's folder. Any number of processes may read and append."""
 
@@ -175,11 +184,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         for folder in (self.folder, self._collection):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(folder)
         return Position(first, len(_HEADER), position.number)
 
     def _path(self, first: int) -> Path:

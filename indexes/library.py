@@ -11,7 +11,6 @@ verify, reload, heal                                                          re
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import threading
 import urllib.parse
@@ -26,7 +25,7 @@ from understudy.indexes.compacting import Compactor
 from understudy.indexes.faults import BadName, CannotWrite, CorruptIndex, IndexFault, OverBudget
 from understudy.indexes.frozen import bytes_of
 from understudy.indexes.generation import current_name, find_generation, generations, read_manifest
-from understudy.indexes.journal import Gone, Journal
+from understudy.indexes.journal import Gone, Journal, sync
 from understudy.indexes.vectors import EXACT_BELOW
 from understudy.indexes.writes import Create, Drop, Upsert, Write
 
@@ -134,7 +133,7 @@ class Library:
                 # renamed first: whoever waits for the lock sees that it is another folder's now
                 doomed = self.folder / f".dropped-{uuid.uuid4().hex}"
                 folder.rename(doomed)
-                _sync(self.folder)
+                sync(self.folder)
         except Gone:
             return 0
         except OSError as fault:
@@ -344,14 +343,6 @@ def _runs(writes: Sequence[Write]) -> Iterator[Sequence[Write] | None]:
 
 def _is_there(folder: Path) -> bool:
     return bool(generations(folder)) or Journal(folder).exists()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def folder_name(name: str) -> str:

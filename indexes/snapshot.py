@@ -46,7 +46,7 @@ from understudy.indexes.generation import (
     sum_of,
     vector_files,
 )
-from understudy.indexes.journal import Journal
+from understudy.indexes.journal import Journal, sync
 from understudy.indexes.keywords import write_keywords
 from understudy.indexes.points import Point, searchable
 from understudy.indexes.records import KeptShape
@@ -192,7 +192,7 @@ class _Writer:
         previous = find_generation(self._folder, [])
         name = f"g-{max((number_of(path.name) for path in generations(self._folder)), default=0) + 1:06}"
         temporary.rename(self._folder / name)
-        _sync(self._folder)
+        sync(self._folder)
         self._step("current")
         _write_current(self._folder, name, self._step)
         self._step("prune")
@@ -308,10 +308,10 @@ def _write_manifest(
 def _write_current(folder: Path, name: str, step: Step) -> None:
     temporary = folder / f"{_TEMPORARY}{CURRENT}"
     temporary.write_text(name + "\n")
-    _sync(temporary)
+    sync(temporary)
     step("swap")
     temporary.replace(folder / CURRENT)
-    _sync(folder)
+    sync(folder)
 
 
 def _prune(folder: Path, kept: set[str | None]) -> None:
@@ -376,16 +376,8 @@ def _checked_shape(kept: KeptShape) -> KeptShape:
 
 def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)
 
 
 def _ignore(*_: object) -> None:

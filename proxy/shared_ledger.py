@@ -14,10 +14,10 @@ import msgspec
 
 from understudy.policies.ledger import Entry
 from understudy.proxy.caching.second import Second
+from understudy.proxy.caching.values import sealed, unsealed
 
 TTL_S = 7 * 86400.0
 MAGIC = b"UL1"
-SUM_BYTES = 8
 KEYS_MAX = 64
 UNTOLD_MAX = 256
 """Entries written at once."""
@@ -76,15 +76,13 @@ def key_of(vector: bytes, tenant: bytes) -> bytes:
 
 def packed(entry: Entry) -> bytes:
     """An entry as bytes that say whether they are whole."""
-    content = _ENCODER.encode(_Packed(entry.space, entry.text, entry.model, entry.own))
-    return MAGIC + blake2b(content, digest_size=SUM_BYTES).digest() + content
+    return sealed(MAGIC, _ENCODER.encode(_Packed(entry.space, entry.text, entry.model, entry.own)))
 
 
 def unpacked(data: bytes, tenant: bytes) -> Entry | None:
     """What `packed` made, or None."""
-    start = len(MAGIC) + SUM_BYTES
-    content = data[start:]
-    if not data.startswith(MAGIC) or blake2b(content, digest_size=SUM_BYTES).digest() != data[len(MAGIC) : start]:
+    content = unsealed(MAGIC, data)
+    if content is None:
         return None
     try:
         found = _DECODER.decode(content)

@@ -230,18 +230,29 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Packed)
 
 
+def sealed(magic: bytes, content: bytes) -> bytes:
+    """`content` behind what says what it is, and a sum by which it is seen whether it is whole."""
+    return magic + blake2b(content, digest_size=SUM_BYTES).digest() + content
+
+
+def unsealed(magic: bytes, data: bytes) -> bytes | None:
+    """What `sealed` was given, or None: whatever else stands there is not believed."""
+    start = len(magic) + SUM_BYTES
+    content = data[start:]
+    is_whole = data.startswith(magic) and blake2b(content, digest_size=SUM_BYTES).digest() == data[len(magic) : start]
+    return content if is_whole else None
+
+
 def packed(value: Value, at_s: float, fresh_s: float, epoch: bytes = b"") -> bytes:
     """A value as bytes that say what they are and whether they are whole."""
     fields = (value.status, value.block, value.body, value.is_stream, value.vector, value.tokens)
-    content = _ENCODER.encode(Packed(*fields, at_s, fresh_s, epoch))
-    return MAGIC + blake2b(content, digest_size=SUM_BYTES).digest() + content
+    return sealed(MAGIC, _ENCODER.encode(Packed(*fields, at_s, fresh_s, epoch)))
 
 
 def unpacked(data: bytes) -> Packed | None:
     """What `packed` made, or None: whatever else stands there is not believed."""
-    start = len(MAGIC) + SUM_BYTES
-    content = data[start:]
-    if not data.startswith(MAGIC) or blake2b(content, digest_size=SUM_BYTES).digest() != data[len(MAGIC) : start]:
+    content = unsealed(MAGIC, data)
+    if content is None:
         return None
     try:
         found = _DECODER.decode(content)

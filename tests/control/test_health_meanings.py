@@ -6,7 +6,8 @@ import asyncio
 import json
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,20 +147,26 @@ def mirrored(play: Playing) -> Any:
     return SimpleNamespace(running={"docs": kept})
 
 
-async def test_a_database_that_loses_points_is_passed_over_within_a_minute_and_ingest_is_no_loss(tmp_path: Path):
-    live = Live()
-    live.make("docs", 200)
+@asynccontextmanager
+async def mirrored_database(tmp_path: Path, live: Live) -> AsyncIterator[tuple[Ward, Playing, str]]:
+    """A sidecar whose first database is mirrored, once its copy is whole; and the name of that component."""
     async with (
         FakeUpstream(answer(body=FOUND)) as first,
         FakeUpstream(answer(body=FOUND)) as second,
         Ward(tmp_path, DOCS.format(first=first.url, second=second.url)) as ward,
-        # compared seldom, so that it is the count alone that finds out
+        # compared seldom, so that it is never the comparison that finds out
         Playing(tmp_path, live, check_s=3600.0) as play,
     ):
         await play.kept(2)
         assert play.same()
         ward.sidecar.meanings._mirrors = lambda: mirrored(play)
-        name = f"vector_database:{first.host_port}"
+        yield ward, play, f"vector_database:{first.host_port}"
+
+
+async def test_a_database_that_loses_points_is_passed_over_within_a_minute_and_ingest_is_no_loss(tmp_path: Path):
+    live = Live()
+    live.make("docs", 200)
+    async with mirrored_database(tmp_path, live) as (ward, _play, name):
         points = live.stock.copies["docs"].points
         for number in range(5000, 5100):
             # somebody else has written these, which the copy does not know yet
@@ -185,14 +192,7 @@ async def test_a_database_that_loses_points_is_passed_over_within_a_minute_and_i
 async def test_a_database_that_keeps_none_of_what_it_says_yes_to_is_passed_over_within_a_minute(tmp_path: Path):
     live = Live()
     live.make("docs", 200)
-    async with (
-        FakeUpstream(answer(body=FOUND)) as first,
-        FakeUpstream(answer(body=FOUND)) as second,
-        Ward(tmp_path, DOCS.format(first=first.url, second=second.url)) as ward,
-        Playing(tmp_path, live, check_s=3600.0) as play,
-    ):
-        await play.kept(2)
-        ward.sidecar.meanings._mirrors = lambda: mirrored(play)
+    async with mirrored_database(tmp_path, live) as (ward, play, _name):
         await asyncio.sleep(30.0)
         points = live.stock.copies["docs"].points
         before = dict(points)
@@ -212,15 +212,7 @@ async def test_a_database_that_no_longer_finds_what_its_copy_finds_is_passed_ove
 ):
     live, dice = Live(), random.Random(seed)
     live.make("docs", 400)
-    async with (
-        FakeUpstream(answer(body=FOUND)) as first,
-        FakeUpstream(answer(body=FOUND)) as second,
-        Ward(tmp_path, DOCS.format(first=first.url, second=second.url)) as ward,
-        Playing(tmp_path, live, check_s=3600.0) as play,
-    ):
-        await play.kept(2)
-        ward.sidecar.meanings._mirrors = lambda: mirrored(play)
-        name = f"vector_database:{first.host_port}"
+    async with mirrored_database(tmp_path, live) as (ward, play, name):
         points = live.stock.copies["docs"].points
         for number in range(1000, 1060):
             # ingest, as the tap sees it, and as it does not: what is expected is learnt again, what is more is no fault
@@ -262,29 +254,15 @@ async def test_a_database_that_never_found_all_that_its_copy_finds_searches_in_i
     live.make("docs", 400)
     points = live.stock.copies["docs"].points
     live.indexed = {key: one for key, one in points.items() if int(key) % 3}
-    async with (
-        FakeUpstream(answer(body=FOUND)) as first,
-        FakeUpstream(answer(body=FOUND)) as second,
-        Ward(tmp_path, DOCS.format(first=first.url, second=second.url)) as ward,
-        Playing(tmp_path, live, check_s=3600.0) as play,
-    ):
-        await play.kept(2)
-        ward.sidecar.meanings._mirrors = lambda: mirrored(play)
+    async with mirrored_database(tmp_path, live) as (ward, _play, name):
         await asyncio.sleep(200.0)
-        assert ward.word(f"vector_database:{first.host_port}") == "healthy"
+        assert ward.word(name) == "healthy"
 
 
 async def test_a_mirror_that_is_no_more_takes_back_what_was_said_of_its_database(tmp_path: Path):
     live = Live()
     live.make("docs", 200)
-    async with (
-        FakeUpstream(answer(body=FOUND)) as first,
-        FakeUpstream(answer(body=FOUND)) as second,
-        Ward(tmp_path, DOCS.format(first=first.url, second=second.url)) as ward,
-        Playing(tmp_path, live, check_s=3600.0) as play,
-    ):
-        await play.kept(2)
-        ward.sidecar.meanings._mirrors = lambda: mirrored(play)
+    async with mirrored_database(tmp_path, live) as (ward, _play, _name):
         points = live.stock.copies["docs"].points
         for each in list(points)[:60]:
             del points[each]

@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -214,6 +216,15 @@ class Sidecar(Process):
     def admin_url(self) -> str:
         """Where /readyz, /metrics and /status are."""
         return f"http://127.0.0.1:{self.admin_port}"
+
+
+def admin(sidecar: Sidecar, path: str) -> tuple[int, str]:
+    """Status and text of what a sidecar's admin port says."""
+    try:
+        with urllib.request.urlopen(sidecar.admin_url + path, timeout=30) as told:
+            return told.status, told.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 class Service(Process):

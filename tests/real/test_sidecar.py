@@ -15,7 +15,7 @@ import pytest
 
 from tests.kit.acts import answer, sse
 from tests.kit.fake_upstream import Hosted, in_thread
-from tests.kit.processes import Sidecar, eventually
+from tests.kit.processes import Sidecar, admin, eventually
 from tests.real.streams_rig import Gate, held
 
 pytestmark = pytest.mark.real
@@ -62,14 +62,6 @@ def post(sidecar: Sidecar, body: bytes = b"{}", path: str = "/v1/chat/completion
         return urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
         return error  # pyright: ignore[reportReturnType]
-
-
-def admin(sidecar: Sidecar, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(sidecar.admin_url + path, timeout=30) as told:
-            return told.status, told.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def test_a_changed_file_is_in_force_soon_a_bad_one_never_and_both_are_told(

@@ -17,7 +17,7 @@ import pytest
 
 from tests.kit.acts import answer
 from tests.kit.fake_upstream import Hosted, in_thread
-from tests.kit.processes import Sidecar, eventually
+from tests.kit.processes import Sidecar, admin, eventually
 from tests.real.callers import Callers, Connection, Lost
 from understudy.proxy import cli
 
@@ -65,14 +65,6 @@ def heir_of(sidecar: Sidecar, folder: Path) -> Sidecar:
     heir.port, heir.admin_port, heir.ready_port = sidecar.port, sidecar.admin_port, sidecar.admin_port
     heir.env = sidecar.env
     return heir
-
-
-def admin(sidecar: Sidecar, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(sidecar.admin_url + path, timeout=30) as told:
-            return told.status, told.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def status(sidecar: Sidecar) -> dict[str, Any]:
