@@ -18,7 +18,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,12 +58,20 @@ class Cost:
 @dataclass(frozen=True)
 class Filtered:
     """One selectivity: the share of an exact filtered scan's hits that were found, the cost of the first search, which
-    works the filter out, and of the others."""
+    works the filter out, of the others, and of the same ones unfiltered, each just before."""
 
     selectivity: float
     agreement: float
     first_ms: float
     cost: Cost
+    unfiltered: Cost
+
+    def __str__(self) -> str:
+        p50, p99 = self.cost.p50_ms / self.unfiltered.p50_ms, self.cost.p99_ms / self.unfiltered.p99_ms
+        return (
+            f"{self.selectivity:6.1%} agreement {self.agreement:.4f}, {self.cost}, {p50:.1f} x unfiltered ({p99:.1f});"
+            f" the first {self.first_ms:.1f} ms"
+        )
 
 
 def made_vectors(count: int, seed: int = 1) -> Vectors:
@@ -87,13 +95,19 @@ def made_points(vectors: Vectors, start: int = 0) -> list[Point]:
 
 def cost_of(ask: Callable[[Vectors], object], queries: Vectors) -> Cost:
     """CPU time of `ask`, once for every query."""
-    took: list[float] = []
+    (cost,) = costs_of([ask], queries)
+    return cost
+
+
+def costs_of(asks: Sequence[Callable[[Vectors], object]], queries: Vectors) -> list[Cost]:
+    """CPU time of each of `asks`, one after the other for every query: what a busy machine adds, it adds to all."""
+    took: list[list[float]] = [[] for _ in asks]
     for query in queries:
-        began = time.thread_time()
-        ask(query)
-        took.append(1_000 * (time.thread_time() - began))
-    took.sort()
-    return Cost(statistics.median(took), took[min(len(took) - 1, int(0.99 * len(took)))])
+        for ask, each in zip(asks, took, strict=True):
+            began = time.thread_time()
+            ask(query)
+            each.append(1_000 * (time.thread_time() - began))
+    return [Cost(statistics.median(each), sorted(each)[min(len(each) - 1, int(0.99 * len(each)))]) for each in took]
 
 
 def recall(
@@ -119,15 +133,19 @@ def filter_of(share: float) -> dict[str, Any]:
     return {"must": [{"key": "share", "range": {"lt": share}}]}
 
 
-def filtered(collection: Collection, points: Sequence[Point], queries: Vectors) -> list[Filtered]:
+def filtered(collection: Collection, points: Sequence[Point], queries: Vectors) -> Iterator[Filtered]:
     """Every selectivity."""
-    results: list[Filtered] = []
     for share in SELECTIVITIES:
         asked = filter_of(share)
         first = cost_of(lambda query, asked=asked: collection.search(query, K, filter=asked), queries[:1])
-        cost = cost_of(lambda query, asked=asked: collection.search(query, K, filter=asked), queries)
-        results.append(Filtered(share, recall(collection, points, queries, share, asked), first.p50_ms, cost))
-    return results
+        bare, cost = costs_of(
+            [
+                lambda query: collection.search(query, K),
+                lambda query, asked=asked: collection.search(query, K, filter=asked),
+            ],
+            queries,
+        )
+        yield Filtered(share, recall(collection, points, queries, share, asked), first.p50_ms, cost, bare)
 
 
 @dataclass(frozen=True)
@@ -183,12 +201,7 @@ def measure(folder: Path, count: int, asked: int) -> None:
     cost = cost_of(lambda query: collection.search(query, K), queries)
     print(f"\nunfiltered: {cost}; recall@{K} {recall(collection, points, queries):.4f}; graph: {collection.has_graph}")
     for each in filtered(collection, points, queries):
-        ratio = each.cost.p50_ms / cost.p50_ms
-        print(
-            f"{each.selectivity:6.1%} agreement {each.agreement:.4f}, {each.cost}, {ratio:.1f} x unfiltered;"
-            f" the first {each.first_ms:.1f} ms",
-            flush=True,
-        )
+        print(each, flush=True)
     for tail in (500, 5_000):
         more = made_points(made_vectors(tail, seed=3), start=count)
         write_all(library, more)
