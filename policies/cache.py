@@ -23,6 +23,7 @@ PROTECTED_SHARE = 0.8
 ENTRY_OVERHEAD_BYTES = 512
 """What an entry takes beside its value and its key; measured with tracemalloc, rounded up."""
 EVERYONE = "*"
+ANYTHING = "**"
 HOMES_MAX = 4096
 """Collections told apart; all beyond them share one epoch, which forgets too much and never too little."""
 NEGATIVE = frozenset((404, 410))
@@ -55,7 +56,8 @@ class CacheRules(Protocol):
 def lifetime_s(rules: CacheRules, status: int, told_s: float | None = None) -> float:
     """How long an answer with this status is fresh; 0 for one that is not kept. `told_s` is the upstream's own word,
     which only ever shortens."""
-    if 200 <= status < 300 and status != 206:
+    if status == 200:
+        # no other success is an answer to a read: 202 says that it will come, 206 that there is more
         ttl_s = rules.ttl_s
     elif status in NEGATIVE:
         ttl_s = rules.negative_s
@@ -115,11 +117,13 @@ def is_settled(homes: Homes, now: float) -> bool:
 class Town:
     """All collections, by name; bounded. `everyone` stands for a write that may concern any of them."""
 
-    __slots__ = ("_homes", "_others", "everyone")
+    __slots__ = ("_homes", "_others", "anything", "everyone")
 
     def __init__(self) -> None:
         self.everyone = Home(EVERYONE)
-        self._homes: dict[str, Home] = {EVERYONE: self.everyone}
+        self.anything = Home(ANYTHING)
+        """Moves on with every write, whichever collection it names: for those that may go by other names."""
+        self._homes: dict[str, Home] = {EVERYONE: self.everyone, ANYTHING: self.anything}
         self._others = Home("")
 
     def home(self, name: str) -> Home:

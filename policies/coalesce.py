@@ -103,12 +103,12 @@ class Flights:
                 waiter.set_result("alone")
 
     def landed(self, key: bytes, flight: Flight, answer: Answer) -> None:
-        """Everybody gets a copy."""
+        """Everybody gets a copy; cookies are for who asked."""
         self._over(key, flight)
         for waiter in flight.waiters:
             if not waiter.done():
                 self.shared += 1
-                waiter.set_result(answer.copy())
+                waiter.set_result(_without_cookies(answer.copy()))
 
     def _over(self, key: bytes, flight: Flight) -> None:
         if self.flights.get(key) is flight:
@@ -120,8 +120,22 @@ def is_shareable(answer: Answer) -> bool:
     return answer.stream is None and (answer.status < 400 or answer.status in SHARED_ERRORS)
 
 
-def coalesce(service: Service, heart: Flights, clocks: Deadline, *, clock: Callable[[], float]) -> Service:
-    """Let calls with the same `key` share one answer of `service`. Calls without one, and streams, go alone."""
+def _without_cookies(answer: Answer) -> Answer:
+    if b"set-cookie:" in answer.lines().lower():
+        answer.headers = [header for header in answer.headers if header[0].lower() != b"set-cookie"]
+    return answer
+
+
+def coalesce(
+    service: Service,
+    heart: Flights,
+    clocks: Deadline,
+    *,
+    clock: Callable[[], float],
+    shareable: Callable[[Answer], bool] = is_shareable,
+) -> Service:
+    """Let calls with the same `key` share one answer of `service`, where that is `shareable`. Calls without one, and
+    streams, go alone."""
 
     async def sharing(call: Call) -> Answer:
         key = call.key
@@ -130,18 +144,20 @@ def coalesce(service: Service, heart: Flights, clocks: Deadline, *, clock: Calla
         flight = heart.flights.get(key)
         if flight is None:
             flight = heart.begin(key)
-            return await service(call) if flight is None else await _owned(service, heart, key, flight, call)
+            return await service(call) if flight is None else await _owned(service, heart, key, flight, call, shareable)
         turn = await _waited(heart, key, flight, clocks, call, clock)
         if isinstance(turn, Answer):
             return turn
         if turn == "own":
-            return await _owned(service, heart, key, flight, call)
+            return await _owned(service, heart, key, flight, call, shareable)
         return await service(call)
 
     return sharing
 
 
-async def _owned(service: Service, heart: Flights, key: bytes, flight: Flight, call: Call) -> Answer:
+async def _owned(
+    service: Service, heart: Flights, key: bytes, flight: Flight, call: Call, shareable: Callable[[Answer], bool]
+) -> Answer:
     try:
         answer = await service(call)
     except Exception:
@@ -153,9 +169,9 @@ async def _owned(service: Service, heart: Flights, key: bytes, flight: Flight, c
         raise
     if not flight.waiters:
         heart.disperse(key, flight)
-    elif is_shareable(answer):
+    elif shareable(answer):
         heart.landed(key, flight, answer)
-    elif answer.stream is not None:
+    elif answer.stream is not None or answer.status < 400:
         heart.disperse(key, flight)
     else:
         heart.failed(key, flight)

@@ -292,9 +292,9 @@ class Lists:
     def __len__(self) -> int:
         return sum(map(len, self._rings.values()))
 
-    def homes(self, collection: str) -> Homes:
-        """Whose writes make the lists of a collection untrue."""
-        return (self.town.home(collection), self.town.everyone)
+    def homes(self, collection: str, *, aliases: bool = False) -> Homes:
+        """Whose writes make the lists of a collection untrue: anybody's, where it may go by other names."""
+        return (self.town.anything,) if aliases else (self.town.home(collection), self.town.everyone)
 
     def nearest(self, scope: bytes, vector: Vector, now: float, cosine_min: float, age_s_max: float) -> Near | None:
         """The nearest neighbour's list within a scope; `vector` has unit length."""

@@ -32,6 +32,10 @@ class Cache(Frozen, frozen=True):
     """Who shares answers: callers with the same credentials, or everybody."""
     tenant_headers: list[str] = []
     """Headers that set tenants apart besides authorization, x-api-key and api-key."""
+    idle_headers: list[str] = []
+    """Headers that change nothing in an answer, besides those known (traces, ids of calls, user-agent); others do."""
+    aliases: bool = True
+    """A collection may go by other names: a write to any one makes searches of all untrue. false where none does."""
     answers: Literal["deterministic", "always"] = "deterministic"
     """Which generated answers are kept: those asked for with `temperature: 0` and without tools, or all."""
     depends_on: list[str] = []

@@ -18,15 +18,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from understudy.policies.cache import Town, stamp_of
+from understudy.policies.cache import Town, is_settled, stamp_of
 from understudy.policies.likeness import Bucket, Likeness, Told, bucket_of
 from understudy.policies.service import Answer, Call, Failed, Headers, Refused, Service
 from understudy.policies.wording import Grade, compare_answers
 from understudy.proxy.asks import Written
-from understudy.proxy.caching.values import Recorded
+from understudy.proxy.caching.keys import Scope, wishes_of
+from understudy.proxy.caching.values import Recorded, told_s
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.scopes import VARYING_HEADERS, Prompted, Searched, prompt_of, search_of
+from understudy.proxy.scopes import Prompted, Searched, prompt_of, search_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +77,8 @@ class Alike:
         embed_s_max: float = 0.05,
         cosine_min: float | None = None,
         tenant_headers: tuple[bytes, ...] = (),
+        idle_headers: frozenset[bytes] = frozenset(),
+        aliases: bool = False,
     ) -> None:
         self._heart = heart
         self._dialect = dialect
@@ -84,7 +87,8 @@ class Alike:
         self._embed = embed
         self._embed_s_max = embed_s_max
         self._cosine_min = cosine_min
-        self._headers = tuple(sorted({*VARYING_HEADERS, *tenant_headers}))
+        self._manners = Scope(b"", tenant_headers, idle_headers)
+        self._aliases = aliases
         self._verifying: set[asyncio.Task[None]] = set()
 
     def around(self, service: Service) -> Service:
@@ -112,10 +116,10 @@ class Alike:
         if self._heart.rules.mode not in ("fallback", "serve"):
             return None
         if call.kind == "retrieve":
-            searched = search_of(call, self._dialect, self._headers)
+            searched = search_of(call, self._dialect, self._manners)
             return None if searched is None else self._neighbours(searched, self._heart.rules.fallback_ttl_s)
         if call.kind == "generate":
-            prompted = prompt_of(call, self._dialect, self._headers)
+            prompted = prompt_of(call, self._dialect, self._manners)
             return None if prompted is None else await self._told(call, prompted, self._heart.rules.fallback_ttl_s)
         return None
 
@@ -140,14 +144,16 @@ class Alike:
 
     def _is_proof(self, call: Call, answer: Answer) -> bool:
         """Whether an answer is the upstream's own word, to be kept and compared."""
-        return answer.status == 200 and answer.tier == "primary" and answer.source != SOURCE and not call.faults
+        is_own = answer.status == 200 and answer.tier == "primary" and answer.source != SOURCE and not call.faults
+        # nor is what the caller, or the upstream, wants nobody to keep
+        return is_own and wishes_of(call.request).writes and told_s(answer) is not None
 
     # --- retrieval -------------------------------------------------------------------------------------------------
 
     async def _search(self, call: Call, service: Service) -> Answer:
         heart = self._heart
-        searched = search_of(call, self._dialect, self._headers)
-        if searched is None:
+        searched = search_of(call, self._dialect, self._manners)
+        if searched is None or not wishes_of(call.request).reads:
             heart.count("passed")
             return await service(call)
         if heart.rules.mode == "serve":
@@ -156,10 +162,11 @@ class Alike:
                 return answer
         elif self._near(searched, heart.rules.ttl_s) is not None:
             heart.count("would")
-        homes = heart.lists.homes(self._dialect.collection_of(call.request))
-        stamp = stamp_of(homes)
+        homes = heart.lists.homes(self._dialect.collection_of(call.request), aliases=self._aliases)
+        stamp, settled = stamp_of(homes), is_settled(homes, self._clock())
         answer = await self._or_last_word(call, service)
-        if self._is_proof(call, answer) and answer.stream is None and len(answer.body) <= ANSWER_BYTES_MAX:
+        is_whole = answer.stream is None and len(answer.body) <= ANSWER_BYTES_MAX
+        if settled and is_whole and self._is_proof(call, answer):
             page = Page([each for each in answer.headers if each[0].lower() in _KEPT_HEADERS], answer.body)
             size = len(answer.body) + OVERHEAD_BYTES
             heart.lists.keep(searched.scope, homes, stamp, searched.vector, page, size, self._clock(), heart.rules)
@@ -183,8 +190,8 @@ class Alike:
 
     async def _generate(self, call: Call, service: Service) -> Answer:
         heart = self._heart
-        prompted = prompt_of(call, self._dialect, self._headers)
-        if prompted is None:
+        prompted = prompt_of(call, self._dialect, self._manners)
+        if prompted is None or not wishes_of(call.request).reads:
             heart.count("passed")
             return await service(call)
         if heart.rules.mode == "serve":
@@ -323,5 +330,7 @@ def likeness_of(
         embed_s_max=rules.embed_s_max,
         cosine_min=rules.cosine_min,
         tenant_headers=tuple(name.lower().encode("latin-1", "replace") for name in rules.tenant_headers),
+        idle_headers=frozenset(name.lower().encode("latin-1", "replace") for name in route.cache.idle_headers),
+        aliases=dialect.aliases and route.cache.aliases,
     )
     return heart, alike

@@ -19,21 +19,11 @@ from understudy.policies.likeness import Vector, unit
 from understudy.policies.service import Call, Refused, tenant_of
 from understudy.policies.wording import Wording, wording_of
 from understudy.proxy.asks import GenerateAsk, RetrieveAsk
+from understudy.proxy.caching.keys import Scope, manner_of
 from understudy.proxy.dialects.base import BadRequest, Dialect
 
 BODY_BYTES_MAX = 256 * 1024
 """A longer body would hold up everybody else while it is read."""
-
-VARYING_HEADERS = (
-    b"accept-encoding",
-    b"anthropic-beta",
-    b"anthropic-version",
-    b"content-encoding",
-    b"openai-beta",
-    b"openai-organization",
-    b"openai-project",
-)
-"""Headers that an answer may depend on."""
 
 _IDLE = frozenset({"user", "metadata", "stream", "stream_options", "safety_identifier", "prompt_cache_key"})
 """Fields that change nothing of what is said, or that we write the answer down by ourselves."""
@@ -68,7 +58,7 @@ class Prompted(NamedTuple):
     ask: GenerateAsk
 
 
-def search_of(call: Call, dialect: Dialect, headers: tuple[bytes, ...]) -> Searched | None:
+def search_of(call: Call, dialect: Dialect, manners: Scope) -> Searched | None:
     """One search by vector, or None for every other call. One with a score threshold is not taken: the scores in a
     neighbour's list are the neighbour's, so other points would have passed."""
     if len(call.request.body) > BODY_BYTES_MAX:
@@ -85,11 +75,11 @@ def search_of(call: Call, dialect: Dialect, headers: tuple[bytes, ...]) -> Searc
     vector = unit(ask.vector)
     if spots[0] != 1 or vector is None:
         return None
-    scope = _scope(call, headers, [ask.collection, len(ask.vector), rest])
+    scope = _scope(call, manners, [ask.collection, len(ask.vector), rest])
     return Searched(scope, ask.collection, vector)
 
 
-def prompt_of(call: Call, dialect: Dialect, headers: tuple[bytes, ...]) -> Prompted | None:
+def prompt_of(call: Call, dialect: Dialect, manners: Scope) -> Prompted | None:
     """A prompt that asks for one plain text and ends in a user's turn, or None for every other call."""
     if len(call.request.body) > BODY_BYTES_MAX:
         return None
@@ -113,18 +103,26 @@ def prompt_of(call: Call, dialect: Dialect, headers: tuple[bytes, ...]) -> Promp
     if wording is None:
         return None
     rest = {name: value for name, value in fields.items() if name not in _IDLE} | {"messages": messages}
-    return Prompted(_scope(call, headers, rest), question, wording, ask)
+    return Prompted(_scope(call, manners, rest), question, wording, ask)
 
 
-def _scope(call: Call, headers: tuple[bytes, ...], rest: Any) -> bytes:
+def _scope(call: Call, manners: Scope, rest: Any) -> bytes:
     request = call.request
-    # the headers that matter are told apart just as tenants are, and are remembered with the head
-    tenant = tenant_of(request, headers)
+    # answers are kept as they were packed
+    tenant = tenant_of(request, (b"accept-encoding", *(manners.tenant_headers or ())))
     try:
         spelt = _ENCODER.encode(rest)
     except (msgspec.EncodeError, TypeError, ValueError, RecursionError):
         spelt = repr(rest).encode("utf-8", "surrogatepass")
-    parts = (call.route.encode(), tenant, request.method, request.path, request.query, spelt)
+    parts = (
+        call.route.encode(),
+        tenant,
+        manner_of(request, manners),
+        request.method,
+        request.path,
+        request.query,
+        spelt,
+    )
     return hashlib.blake2b(b"".join(b"%d:%b" % (len(part), part) for part in parts), digest_size=16).digest()
 
 

@@ -417,6 +417,7 @@ class Sidecar:
             self.chores.serve_llm(self.settings.local.llm)
         self.chores.carry_out()
         if self.caches is not None:
+            self.caches.keep_at(self._snapshot)
             self.caches.spawn(self._load_caches(self.caches))
         self.copies.adopt(self.stack.routes)
         self._start_spending()

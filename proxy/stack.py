@@ -280,7 +280,7 @@ class _Build:
         cache = self.parts.cache
         # of the route's own tiers only: another arm's answers are what somebody wants to look at
         if cache is not None and route.coalesce.enabled:
-            service = coalesce(service, cache.flights, clocks, clock=self.world.clock)
+            service = coalesce(service, cache.flights, clocks, clock=self.world.clock, shareable=cache.is_shared)
         words = self.parts.last_words
         if words is not None and not any(isinstance(tier, LocalTier) for tier in self._present(route.tiers)):
             service = words.around(service)

@@ -15,14 +15,23 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
-from understudy.policies.cache import NEGATIVE, Home, Kept, Town, kept_for, lifetime_s, stamp_of
+from understudy.policies.cache import NEGATIVE, Homes, Kept, Town, kept_for, lifetime_s, stamp_of
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, Service
 from understudy.proxy.cache_settings import SharedCache
 from understudy.proxy.caching.keys import scope_of
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.caching.second import EPOCH_BYTES, Second, client_of
-from understudy.proxy.caching.snapshot import Record, Writing, framed, read_file, records
+from understudy.proxy.caching.snapshot import (
+    ANY,
+    Notes,
+    Record,
+    Writing,
+    framed,
+    noted_since,
+    read_file,
+    records,
+)
 from understudy.proxy.caching.values import Value, packed, unpacked
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.settings import Route
@@ -53,6 +62,7 @@ class Caches:
         self._saved = (0, 0)
         self._saved_at = float("-inf")
         self._saving = False
+        self._notes: Notes | None = None
 
     def use(self, second: Second | None) -> None:
         """Ask this second level from now on."""
@@ -79,35 +89,45 @@ class Caches:
             name = dialect.written(call.request)
             if name is None:
                 return await service(call)
-            home = self.town.home(name) if name else self.town.everyone
-            home.begin_write()
-            self._publish(home)
+            homes = (self.town.home(name) if name else self.town.everyone, self.town.anything)
+            for home in homes:
+                home.begin_write()
+            self._publish(homes)
             try:
                 return await service(call)
             finally:
                 # also when it failed: it may have been carried out
-                home.end_write(self.clock(), self.settle_s)
-                self._publish(home)
+                for home in homes:
+                    home.end_write(self.clock(), self.settle_s)
+                self._publish(homes)
 
         return watching
 
     # --- writes ----------------------------------------------------------------------------------------------------
 
-    def _publish(self, home: Home) -> None:
+    def _publish(self, homes: Homes) -> None:
+        names = [home.name for home in homes]
+        self._note(names)
         if self.published is not None:
-            self.published([home.name])
+            self.published(names)
         if self.second is not None:
-            self.second.written([home.name])
+            self.second.written(names)
 
     def heard(self, names: Iterable[str]) -> None:
         """Another worker has seen a write."""
-        now = self.clock()
+        now, names = self.clock(), list(names)
+        self._note(names)
         for name in names:
             self.town.home(name).written(now, self.settle_s)
 
     def _moved(self, name: str) -> None:
         # another sidecar's: it tells the second level itself
+        self._note([name])
         self.town.home(name).written(self.clock(), self.settle_s)
+
+    def _note(self, names: list[str]) -> None:
+        if self._notes is not None:
+            self._notes.add(names)
 
     # --- now and then ----------------------------------------------------------------------------------------------
 
@@ -148,13 +168,21 @@ class Caches:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._notes is not None:
+            self._notes.close()
         if self.second is not None:
             await self.second.close()
 
     # --- snapshots -------------------------------------------------------------------------------------------------
 
+    def keep_at(self, path: Path) -> None:
+        """Note writes beside the snapshot at `path` from now on."""
+        if self._notes is None:
+            self._notes = Notes(path)
+
     def save_soon(self, path: Path, caches: list[RouteCache], every_s: float) -> None:
         """Write a snapshot, when it is time and something has changed since the last one."""
+        self.keep_at(path)
         if self._saving or self.clock() - self._saved_at < every_s:
             return
         self._saved_at = self.clock()
@@ -169,6 +197,9 @@ class Caches:
         self._saving = True
         loop = asyncio.get_running_loop()
         changes = _changes(caches)
+        self.keep_at(path)
+        assert self._notes is not None
+        self._notes.begin()
         try:
             writing = await loop.run_in_executor(None, Writing, path)
             try:
@@ -178,6 +209,7 @@ class Caches:
                         data = b"".join([self._framed(cache, kept) for kept in entries[at : at + SLICE]])
                         await loop.run_in_executor(None, writing.add, data)
                 await loop.run_in_executor(None, writing.finish)
+                self._notes.finish()
                 self._saved = changes
             except BaseException:
                 writing.give_up()
@@ -200,13 +232,14 @@ class Caches:
         by_name = {cache.name: cache for cache in caches if cache.rules.snapshot}
         bytes_max = sum(cache.rules.bytes_max for cache in by_name.values()) * SNAPSHOT_OVERHEAD
         loop = asyncio.get_running_loop()
+        noted = await loop.run_in_executor(None, noted_since, path)
         data = await loop.run_in_executor(None, read_file, path, bytes_max)
         taken = 0
         for number, record in enumerate(records(data), 1):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
             cache = by_name.get(record.route)
-            if cache is not None:
+            if cache is not None and (not noted or noted.isdisjoint((*record.homes, ANY) if record.homes else ())):
                 taken += self._taken(cache, record)
         return taken
 

@@ -11,12 +11,15 @@ while taking one question for another would cost a wrong answer.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from hashlib import sha256
+from math import inf
 from typing import Any, NamedTuple
 
 import msgspec
 
-from understudy.policies.service import Headers, Request, tenant_of
+from understudy.policies.service import CREDENTIALS, Headers, Request, tenant_of
 from understudy.proxy.settings import Route
 
 CANONICAL_BYTES_MAX = 256 * 1024
@@ -24,9 +27,77 @@ CANONICAL_BYTES_MAX = 256 * 1024
 PLAIN_VALUE_BYTES = 4096
 """A list of numbers or a text longer than this is taken as it is written: a vector has no keys to put in order."""
 BYPASS = b"x-understudy-cache"
-_MATTERS = frozenset((b"accept", b"content-type", b"content-encoding", b"origin"))
-_MATTERS_PREFIXES = (b"anthropic-", b"openai-", b"x-ms-", b"x-goog-")
-_UNUSUAL = frozenset((b"range", b"expect", b"if-match", b"if-none-match", b"if-modified-since"))
+# Of a request's headers those that change nothing in an answer: of the connection, of who watches, of this one call.
+# Whatever else there is might, as an unknown field of a body might: gateways choose providers and tenants by headers of
+# their own.
+IDLE = frozenset(
+    (
+        b"accept-encoding",
+        b"b3",
+        b"baggage",
+        b"cdn-loop",
+        b"connection",
+        b"content-length",
+        b"date",
+        b"dnt",
+        b"forwarded",
+        b"grpc-timeout",
+        b"idempotency-key",
+        b"keep-alive",
+        b"max-forwards",
+        b"newrelic",
+        b"priority",
+        b"proxy-connection",
+        b"referer",
+        b"request-id",
+        b"sentry-trace",
+        b"te",
+        b"traceparent",
+        b"tracestate",
+        b"trailer",
+        b"transfer-encoding",
+        b"uber-trace-id",
+        b"upgrade-insecure-requests",
+        b"user-agent",
+        b"via",
+        b"x-amzn-trace-id",
+        b"x-client-request-id",
+        b"x-cloud-trace-context",
+        b"x-correlation-id",
+        b"x-forwarded-for",
+        b"x-forwarded-port",
+        b"x-forwarded-proto",
+        b"x-idempotency-key",
+        b"x-ms-client-request-id",
+        b"x-opaque-id",
+        b"x-real-ip",
+        b"x-request-id",
+        b"x-request-start",
+        b"x-request-timeout",
+        b"x-trace-id",
+    )
+)
+_IDLE_PREFIXES = (b"sec-", b"x-b3-", b"x-datadog-", b"x-envoy-", b"x-stainless-", b"x-understudy-")
+_WHO = frozenset((*CREDENTIALS, b"cookie", b"proxy-authorization"))
+"""Headers that say who asks: where everybody shares answers, they do not matter."""
+# Load balancers and shields mark their visitors, and SDKs keep such marks as any cookie: they say nothing of who asks.
+_MARKS = (b"__cf", b"_cf", b"cf_", b"ak_bmsc", b"arraffinity", b"awsalb", b"bigip", b"incap_ses", b"nlbi_", b"visid_")
+_UNUSUAL = frozenset(
+    (
+        b"expect",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"range",
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
+    )
+)
+_CACHE_CONTROL = frozenset((b"cache-control", b"pragma"))
+_MAX_AGE = re.compile(rb"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})")
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -35,23 +106,27 @@ Fields = dict[str, msgspec.Raw]
 
 class Front:
     """What follows from a request's head alone. `bare` and `bare_remembered` are the head as upstreams are asked:
-    an answer that is kept must be readable by the next caller, who may know no compression."""
+    an answer that is kept must be readable by the next caller, who may know no compression. An answer older than
+    `age_s_max` is not what the caller wants."""
 
-    __slots__ = ("bare", "bare_remembered", "prefix", "reads", "writes")
+    __slots__ = ("age_s_max", "bare", "bare_remembered", "prefix", "reads", "writes")
 
-    def __init__(self, prefix: bytes, bare: Headers, *, reads: bool, writes: bool) -> None:
+    def __init__(self, prefix: bytes, bare: Headers, *, reads: bool, writes: bool, age_s_max: float = inf) -> None:
         self.prefix = prefix
+        self.age_s_max = age_s_max
         self.bare = bare
-        self.bare_remembered: dict[object, object] = {}
+        self.bare_remembered: dict[object, Any] = {}
         self.reads = reads
         self.writes = writes
 
 
 class Scope(NamedTuple):
-    """What a route's keys begin with, and which headers set tenants apart (None: nobody is told apart)."""
+    """What a route's keys begin with, which headers set tenants apart (None: nobody is told apart), and which change
+    nothing, besides those that never do."""
 
     fingerprint: bytes
     tenant_headers: tuple[bytes, ...] | None
+    idle_headers: frozenset[bytes] = frozenset()
 
 
 def scope_of(route: Route, dialect: str, space: str) -> Scope:
@@ -64,32 +139,79 @@ def scope_of(route: Route, dialect: str, space: str) -> Scope:
         ]
     shared = route.cache.scope == "shared"
     besides = tuple(sorted(name.lower().encode() for name in route.cache.tenant_headers))
-    return Scope(sha256(repr(told).encode()).digest(), None if shared else besides)
+    idle = frozenset(name.lower().encode() for name in route.cache.idle_headers)
+    return Scope(sha256(repr(told).encode()).digest(), None if shared else besides, idle)
+
+
+class Wishes(NamedTuple):
+    """What a caller wants of caches: whether it takes what was kept, and how old; and whether its answer may be."""
+
+    reads: bool
+    writes: bool
+    age_s_max: float
+
+
+def wishes_of(request: Request) -> Wishes:
+    """Who wants nothing kept, or nothing that was, says so in Cache-Control or our own header."""
+    reads = writes = True
+    age_s_max = inf
+    for given, value in request.headers:
+        name = given.lower()
+        if name in _CACHE_CONTROL:
+            said = value.lower()
+            writes = writes and b"no-store" not in said
+            told = _MAX_AGE.search(said)
+            age_s_max = float(told[1]) if told else age_s_max
+            reads = reads and not (b"no-store" in said or b"no-cache" in said or age_s_max == 0)
+        elif name in _UNUSUAL or (name == BYPASS and value.strip().lower() == b"bypass"):
+            reads = writes = False
+    return Wishes(reads, writes, age_s_max)
 
 
 def front_of(request: Request, scope: Scope) -> Front:
-    """Read a head. A caller who wants nothing kept, or nothing that was, says so in Cache-Control or our own header."""
+    """Read a head."""
     parts = [scope.fingerprint, request.method, request.path, b"?", request.query]
-    reads = writes = request.method == b"POST"
-    bare: Headers = []
-    for header in request.headers:
-        name, value = header[0].lower(), header[1]
-        if name == b"accept-encoding":
-            continue
-        bare.append(header)
-        if name in _MATTERS or name.startswith(_MATTERS_PREFIXES):
-            parts += [name, value]
-        elif name in (b"cache-control", b"pragma"):
-            said = value.lower()
-            writes = writes and b"no-store" not in said
-            reads = reads and not (b"no-store" in said or b"no-cache" in said or b"max-age=0" in said)
-        elif name in _UNUSUAL or (name == BYPASS and value.strip().lower() == b"bypass"):
-            reads = writes = False
+    wishes, is_post = wishes_of(request), request.method == b"POST"
+    bare = [header for header in request.headers if header[0].lower() != b"accept-encoding"]
+    parts.append(manner_of(request, scope))
     if scope.tenant_headers is not None:
         parts += [b"tenant", tenant_of(request, scope.tenant_headers)]
+    spelt = _spelt(parts)
+    reads, writes = wishes.reads and is_post, wishes.writes and is_post
+    return Front(sha256(spelt).digest(), bare, reads=reads, writes=writes, age_s_max=wishes.age_s_max)
+
+
+def manner_of(request: Request, scope: Scope) -> bytes:
+    """All the headers of a request that may matter, as a digest; in whatever order they come."""
+    remembered, key = request.remembered, (manner_of, scope.tenant_headers is None, scope.idle_headers)
+    if remembered is not None and key in remembered:
+        return remembered[key]
+    parts: list[bytes] = []
+    for name, value in sorted((name.lower(), value) for name, value in request.headers):
+        told = _without_marks(value) if name == b"cookie" else value
+        if told and _matters(name, scope):
+            parts += [name, told]
+    manner = sha256(_spelt(parts)).digest()
+    if remembered is not None:
+        remembered[key] = manner
+    return manner
+
+
+def _spelt(parts: Sequence[bytes]) -> bytes:
     # lengths go in too, so that no two heads spell the same bytes
-    spelt = b"".join([b"%d:%b" % (len(part), part) for part in parts])
-    return Front(sha256(spelt).digest(), bare, reads=reads, writes=writes)
+    return b"".join([b"%d:%b" % (len(part), part) for part in parts])
+
+
+def _matters(name: bytes, scope: Scope) -> bool:
+    if name in IDLE or name in scope.idle_headers or name.startswith(_IDLE_PREFIXES) or name in _CACHE_CONTROL:
+        return False
+    return scope.tenant_headers is not None or name not in _WHO
+
+
+def _without_marks(cookies: bytes) -> bytes:
+    """Cookies but for those that only mark a visitor."""
+    each = [cookie.strip() for cookie in cookies.split(b";")]
+    return b"; ".join(sorted(cookie for cookie in each if not cookie.lower().startswith(_MARKS)))
 
 
 def fields_of(body: bytes, *, strict: bool) -> Fields | None:

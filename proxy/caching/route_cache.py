@@ -11,6 +11,7 @@ index) or quotations. Why tiers go before stale: another upstream's answer is as
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from math import inf
 from typing import Any, Protocol
 
 from understudy.policies.cache import (
@@ -26,7 +27,7 @@ from understudy.policies.cache import (
     lifetime_s,
     stamp_of,
 )
-from understudy.policies.coalesce import Flights
+from understudy.policies.coalesce import Flights, is_shareable
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
 from understudy.proxy.caching.aliases import Aliases
@@ -150,7 +151,7 @@ class RouteCache:
         key = self._aliases.key_of(front, request.body)
         now = self._clock()
         kept = None if key is None else self.store.find(key, now)
-        if kept is None:
+        if kept is None or now - kept.at > front.age_s_max:
             return None
         if now < kept.fresh_until:
             self.hits += 1
@@ -172,6 +173,8 @@ class RouteCache:
         now = self._clock()
         kept = None if key is None else self.store.find(key, now)
         if kept is None or now >= kept.fresh_until or kept.value.whole_bytes > bytes_max:
+            return None
+        if now - kept.at > front.age_s_max:
             return None
         self.hits += 1
         self.tally.hit(200)
@@ -232,6 +235,9 @@ class RouteCache:
         if call.kind != "retrieve":
             return self._depends
         town = self.caches.town
+        if self.rules.aliases and self.dialect.aliases:
+            # who knows by what names it goes
+            return (town.anything, *self._depends)
         return (town.home(self.dialect.collection_of(call.request)), town.everyone, *self._depends)
 
     # --- within the stack ------------------------------------------------------------------------------------------
@@ -262,12 +268,13 @@ class RouteCache:
             kept = self.store.find(plan.key, self._clock())
             if kept is not None:
                 self._alias(plan)
-                answer = self._told(kept, call.request, self._clock())
+                now = self._clock()
+                answer = self._told(kept, call.request, now) if now - kept.at <= front.age_s_max else None
                 if answer is not None:
                     return answer
             else:
                 kept = await self._from_second(plan)
-                if kept is not None:
+                if kept is not None and self._clock() - kept.at <= front.age_s_max:
                     self.found["second"] = self.found.get("second", 0) + 1
                     return kept.value.answer(self._clock() - kept.at)
             call.kept = kept is not None
@@ -331,6 +338,12 @@ class RouteCache:
         finally:
             self._refreshing.discard(key)
 
+    # --- sharing ------------------------------------------------------------------------------------------------------
+
+    def is_shared(self, answer: Answer) -> bool:
+        """Whether those who ask the same at once may have this answer too: not where it says that it is for one."""
+        return is_shareable(answer) and (answer.status >= 400 or (answer.status == 200 and told_s(answer) is not None))
+
     # --- keeping ---------------------------------------------------------------------------------------------------
 
     def _keep(self, call: Call, plan: Plan, began: Began, answer: Answer) -> Answer:
@@ -351,6 +364,9 @@ class RouteCache:
                         self._put(plan, began, Value(200, block, body, is_stream=True), fresh_s)
 
                 answer.stream = Recorded(answer.stream, self.rules.entry_bytes_max, then)
+            return answer
+        if answer.status == 200 and self.dialect.failure_within(answer):
+            # of some shards only, say: for this caller perhaps better than nothing, and for nobody after it
             return answer
         if call.kind == "generate" and answer.status < 300 and not is_finished(answer.body):
             return answer
@@ -451,9 +467,9 @@ class RouteCache:
         have: dict[bytes, Kept[Value]] = {}
         spare: dict[bytes, Kept[Value]] = {}
         if front.reads:
-            have, spare = self._at_hand(batch)
+            have, spare = self._at_hand(batch, front)
             wanted = [key for key in dict.fromkeys(batch.keys) if key not in have]
-            have |= await self._all_from_second(plan, wanted)
+            (have if front.age_s_max == inf else spare).update(await self._all_from_second(plan, wanted))
         places = {key: place for place, key in reversed(list(enumerate(batch.keys))) if key not in have}
         missing = sorted(places.values())
         if not missing:
@@ -518,7 +534,7 @@ class RouteCache:
         given.reason = f"{len(batch.keys) - len(missing)} of {len(batch.keys)} from the cache"
         return given
 
-    def _at_hand(self, batch: Batch) -> tuple[dict[bytes, Kept[Value]], dict[bytes, Kept[Value]]]:
+    def _at_hand(self, batch: Batch, front: Front) -> tuple[dict[bytes, Kept[Value]], dict[bytes, Kept[Value]]]:
         """What is fresh of a batch, and what is not, as a last resort."""
         have: dict[bytes, Kept[Value]] = {}
         spare: dict[bytes, Kept[Value]] = {}
@@ -526,7 +542,7 @@ class RouteCache:
         for key in batch.keys:
             kept = self.store.find(key, now)
             if kept is not None and kept.value.status == 200:
-                (have if now < kept.fresh_until else spare)[key] = kept
+                (have if now < kept.fresh_until and now - kept.at <= front.age_s_max else spare)[key] = kept
         return have, spare
 
     def _assembled(self, batch: Batch, have: dict[bytes, Kept[Value]]) -> Value:

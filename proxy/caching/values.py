@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from hashlib import blake2b
 from math import inf
 from typing import Literal
@@ -113,19 +114,38 @@ def block_of(answer: Answer) -> bytes:
 def told_s(answer: Answer) -> float | None:
     """How long the upstream says that its answer may be kept: infinity where it says nothing, None for not at all."""
     told_s = float("inf")
+    age_s, date, expires, is_told = 0.0, b"", b"", False
     for line in answer.lines().split(b"\r\n"):
         name, _, value = line.partition(b":")
         name = name.lower()
-        if name == b"cache-control":
+        if name == b"age" and value.strip().isdigit():
+            # as old as that when it came: it has lain in another cache
+            age_s = float(value)
+        elif name == b"date":
+            date = value.strip()
+        elif name == b"expires":
+            expires = value.strip()
+        elif name == b"cache-control":
             value = value.lower()
             if b"no-store" in value or b"private" in value:
                 return None
             ages = dict(_MAX_AGE.findall(value))
             if ages:
-                told_s = float(ages.get(b"s-maxage") or ages[b"max-age"])
+                told_s, is_told = float(ages.get(b"s-maxage") or ages[b"max-age"]), True
         elif name == b"vary" and not {part.strip().lower() for part in value.split(b",")} <= TOLD_APART:
             return None
-    return told_s
+    if expires and not is_told:
+        told_s = _apart_s(date, expires)
+    return told_s - age_s
+
+
+def _apart_s(date: bytes, expires: bytes) -> float:
+    """Seconds from one HTTP date to another; 0 where either is none, as an `Expires: 0` is meant (RFC 9111 5.3)."""
+    try:
+        ends, begins = (parsedate_to_datetime(each.decode("latin-1")) for each in (expires, date))
+        return (ends - begins).total_seconds()
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def is_finished(body: bytes) -> bool:
@@ -266,7 +286,7 @@ def _is_sound(found: Packed) -> bool:
     start, end = found.vector
     lines = found.block.split(b"\r\n")
     return (
-        (200 <= found.status < 300 or found.status in (404, 410))
+        found.status in (200, 404, 410)
         and 0 <= start <= end <= len(found.body)
         and lines.pop() == b""
         and all(line.partition(b":")[0].lower() in STAYS_TRUE and b"\n" not in line for line in lines)

@@ -43,6 +43,9 @@ class Dialect(Protocol):
     idle_fields: frozenset[str]
     """Top-level fields of a request's JSON body that change nothing in its answer."""
 
+    aliases: bool
+    """Whether a collection may go by other names, so that a write by one of them changes what is read by another."""
+
     breaks_are_heard: bool
     """Whether clients raise what `broken_off` tells them. Where they don't, a broken stream is also left without the
     end that HTTP asks for, which every client notices."""

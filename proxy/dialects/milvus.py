@@ -119,6 +119,7 @@ class Milvus(Plain):
     """`milvus`: reads are of kind retrieve, everything else is passed through."""
 
     name = "milvus"
+    aliases = True
 
     def read(self, request: Request) -> Call:
         """By method and path alone: the body stays unread."""

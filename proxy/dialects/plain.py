@@ -25,6 +25,7 @@ class Plain:
     name = "plain"
     idle_fields: frozenset[str] = frozenset()
     breaks_are_heard = True
+    aliases = False
 
     def collection_of(self, request: Request) -> str:
         return ""

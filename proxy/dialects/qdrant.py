@@ -68,6 +68,7 @@ class Qdrant(Plain):
     """`qdrant`: the reads a local index can answer are of kind retrieve, everything else is passed through."""
 
     name = "qdrant"
+    aliases = True
 
     def read(self, request: Request) -> Call:
         """By method and path alone: the body stays unread."""
@@ -83,7 +84,8 @@ class Qdrant(Plain):
             return None
         match = _PATH.search(request.path)
         if match is None:
-            return None
+            # whatever it is: a snapshot of the whole storage, say, that is put back
+            return ""
         rest: bytes = match[2] or b""
         if _OTHER_READS.fullmatch(rest) or (rest in _POST_READS and request.method == b"POST"):
             return None

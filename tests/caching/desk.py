@@ -28,6 +28,9 @@ TARGETS = {
     "pinecone": b"/query",
     "openai-chat": b"/v1/chat/completions",
     "qdrant": b"/collections/books/points/query",
+    "elasticsearch": b"/books/_search",
+    "milvus": b"/v2/vectordb/entities/search",
+    "weaviate": b"/v1/graphql",
 }
 JSON_BLOCK = b"content-type: application/json\r\n"
 WALL_S = 1_800_000_000.0

@@ -108,7 +108,9 @@ async def test_an_upstreams_max_age_shortens_the_time_and_never_lengthens_it():
 async def test_a_browser_gets_the_answer_that_was_meant_for_its_origin():
     async def upstream(call: Call) -> Answer:
         origin = call.request.header(b"origin") or b"*"
-        return answer({"result": 1}, block=b"vary: Origin\r\naccess-control-allow-origin: %b\r\n" % origin)
+        return answer(
+            {"result": 1, "status": "ok"}, block=b"vary: Origin\r\naccess-control-allow-origin: %b\r\n" % origin
+        )
 
     desk = Desk("qdrant", upstream)
     for _ in range(2):

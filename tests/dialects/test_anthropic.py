@@ -14,6 +14,7 @@ from tests.dialects.recorded_exchanges import recorded, request
 from tests.dialects.streams import TEXT, WRITTEN, streamed
 from understudy.policies.service import Answer, Failed, Refused
 from understudy.proxy.asks import GenerateAsk
+from understudy.proxy.caching.keys import Scope
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.dialects.anthropic import event_bytes
 from understudy.proxy.dialects.base import BadRequest
@@ -237,7 +238,7 @@ def test_prompts_that_differ_in_their_question_alone_can_be_alike_and_those_with
 ):
     def scope(system: str, question: str, **more: Any) -> bytes | None:
         body = {"model": "m", "system": system, "messages": [{"role": "user", "content": question}]} | more
-        prompted = prompt_of(DIALECTS[dialect].read(request("POST", path, body)), DIALECTS[dialect], ())
+        prompted = prompt_of(DIALECTS[dialect].read(request("POST", path, body)), DIALECTS[dialect], Scope(b"", ()))
         return None if prompted is None else prompted.scope
 
     one = scope("s", "How long do refunds take?")

@@ -57,8 +57,8 @@ def test_an_entry_is_fresh_then_stale_then_a_last_resort_and_then_gone():
 
 def test_only_answers_that_stay_true_are_kept_and_an_upstreams_word_only_shortens():
     rules = Rules()
-    assert [lifetime_s(rules, status) for status in (200, 201, 206, 301, 404, 410, 400, 401, 429, 500, 503)] == [
-        *(100.0, 100.0, 0.0, 0.0),
+    assert [lifetime_s(rules, status) for status in (200, 202, 206, 301, 404, 410, 400, 401, 429, 500, 503)] == [
+        *(100.0, 0.0, 0.0, 0.0),
         *(2.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0),
     ]
     assert lifetime_s(rules, 200, 5.0) == 5.0

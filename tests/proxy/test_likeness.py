@@ -92,6 +92,7 @@ class Bench:
         before: RouteParts | None = None,
         url: str = "http://a",
         alone: bool = False,
+        aliases: bool = True,
         **rules: Any,
     ) -> None:
         self.upstream = Upstream()
@@ -103,6 +104,7 @@ class Bench:
             tiers=[UpstreamTier(name="first", url=url), *([] if alone else [LocalTier()])],
             retry=settings.Retry(attempts=1),
             breaker=settings.Breaker(enabled=False),
+            cache=settings.Cache(aliases=aliases),
             likeness=settings.Likeness(mode=mode, **rules),  # pyright: ignore[reportArgumentType]
         )
         world = World(asyncio.get_running_loop().time, asyncio.sleep, dice=lambda: luck, embed=embed)
@@ -228,8 +230,27 @@ async def test_a_search_that_is_not_by_one_plain_vector_always_goes_to_the_datab
     assert (bench.upstream.asked, bench.heart.entries) == (2, 0)
 
 
-async def test_a_write_that_passes_through_makes_its_collections_lists_forgotten():
+async def test_where_a_collection_may_go_by_other_names_any_write_makes_all_lists_forgotten():
     bench = Bench("qdrant", "serve")
+    await bench.search(0)
+    assert (await bench.search(0)).source == SOURCE
+    await bench.ask("PUT", "/collections/docs_v2/points", {"points": []})
+    assert (await bench.search(0)).source == "first"
+
+
+@pytest.mark.parametrize("headers", [[(b"cache-control", b"no-store")], [(b"x-understudy-cache", b"bypass")]])
+async def test_who_wants_nothing_kept_and_nothing_that_was_gets_the_databases_own_word(
+    headers: list[tuple[bytes, bytes]],
+):
+    bench = Bench("qdrant", "serve")
+    await bench.search(0, headers=[*KEY, *headers])
+    assert (await bench.search(0)).source == "first"
+    assert (await bench.search(0, headers=[*KEY, *headers])).source == "first"
+    assert (await bench.search(0)).source == SOURCE
+
+
+async def test_a_write_that_passes_through_makes_its_collections_lists_forgotten():
+    bench = Bench("qdrant", "serve", aliases=False)
     await bench.search(0)
     await bench.search(0, collection="others")
     await bench.ask("PUT", "/collections/docs/points", {"points": []})
