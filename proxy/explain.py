@@ -36,6 +36,8 @@ OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow", "
 _TIER = "server.health.tier"
 GOES_BY = {"observe": "objectives"}
 """Layers whose values stand under another key."""
+OFF: tuple[tuple[str, object], ...] = (("enabled", False), ("mode", "off"))
+"""What says of a layer that it does nothing."""
 _STACKED = ("balance", "ramp", "retry", "budget", "hedge", "breaker", "quota", "limit", "deadline", "faults", "stream")
 _APART = ("name", "provider", "outcomes", *_STACKED)
 
@@ -66,7 +68,7 @@ def explain_data(
     # A command line may bring bytes that are no UTF-8; they are looked for, and shown, as they came.
     found = Table(claims).find(os.fsencode(host) if host else None, port, os.fsencode(bare_path))
     if found is None:
-        return data
+        return {**data, "claims": _claims(settings, _Described(reading))}
     (n, key, match), forwarded = found
     route_order, tier_order = route_order or _orders()[0], tier_order or _orders()[1]
     at = f"routes[{n}]"
@@ -344,6 +346,21 @@ def _because(match: Match) -> str:
     return f"{claim}, for {' and '.join(special)} alone" if special else claim
 
 
+def _claims(settings: Settings, described: _Described) -> dict[str, Any]:
+    """What there is to be claimed -> by which route, and where that is written."""
+    return {
+        _claim(match): described.value(f"routes[{n}].{key}", route.name)
+        for n, route in enumerate(settings.routes)
+        for key, match in claims_of(route)
+    }
+
+
+def _claim(match: Match) -> str:
+    path = match.path if match.path is not None else f"{(match.prefix or '').rstrip('/')}/…"
+    special = " ".join(filter(None, (match.host, f"port {match.port}" if match.port else "")))
+    return shown(f"{path} ({special})" if special else path)
+
+
 def _space(settings: Settings, route: Route, at: str, described: _Described) -> dict[str, Any]:
     space = settings.space_of(route)
     if route.space:
@@ -367,7 +384,8 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     at = shown(request["host"] or "any host")
     yield f"{request['method']} {shown(request['path'])}  ({at}, port {request['port']})"
     if route is None:
-        yield "  nobody claims this: it is answered 404"
+        yield "  nobody claims this: it is answered 404; what is claimed:"
+        yield from _table(data["claims"], 4)
         return
     yield f"  goes to route {route['name']} ({route['from']})"
     yield f"  because {route['because']} ({route['claim_from']})"
@@ -411,7 +429,16 @@ def _outcome_lines(rows: list[dict[str, Any]], why: str, indent: int) -> Iterato
 def _layers(layers: list[dict[str, Any]], indent: int) -> Iterator[str]:
     for layer in layers:
         yield f"{' ' * indent}{layer['name']}: {layer['why']}"
-        yield from _table(layer["values"], indent + 2)
+        yield from _table(_told(layer["name"], layer["values"]), indent + 2)
+
+
+def _told(layer: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Of a layer that does nothing, that it is off and what somebody has written of it; of any other, all."""
+    switch = next((each for each, off in OFF if each in values and values[each]["value"] == off), None)
+    is_idle = layer == "tokens" and not any(values[rate]["value"] for rate in values if rate.endswith("_per_s"))
+    if switch is None and not is_idle:
+        return values
+    return {name: each for name, each in values.items() if name == switch or each["from"] != BUILT_IN}
 
 
 def _table(values: dict[str, Any], indent: int) -> Iterator[str]:

@@ -39,6 +39,21 @@ ENDPOINTS = ROUTE.replace(
 )
 
 
+def test_a_layer_that_is_off_says_so_and_what_was_written_of_it_and_no_more(tmp_path: Path):
+    off = LOCAL_ROUTE + "    cache: {ttl_s: 60}\n    breaker: {enabled: false}\n"
+    text = explain(read(tmp_path / "off", off), "POST", "/v1/chat/completions")
+    assert re.search(r"  cache: .*\n    enabled  false  built in\n    ttl_s    60.0   \S*:\d+\n  \w", text)
+    assert re.search(r"  likeness: .*\n    mode  off  built in\n  \w", text)
+    assert re.search(r"  tokens: .*there only where rates are set\n  \w", text)
+    on = LOCAL_ROUTE + "    cache: {enabled: true}\n    tokens: {caller: {calls_per_s: 5}}\n"
+    text = explain(read(tmp_path / "on", on), "POST", "/v1/chat/completions")
+    assert re.search(r"entry_bytes_max +\d+ +built in", text)
+    assert re.search(r"route.burst +0 +built in", text)
+    told = explain_data(read(tmp_path / "data", off), "POST", "/v1/chat/completions")
+    cache = next(layer for layer in told["route"]["layers"] if layer["name"] == "cache")
+    assert cache["values"]["entry_bytes_max"]["from"] == "built in"
+
+
 def test_it_shows_every_layer_of_the_real_stack_in_its_order(tmp_path: Path):
     text = explain(read(tmp_path, ENDPOINTS, {"KEY": "k3y", "B": "http://b"}), "POST", "/rag/v1/chat?x=1")
     at = 0
