@@ -27,11 +27,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.bench.watched import queueing
 from understudy.indexes.collection import Collection
 from understudy.indexes.compacting import Compactor
 from understudy.indexes.library import Library
 from understudy.indexes.points import Point
 from understudy.indexes.writes import Upsert
+from understudy.proxy.server import TURN_S, YOUNG_OBJECTS_MAX
 
 DIMENSIONS = 384
 LATENT = 48
@@ -150,8 +152,8 @@ def filtered(collection: Collection, points: Sequence[Point], queries: Vectors) 
 
 @dataclass(frozen=True)
 class Stall:
-    """How long work took in a thread, and how late the event loop was at worst meanwhile: by the clock, and in CPU time
-    that this process spent while it was late. The difference is other programs' doing."""
+    """How long work took in a thread, and how late the event loop was at worst meanwhile: by the clock, and what of it
+    was work of ours (see `watched`). The difference is other programs' doing."""
 
     took_s: float
     late_s: float
@@ -162,12 +164,14 @@ async def stall_during(work: Callable[[], object]) -> Stall:
     """Do `work` in a thread, and watch the event loop."""
     loop = asyncio.get_running_loop()
     late, own, began = 0.0, 0.0, loop.time()
+    queued_s = queueing()
     working = loop.run_in_executor(None, work)
     while not working.done():
-        due, spent = loop.time() + HEARTBEAT_S, time.process_time()
+        due, spent, queued = loop.time() + HEARTBEAT_S, time.process_time(), queued_s()
         await asyncio.sleep(HEARTBEAT_S)
-        late = max(late, loop.time() - due)
-        own = max(own, min(loop.time() - due, time.process_time() - spent))
+        late_s = loop.time() - due
+        late = max(late, late_s)
+        own = max(own, min(late_s - (queued_s() - queued), time.process_time() - spent))
     await working
     return Stall(loop.time() - began, late, own)
 
@@ -184,6 +188,8 @@ def measure(folder: Path, count: int, asked: int) -> None:
     # as the server does: what is there for good is no longer gone through
     gc.collect()
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
+    sys.setswitchinterval(TURN_S)
     queries = made_vectors(asked, seed=2)
     library = Library(folder, compactor=Compactor(compact=lambda _folder: None))
 

@@ -20,6 +20,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +48,16 @@ class Lateness:
         return max(0.0, self.late_ms - self.queued_ms - self.own_ms)
 
 
-def watch(loop: asyncio.AbstractEventLoop, to: Path) -> None:
-    """Have `loop` watched from when it runs until it ends."""
+def queueing() -> Callable[[], float]:
+    """Tells for how many seconds this thread has been ready to run while others had the cores."""
     schedstat = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
-    told = to.open("a", buffering=1)
+    return lambda: int(os.pread(schedstat, 100, 0).split()[1]) / 1e9
 
-    def queued_s() -> float:
-        return int(os.pread(schedstat, 100, 0).split()[1]) / 1e9
+
+def watch(loop: asyncio.AbstractEventLoop, to: Path) -> None:
+    """Have `loop`, of this thread, watched from when it runs until it ends."""
+    queued_s = queueing()
+    told = to.open("a", buffering=1)
 
     def look(due: float, queued: float, spent: float) -> None:
         # not the loop's own time, which stands still while it is at something
