@@ -175,8 +175,19 @@ class Health:
     def lived(self, now: float, calls: int, failures: int) -> Word:
         """So many calls of callers came to an end since this was last said, and so many of them failed."""
         before, self._looked_at = self._looked_at, now
-        if calls <= 0:
+        if calls > 0:
+            self._gather(now, before, calls, failures)
+        # nobody need come again: what is gathered is a look by then, and must not wait for those who come after it
+        is_look = self._calls >= CALLS_MIN or 1 < self._calls == self._failures
+        if is_look and now - self._began_at >= GATHER_S:
+            wrong = 2 * self._failures > self._calls
+            self.reach.add("live", f"{self._failures} of {self._calls} calls failed" if wrong else "")
+            self._calls = self._failures = 0
+        elif calls <= 0:
             return self.word
+        return self.settle(now)
+
+    def _gather(self, now: float, before: float, calls: int, failures: int) -> None:
         if 2 * failures < calls:
             # whom callers are answered by, a check of ours need not believe to be away
             self._check_failed = False
@@ -189,11 +200,6 @@ class Health:
         self._failures += failures
         if failures and 2 * self._failures >= self._calls:
             self._failed_at = now
-        if now - self._began_at >= GATHER_S and (self._calls >= CALLS_MIN or 1 < self._calls == self._failures):
-            wrong = 2 * self._failures > self._calls
-            self.reach.add("live", f"{self._failures} of {self._calls} calls failed" if wrong else "")
-            self._calls = self._failures = 0
-        return self.settle(now)
 
     def hears(
         self,
