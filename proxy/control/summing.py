@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from understudy.policies.fingerprint import State
 from understudy.proxy.arm_reports import merged_arms
 from understudy.proxy.control.wire import Family, Sample
 from understudy.proxy.health_reports import merged_health
@@ -77,6 +78,9 @@ GAUGES: dict[str, Callable[[float, float], float]] = {
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 MONOTONIC = ("counter", "histogram", "summary")
+
+FINGERPRINTS: tuple[State, ...] = ("unknown", "trusted", "suspected", "quarantined")
+"""The better ones first."""
 
 
 def families_of(registry: Collector | CollectorRegistry) -> list[Family]:
@@ -178,6 +182,7 @@ def merged_status(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **({"tls": first["tls"]} if "tls" in first else {}),
         **merged_questions(statuses),
         **merged_recovery(statuses),
+        **_merged_spaces([status["spaces"] for status in statuses if "spaces" in status]),
         "routes": [_merged_route(routes) for routes in by_name.values()],
     }
 
@@ -198,6 +203,26 @@ def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "unanswered": _added([route["unanswered"] for route in routes]),
         **_merged_cache([route["cache"] for route in routes if "cache" in route]),
         "tiers": [_merged_tier(tiers) for tiers in by_name.values()],
+    }
+
+
+def _merged_spaces(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the workers know of vectors: counts add up, and an endpoint's fingerprint is shown at its worst."""
+    if not each:
+        return {}
+    prints: dict[str, dict[str, Any]] = {}
+    for name, told in ((name, told) for one in each for name, told in one["fingerprints"].items()):
+        known = prints.setdefault(name, told)
+        if FINGERPRINTS.index(told["state"]) > FINGERPRINTS.index(known["state"]):
+            prints[name] = told
+    counts = ("ledger", "vectors", "handles", "unavailable")
+    return {
+        "spaces": {
+            "handles_about": any(one["handles_about"] for one in each),
+            **{name: _added([one[name] for one in each]) for name in counts},
+            "dimensions": {key: many for one in each for key, many in one["dimensions"].items()},
+            "fingerprints": prints,
+        }
     }
 
 

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from understudy.policies.fingerprint import State
 from understudy.proxy.control.summing import Summed, families_of, kept, merged_status, summed, worst
 from understudy.proxy.control.wire import Family
 
@@ -128,3 +129,26 @@ def test_caches_of_several_workers_add_up_and_a_route_without_one_has_none():
     merged = merged_status([status(3, {"hit": 1}), status(4, {"hit": 2, "miss": 5})])
     assert merged["routes"][0]["cache"] == {"entries": 7, "found": {"hit": 3, "miss": 5}}
     assert "cache" not in merged["routes"][1]
+
+
+def test_what_workers_know_of_vectors_adds_up_and_a_fingerprint_is_shown_at_its_worst():
+    def status(state: State, found: int, *, about: bool) -> dict[str, object]:
+        spaces = {
+            "handles_about": about,
+            "ledger": {"entries": found},
+            "vectors": {"handed": found},
+            "dimensions": {"openai": 1536},
+            "handles": {},
+            "fingerprints": {"embeddings/openai": {"state": state, "cosine": 0.5}},
+            "unavailable": {"embeddings no_model": found},
+        }
+        policies = {"reload_ok": True, "reloads": {}}
+        return {"policies": policies, "local": {"ready": True}, "routes": [], "spaces": spaces}
+
+    one, other = status("quarantined", 2, about=False), status("trusted", 3, about=True)
+    for statuses in ([one, other], [other, one]):
+        spaces = merged_status(statuses)["spaces"]
+        assert spaces["fingerprints"] == {"embeddings/openai": {"state": "quarantined", "cosine": 0.5}}
+        assert (spaces["handles_about"], spaces["dimensions"]) == (True, {"openai": 1536})
+        assert (spaces["ledger"], spaces["vectors"]) == ({"entries": 5}, {"handed": 5})
+        assert spaces["unavailable"] == {"embeddings no_model": 5}
