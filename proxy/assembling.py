@@ -250,7 +250,7 @@ class Assembler:
         if self.caches is None:
             self.caches = Caches(clock=self._world.clock, wall=self._world.wall, dice=self._world.dice)
             self.caches.published = self._published
-        self.caches.settle_s = max(route.cache.settle_s for route in settings.routes)
+        self.caches.obey(settings)
         shared = settings.server.cache
         known = before.settings.server.cache if before and self.caches.second else None
         if shared.url is None:

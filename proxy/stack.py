@@ -169,7 +169,7 @@ def assemble(
     service = build.gone_on_with(service, clocks)
     service = build.elsewhere(service, clocks, alike)
     if caches is not None:
-        service = caches.watching(service, dialect)
+        service = caches.watching(service, dialect, route)
     service = build.spaced(service, space, plan)
     service = build.metered(service)
     service = deadline(service, clocks, _longer_s(route), build.story())

@@ -14,10 +14,11 @@ import secrets
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from understudy.policies.cache import NEGATIVE, Homes, Kept, Town, kept_for, lifetime_s, stamp_of
 from understudy.policies.observe import RouteTally
-from understudy.policies.service import Answer, Call, Service
+from understudy.policies.service import Answer, Call, Request, Service
 from understudy.proxy.cache_settings import SharedCache
 from understudy.proxy.caching.keys import scope_of
 from understudy.proxy.caching.route_cache import RouteCache
@@ -33,9 +34,11 @@ from understudy.proxy.caching.snapshot import (
     records,
 )
 from understudy.proxy.caching.values import Value, packed, unpacked
+from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.settings import Route
+from understudy.proxy.settings import Route, Settings, UpstreamTier, endpoints_of
 
+SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 TASKS_MAX = 512
 SLICE = 64
 """Entries packed or unpacked before the loop may see to somebody else: about a millisecond."""
@@ -63,6 +66,7 @@ class Caches:
         self._saved_at = float("-inf")
         self._saving = False
         self._notes: Notes | None = None
+        self._databases: set[str] = set()
 
     def use(self, second: Second | None) -> None:
         """Ask this second level from now on."""
@@ -80,13 +84,25 @@ class Caches:
         """The cache of a route; what it kept `before` it still has, as far as it asks the same of the same."""
         return RouteCache(route, dialect, self, scope_of(route, dialect.name, space), tally, keeps, before)
 
-    def watching(self, service: Service, dialect: Dialect) -> Service:
-        """See writes pass: what was read from their collections is not told again."""
+    def obey(self, settings: Settings) -> None:
+        """Go by these policies from now on."""
+        self.settle_s = max(route.cache.settle_s for route in settings.routes)
+        kept = [route for route in settings.routes if route.cache.enabled or route.likeness.mode != "off"]
+        self._databases = {at for route in kept if KINDS.get(route.dialect) == "retrieve" for at in upstreams_of(route)}
+
+    def watching(self, service: Service, dialect: Dialect, route: Route) -> Service:
+        """See writes pass: what was read from their collections is not told again.
+
+        A route of no API in particular may have a way to a database that another route's cache reads: then whatever is
+        no read by its method may have written to any of its collections.
+        """
+        is_blind = KINDS.get(route.dialect) == "pass" and not self._databases.isdisjoint(upstreams_of(route))
+        written = _perhaps_written if is_blind else dialect.written
 
         async def watching(call: Call) -> Answer:
             if call.kind != "pass":
                 return await service(call)
-            name = dialect.written(call.request)
+            name = written(call.request)
             if name is None:
                 return await service(call)
             homes = (self.town.home(name) if name else self.town.everyone, self.town.anything)
@@ -278,6 +294,17 @@ def second_level(shared: SharedCache, caches: Caches) -> Second:
         word=lambda: secrets.token_bytes(EPOCH_BYTES),
         spawn=caches.spawn,
     )
+
+
+def _perhaps_written(request: Request) -> str | None:
+    return None if request.method in SAFE else ""
+
+
+def upstreams_of(route: Route) -> set[str]:
+    """Where the upstreams of a route are: hosts with their ports, or sockets."""
+    tiers = [tier for _, tier in route.every_tier if isinstance(tier, UpstreamTier)]
+    places = [(each.socket, each.url) for tier in tiers for each in (tier, *endpoints_of(tier))]
+    return {socket or urlsplit(url or "").netloc for socket, url in places} - {""}
 
 
 def _changes(caches: list[RouteCache]) -> tuple[int, int]:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.caching.desk import Desk, Played, answer, as_json, heard, shared_caches
-from understudy.policies.service import Answer, Call
+from understudy.policies.service import Answer, Call, Request
 from understudy.proxy.caching.snapshot import ANY, NOTED_MAX, Notes, noted_since
+from understudy.proxy.dialects import DIALECTS
+from understudy.proxy.settings import Match, Route, Settings, UpstreamTier
 
 Header = tuple[bytes, bytes]
 QUESTION = {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "hi"}]}
@@ -315,6 +317,30 @@ async def test_T40_where_no_collection_has_another_name_each_forgets_by_itself()
     await desk.ask({}, target=b"/collections/films/points", method=b"PUT")
     assert await sources(desk, []) == ["cache"]
     await desk.close()
+
+
+async def test_T40_a_write_by_a_route_that_knows_no_api_is_taken_for_one_where_it_goes_to_the_same_database():
+    reading = Desk("qdrant", shelf(), aliases=False)
+    plain = {"name": "rest", "match": Match(prefix="/"), "dialect": "plain"}
+    same = Route(**plain, tiers=[UpstreamTier(name="db", url="http://a/base")])
+    other = Route(**plain, tiers=[UpstreamTier(name="db", url="http://elsewhere")])
+    caches = reading.caches
+    caches.obey(Settings(routes=[reading.parts.route, same, other]))
+
+    async def passed_by(route: Route, method: bytes) -> None:
+        async def upstream(_call: Call) -> Answer:
+            return answer({})
+
+        call = DIALECTS["plain"].read(Request(method, b"/collections/books/points", [], b"{}"))
+        await caches.watching(upstream, DIALECTS["plain"], route)(call)
+
+    assert await sources(reading, []) == ["first"]
+    for route, method in ((other, b"PUT"), (same, b"GET"), (same, b"HEAD")):
+        await passed_by(route, method)
+        assert await sources(reading, []) == ["cache"]
+    await passed_by(same, b"PUT")
+    assert await sources(reading, []) == ["first"]
+    await reading.close()
 
 
 async def test_T40_a_search_that_waits_with_one_from_before_a_write_is_not_told_of_before():
