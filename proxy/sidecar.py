@@ -452,7 +452,7 @@ class Sidecar:
 
     def _loaded(self, loading: asyncio.Task[None]) -> None:
         if not loading.cancelled():
-            about = self.local_info
+            about = " on ".join(filter(None, map(self.local_info.get, ("model", "provider"))))
             log.info("local tier %s: %s", "ready" if self.local_ready else "not ready", about or self.knowing.reason)
             self._watching = self.loop.create_task(watch_collections(self.knowing))
             self.prompter.begin(lambda: self.settings, self.routes)
