@@ -91,6 +91,7 @@ class Learner:
         self._met: set[tuple[str, str]] = set()
         self._spells: list[Spell] = []
         self._waiting: deque[Entry] = deque()
+        self._writing: asyncio.Future[None] | None = None
         self._unknown: list[Known] = []
         self._results: list[tuple[str, str, bool]] = []
         self._more = asyncio.Event()
@@ -126,6 +127,8 @@ class Learner:
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
+            if self._writing is not None:
+                await asyncio.gather(self._writing, return_exceptions=True)
             self.close()
 
     def close(self) -> None:
@@ -378,7 +381,9 @@ class Learner:
             now = self._wall()
             if any(entry.event.family == "failure" for entry in self._waiting) and now - self._fresh_at >= FRESH_S:
                 await self._measure_again(now)
-            await loop.run_in_executor(None, self._written, self._taken())
+            self._writing = loop.run_in_executor(None, self._written, self._taken())
+            # what was taken is written, whatever becomes of us
+            await asyncio.shield(self._writing)
 
     async def _measure_again(self, now: float) -> None:
         """Have failures that wait kept with the numbers of now."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from understudy.proxy.mirroring.mirrors import Kept
 
 POLL_S = 0.2
+ATTEMPTS_MAX = 3
+"""How often somebody who waits at a terminal asks a database that does not answer for what it has."""
 Progress = Callable[[str, int, int, int], None]
 
 
@@ -117,7 +119,7 @@ async def _here(arguments: argparse.Namespace, kept: Kept, progress: Progress) -
     mirror.lane.start()
     keeper = kept.keeping(progress=progress, prune=arguments.prune, points_per_s=arguments.points_per_s)
     try:
-        names = await _wanted(arguments, mirror, keeper.walker.source)
+        names = await _wanted(arguments, mirror, kept)
         lines: list[Line] = []
         for name in names:
             local = mirror.renamed.get(name, name)
@@ -131,15 +133,17 @@ async def _here(arguments: argparse.Namespace, kept: Kept, progress: Progress) -
         await mirror.stop()
 
 
-async def _wanted(arguments: argparse.Namespace, mirror: Mirror, source: object) -> list[str]:
-    from understudy.proxy.mirroring.source import Source, SourceFailed
+async def _wanted(arguments: argparse.Namespace, mirror: Mirror, kept: Kept) -> list[str]:
+    from understudy.proxy.mirroring.source import SourceFailed
 
-    assert hasattr(source, "collections")
-    listing: Source = source  # pyright: ignore[reportAssignmentType]
+    # a walk that has begun is worth some patience; that nobody is there is told at once
+    source = kept.keeping(attempts_max=ATTEMPTS_MAX).walker.source
     try:
-        there = await listing.collections()
+        there = await source.collections()
     except SourceFailed as why:
         raise Complaint(f"the database of route {mirror.name}: {why}", NOT_WELL) from None
+    finally:
+        await source.close()
     for described in there:
         mirror.learn(described)
     if arguments.collection:

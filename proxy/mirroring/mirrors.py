@@ -20,7 +20,7 @@ from understudy.policies.pace import Pace
 from understudy.policies.service import Answer, Refused, Service
 from understudy.proxy.mirroring.applying import Stock
 from understudy.proxy.mirroring.keeper import Keeper
-from understudy.proxy.mirroring.line import Line
+from understudy.proxy.mirroring.line import ATTEMPTS_MAX, Line
 from understudy.proxy.mirroring.mirror import Mirror
 from understudy.proxy.mirroring.sources import source_of
 from understudy.proxy.mirroring.walking import Progress, Walker
@@ -219,10 +219,11 @@ class Kept:
         progress: Progress | None = None,
         prune: bool = False,
         points_per_s: float | None = None,
+        attempts_max: int = ATTEMPTS_MAX,
     ) -> Keeper:
-        """A keeper with a source of its own."""
+        """A keeper with a source of its own, which asks for each thing so often."""
         pace = Pace(points_per_s or self.mirror.rules.points_per_s)
-        line = Line(self.tier, pace, sleep=sleep)
+        line = Line(self.tier, pace, sleep=sleep, attempts_max=attempts_max)
         source = source_of(self.dialect, line, self.mirror.names())
         walker = Walker(self.mirror, source, line.paced, sleep=sleep, progress=progress, prune=prune)
         return Keeper(self.mirror, walker, sleep=sleep, heard=lambda: self.heard())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,6 +106,22 @@ async def test_a_change_that_two_workers_tell_is_one(tmp_path: Path):
         await learning.tell(change(BEGIN + 5, WHOLE, "policies", "d2", "d1"))
         assert [one.detail for one in learning.learner.changes] == ["policies: d1 -> d2", "policies: d2 -> d1"]
     assert len(kept(tmp_path).entries(["change"])) == 2
+
+
+async def test_what_was_about_to_be_written_when_it_ends_is_written(tmp_path: Path):
+    loop, disk = asyncio.get_running_loop(), threading.Event()
+
+    def free_after(turns: int) -> None:
+        _ = loop.call_soon(free_after, turns - 1) if turns else disk.set()
+
+    async with Learning(tmp_path) as learning:
+        busy = loop.run_in_executor(None, disk.wait)
+        learning.watched.events.publish(change(BEGIN, LLM, "server", "1", "2"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        free_after(20)
+    await busy
+    assert [entry.event.component for entry in kept(tmp_path).entries(["change"])] == [LLM]
 
 
 async def test_what_was_changed_while_no_sidecar_ran_is_found_at_the_next_start(tmp_path: Path):

@@ -201,7 +201,7 @@ async def test_the_commands_note_tell_and_advise(tmp_path: Path, capsys: pytest.
 
 async def test_after_a_crash_the_journal_is_read_from_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     async with running(tmp_path) as up:
-        await up.post("app 2.14 is out")
+        assert (await up.post("app 2.14 is out"))[0] == 200
     state = ["--state", str(tmp_path / "state"), "--admin", "127.0.0.1:1"]
     assert cli.main(["journal", *state]) == 0
     told = capsys.readouterr()
