@@ -69,6 +69,23 @@ async def test_time_stands_while_a_thread_works_for_us():
     assert loop.time() == START_S + 5
 
 
+async def test_ticks_among_which_nobody_says_anything_wait_for_nothing_and_what_is_said_comes_before_the_next_one():
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClockLoop)
+    async with FakeUpstream(answer(200, body=b"hello", delay_s=500.5)) as upstream, Client(upstream.port) as client:
+        await asyncio.sleep(1)
+        before = loop.graces
+        for _ in range(1000):
+            await asyncio.sleep(1)
+        assert loop.graces == before
+        asked = asyncio.create_task(client.ask())
+        for second in range(501):
+            assert asked.done() == (second > 500)
+            await asyncio.sleep(1)
+        assert loop.graces - before < 10
+        assert (await asked).endswith(b"hello")
+
+
 def _busy_for(real_s: float) -> None:
     until = time.monotonic() + real_s
     while time.monotonic() < until:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,17 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from tests.kit.openai_service import answer_to
-from tests.kit.processes import OpenAIService, Process, QdrantService, Sidecar, free_port, needs
+from tests.kit.processes import (
+    BLOCK,
+    PORTS,
+    REPOSITORY,
+    OpenAIService,
+    Process,
+    QdrantService,
+    Sidecar,
+    free_port,
+    needs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +139,17 @@ def test_a_killed_service_is_gone_and_a_new_start_finds_it_empty_on_the_same_por
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
+
+
+def test_ports_are_given_once_each_and_not_to_two_processes_of_tests():
+    command = [sys.executable, "-c", "from tests.kit.processes import free_port; print(free_port())"]
+    other = int(subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True, timeout=60).stdout)
+    mine = [free_port() for _ in range(BLOCK // 2)]
+    assert len(set(mine)) == len(mine)
+    block = {(port - PORTS.start) // BLOCK for port in mine}
+    assert len(block) == 1
+    assert (other - PORTS.start) // BLOCK not in block
+    assert all(port in PORTS for port in [other, *mine])
 
 
 def test_a_process_that_dies_before_it_is_ready_tells_its_log():

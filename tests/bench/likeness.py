@@ -61,9 +61,10 @@ class Figure:
 class Squad:
     """The questions and paragraphs, and whether one question's answer does for another."""
 
-    def __init__(self, folder: Path, questions_max: int | None = None) -> None:
-        self.passages: list[dict[str, Any]] = _lines(folder / "passages.jsonl")
-        self.questions: list[dict[str, Any]] = _lines(folder / "questions.jsonl")
+    def __init__(self, folder: Path, questions_max: int | None = None, passages_max: int | None = None) -> None:
+        self.passages: list[dict[str, Any]] = _lines(folder / "passages.jsonl")[:passages_max]
+        every: list[dict[str, Any]] = _lines(folder / "questions.jsonl")
+        self.questions = [one for one in every if one["passage"] < len(self.passages)]
         if questions_max is not None:
             chosen = np.random.default_rng(SEED).permutation(len(self.questions))[:questions_max]
             self.questions = [self.questions[at] for at in chosen]

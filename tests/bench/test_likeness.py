@@ -17,8 +17,8 @@ def test_what_is_given_is_wrong_in_at_most_two_percent_where_thresholds_are_in_a
 ):
     embedder = load(None, tmp_path, "cpu")
     vectors = remembering(embedder.embed)
-    squad = Squad(SQUAD, 3000)
-    once, again = squad.as_asked(), squad.asked_again(4000)
+    squad = Squad(SQUAD, 1200, 240)
+    once, again = squad.as_asked(), squad.asked_again(2000)
     thresholds = by_threshold(squad, once, vectors)
     assert thresholds[0.9].wrong > 0.25 * thresholds[0.9].served > 0
     for stream in (once, again):

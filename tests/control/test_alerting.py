@@ -158,10 +158,10 @@ async def test_a_command_gets_the_payload_on_its_standard_input(tmp_path: Path):
     out = tmp_path / "heard.json"
     program = f"import sys; open({str(out)!r}, 'w').write(sys.stdin.read())"
     senders = Senders()
-    receiver = Receiver(name="one", kind="command", command=[sys.executable, "-c", program])
+    receiver = Receiver(name="one", kind="command", command=[sys.executable, "-c", program], timeout_s=100)
     assert await senders.send(receiver, [notice()]) == ""
     assert json.loads(out.read_text())["alerts"][0]["labels"]["route"] == "chat"
-    failing = Receiver(name="one", kind="command", command=[sys.executable, "-c", "raise SystemExit(3)"])
+    failing = Receiver(name="one", kind="command", command=[sys.executable, "-c", "raise SystemExit(3)"], timeout_s=100)
     assert await senders.send(failing, [notice()]) == "exit status 3"
     hanging = Receiver(name="one", kind="command", command=[sys.executable, "-c", "while True: pass"], timeout_s=0.2)
     assert await senders.send(hanging, [notice()]) == "no answer within 0.2 s"

@@ -18,7 +18,7 @@ from understudy.proxy.health_reports import tiers_text
 from understudy.proxy.orders import orders_of
 from understudy.proxy.status_text import status_text
 
-pytestmark = pytest.mark.virtual_clock(io_grace_s=0.001)
+pytestmark = pytest.mark.virtual_clock(io_grace_s=0.002)
 
 POLICIES = """
 routes:

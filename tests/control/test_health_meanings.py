@@ -26,7 +26,7 @@ from understudy.policies.health import Health
 from understudy.proxy.control.probing import keep_measuring
 from understudy.proxy.health_searches import told_apart
 
-pytestmark = pytest.mark.virtual_clock(io_grace_s=0.001)
+pytestmark = pytest.mark.virtual_clock(io_grace_s=0.002)
 
 SILENT_S = 60.0
 EMBEDDINGS = """

@@ -19,7 +19,7 @@ from understudy.proxy.dialects.vital import SCHEMA
 from understudy.proxy.health_prompts import Budget
 from understudy.proxy.peeks import Peek, Shown
 
-pytestmark = pytest.mark.virtual_clock(io_grace_s=0.001)
+pytestmark = pytest.mark.virtual_clock(io_grace_s=0.002)
 
 EVERY_S = 20.0
 """Sooner than anybody would pay for, so that an hour is a few minutes."""

@@ -18,7 +18,7 @@ from understudy.proxy.control.healing import keep_recovering
 from understudy.proxy.recovery_reports import recovering
 from understudy.proxy.status_text import status_text
 
-pytestmark = pytest.mark.virtual_clock(io_grace_s=0.001)
+pytestmark = pytest.mark.virtual_clock(io_grace_s=0.002)
 
 ROUTES = """
 routes:

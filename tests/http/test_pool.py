@@ -289,7 +289,7 @@ async def test_an_idle_connection_that_is_too_old_is_swept_away():
 @pytest.mark.real_clock
 async def test_on_uvloop_too_dead_addresses_are_passed_by_and_the_line_is_kept():
     async with Bench(
-        answer(200, body={}, delay_s=0.02), resolve=Dns("::1", NOT_HERE, HERE), connections_max=2
+        answer(200, body={}, delay_s=0.02), resolve=Dns("::1", NOT_HERE, HERE), connections_max=2, pool_wait_s=60.0
     ) as bench:
         answers = await asyncio.gather(*(bench.ask() for _ in range(6)))
         assert [one.status for one in answers] == [200] * 6

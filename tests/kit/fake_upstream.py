@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
+from tests.kit.processes import free_port
+
 Headers = Sequence[tuple[bytes, bytes]]
 Result = TypeVar("Result")
 
@@ -457,6 +459,8 @@ class Hosted(FakeUpstream):
 def in_thread(always: Act | None = None, **options: Any) -> Iterator[Hosted]:
     """A FakeUpstream for tests whose client is synchronous: it lives on a thread with a real clock."""
     upstream = Hosted(always, **options)
+    # one of its own: while it refuses, nobody else is given it
+    upstream.port = free_port()
     upstream.loop = asyncio.new_event_loop()
     thread = threading.Thread(target=upstream.loop.run_forever, name="fake upstream", daemon=True)
     thread.start()

@@ -12,7 +12,10 @@ before it is ready.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import http.client
+import itertools
 import os
 import shutil
 import signal
@@ -20,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -37,18 +41,47 @@ COMES_S_MAX = 60.0
 POLL_S = 0.02
 
 
-_given: set[int] = set()
+PORTS, BLOCK = range(10_240, 32_240), 1_000
+"""Below those that the kernel gives to whoever asks for any port: whoever is told of a port here binds it a second or
+two later, and until then thousands of servers of other tests are begun beside it."""
+
+
+class _Ports:
+    """A block of ports that no other process of tests on this machine hands out, one after another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._block = self._taken()
+        self._next = itertools.cycle(self._block)
+
+    def _taken(self) -> range:
+        folder = Path(tempfile.gettempdir()) / f"understudy-test-ports-{os.getuid()}"
+        folder.mkdir(exist_ok=True)
+        for first in PORTS[::BLOCK]:
+            # held until this process ends
+            self._held = (folder / str(first)).open("w")
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return range(first, first + BLOCK)
+        raise RuntimeError(f"{len(PORTS) // BLOCK} processes have all the ports")
+
+    def next(self) -> int:
+        with self._lock:
+            for port in itertools.islice(self._next, BLOCK):
+                with socket.socket() as probe, contextlib.suppress(OSError):
+                    probe.bind(("127.0.0.1", port))
+                    return port
+        raise RuntimeError(f"no port is free from {self._block[0]} on")
+
+
+@functools.cache
+def _ports() -> _Ports:
+    return _Ports()
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on now; whoever asks next in this process gets another one."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
-            _given.add(port)
-            return port
+    """A loopback port nobody listens on now; whoever asks next gets another one."""
+    return _ports().next()
 
 
 def needs(program: str) -> str:

@@ -80,10 +80,10 @@ class Ward:
         health = self.sidecar.health
         return (health.routes[route] if route else health.whole).tier
 
-    async def until(self, so: Callable[[], bool], within_s: float = UNTIL_S_MAX) -> float:
-        """Wait until it is so; how many seconds that took."""
+    async def until(self, so: Callable[[], bool], within_s: float = UNTIL_S_MAX, *, step_s: float = STEP_S) -> float:
+        """Wait until it is so, looking every `step_s`; how many seconds that took."""
         began = self._loop.time()
         while not so():
-            await asyncio.sleep(STEP_S)
+            await asyncio.sleep(step_s)
             assert self._loop.time() - began < within_s, self.sidecar.health.diagnoses
         return self._loop.time() - began

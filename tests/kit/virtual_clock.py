@@ -2,7 +2,7 @@
 
                     +-- something is ready ------------------------> run it; the clock stands
     loop is idle ---+-- a thread works for us, or time is held ----> wait for real; the clock stands
-                    +-- sockets are open --------------------------> wait `io_grace_s` for real, then jump; where that
+                    +-- sockets are open, and one has been used ---> wait `io_grace_s` for real, then jump; where that
                     |                                                took much longer, we had no core: wait again
                     +-- only timers are left ----------------------> jump to the next timer at once
                     +-- nothing is left, not even a timer ---------> Stuck
@@ -15,8 +15,9 @@ What jumps is `loop.time()`, and with it `asyncio.sleep`, `asyncio.timeout`, `ca
   `real_clock` there, or `loop.held()` round the exchange.
 - Work given to `run_in_executor` or `asyncio.to_thread` (name look-ups too) is waited for: time stands until it is
   done. A thread started by hand is invisible: wrap it in `loop.held()`.
-- Every jump with sockets open costs the grace in real time, so a simulated hour of one-second ticks with an open
-  socket takes 3600 graces. `io_grace_s=0` gives up the guard and costs nothing: for pure logic.
+- The grace is given once after a socket was used: opened, closed, written to or heard of. Ticks of clocks among which
+  nobody says anything cost nothing, a simulated hour of one call a second takes 3600 graces. `io_grace_s=0` gives up
+  the guard: for pure logic.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import contextlib
 import gc
 import selectors
 import time
+from asyncio.selector_events import _SelectorSocketTransport  # pyright: ignore
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -57,14 +59,21 @@ class JumpingSelector(selectors.BaseSelector):
         self.now = start_s
         self.holds = 0
         self.jumps = 0
+        self.graces = 0
         self.own_fds = 0
         """How many descriptors the loop registered for itself: its self-pipe."""
+        self.is_stirred = False
+        """Whether a socket was used since all that was on its way had time to arrive."""
+        self.has_strangers = False
+        """Whether there is something to hear of that we can't see being used: pipes, datagrams."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._inner.select(0)
         if ready or (timeout is not None and timeout <= 0):
+            self.is_stirred = self.is_stirred or bool(ready)
             return ready
         if self.holds:
+            self.is_stirred = True
             return self._wait(self._stuck_s_max) or self._stuck("time was held, and nothing came")
         if timeout is None:
             if not self.has_sockets:
@@ -72,8 +81,10 @@ class JumpingSelector(selectors.BaseSelector):
             return self._wait(self._stuck_s_max) or self._stuck("no timer is set, and no socket became ready")
         if time.monotonic() - self._real_began > self._real_s_max:
             return self._stuck(f"more than {self._real_s_max} s of real time went by")
-        if self.has_sockets and self._grace_s and (ready := self._wait_the_grace()):
-            return ready
+        if self.has_sockets and self._grace_s and (self.is_stirred or self.has_strangers):
+            if ready := self._wait_the_grace():
+                return ready
+            self.is_stirred = False
         self.jumps += 1
         self.now += timeout
         return []
@@ -90,6 +101,7 @@ class JumpingSelector(selectors.BaseSelector):
     def _wait_the_grace(self) -> list[tuple[selectors.SelectorKey, int]]:
         # a machine that has let us wait for a core may have let the kernel's own threads wait for one, too
         ready: list[tuple[selectors.SelectorKey, int]] = []
+        self.graces += 1
         for _ in range(GRACES_MAX):
             began = time.monotonic()
             ready = self._wait(self._grace_s)
@@ -106,12 +118,15 @@ class JumpingSelector(selectors.BaseSelector):
         raise Stuck(why)
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        self.is_stirred = True
         return self._inner.register(fileobj, events, data)
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        self.is_stirred = True
         return self._inner.unregister(fileobj)
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        self.is_stirred = True
         return self._inner.modify(fileobj, events, data)
 
     def get_map(self) -> Any:
@@ -122,6 +137,22 @@ class JumpingSelector(selectors.BaseSelector):
 
     def close(self) -> None:
         self._inner.close()
+
+
+class _Transport(_SelectorSocketTransport):
+    """A socket's transport that says when it is written to, which no selector sees."""
+
+    def write(self, data: Any) -> None:
+        self._loop.jumping.is_stirred = True
+        super().write(data)
+
+    def writelines(self, list_of_data: Any) -> None:
+        self._loop.jumping.is_stirred = True
+        super().writelines(list_of_data)
+
+    def write_eof(self) -> None:
+        self._loop.jumping.is_stirred = True
+        super().write_eof()
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
@@ -147,6 +178,11 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         """How often the clock has jumped: what a test asserts to show that nothing polls."""
         return self.jumping.jumps
 
+    @property
+    def graces(self) -> int:
+        """How often it was waited for real, in case that something is on its way."""
+        return self.jumping.graces
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Time stands while the block runs: for work this loop can't see, as a thread or a child process."""
@@ -155,6 +191,19 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
             yield
         finally:
             self.jumping.holds -= 1
+
+    def _make_socket_transport(
+        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
+    ) -> _Transport:
+        return _Transport(self, sock, protocol, waiter, extra, server)
+
+    def _make_datagram_transport(self, *args: Any, **kwargs: Any) -> Any:
+        self.jumping.has_strangers = True
+        return super()._make_datagram_transport(*args, **kwargs)  # pyright: ignore
+
+    def _make_read_pipe_transport(self, *args: Any, **kwargs: Any) -> Any:
+        self.jumping.has_strangers = True
+        return super()._make_read_pipe_transport(*args, **kwargs)  # pyright: ignore
 
     def run_in_executor(self, executor: Any, func: Callable[..., Result], *args: Any) -> asyncio.Future[Result]:
         future = super().run_in_executor(executor, func, *args)

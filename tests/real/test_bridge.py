@@ -7,6 +7,7 @@ import random
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,9 +104,15 @@ class Deployed(NamedTuple):
         return self.bridge().get("collections", {}).get("docs", {})
 
 
+@cache
+def true_rows(models: Path) -> np.ndarray:
+    """What the far embedder says of the texts."""
+    return turned(load(None, models, "cpu").embed(TEXTS, "document"), DIMENSIONS)
+
+
 def write_copy(state: Path, models: Path, noise: float) -> None:
     """A copy as a mirror leaves it whose database has the vectors, and of every fourth point a text."""
-    rows = turned(load(None, models, "cpu").embed(TEXTS, "document"), DIMENSIONS)
+    rows = true_rows(models)
     rows = noisy(rows, TEXTS, noise) if noise else rows
     points = [Point(n, row, {}, TEXTS[n] if n % 4 == 0 else "") for n, row in enumerate(rows)]
     write_snapshot(collections_folder(state) / "docs", points, space=SPACE, dimensions=DIMENSIONS)
