@@ -133,6 +133,8 @@ class OpenAIChat(OpenAI):
             raise Refused("unsupported", "only POST asks for a completion")
         body = parsed(_BODY, call.request.body)
         if body.messages is None:
+            if call.request.path.endswith(b"/chat/completions"):
+                raise Malformed("messages is missing")
             raise Refused("unsupported", "there are no `messages`: another endpoint than chat completions")
         ask = GenerateAsk(
             _believed(body.messages),

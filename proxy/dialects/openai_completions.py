@@ -42,6 +42,9 @@ class OpenAICompletions(OpenAIChat):
         if call.kind != "generate":
             raise Refused("unsupported", "only POST asks for a completion")
         body = parsed(_BODY, call.request.body)
+        if body.prompt is None:
+            # OpenAI's own would begin a document of its own
+            raise Refused("unsupported", "there is no prompt: nothing that passages could answer")
         prompts = cast("list[Any]", body.prompt) if isinstance(body.prompt, list) else [body.prompt]
         prompt = prompts[0] if len(prompts) == 1 else None
         if not isinstance(prompt, str):

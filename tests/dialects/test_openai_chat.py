@@ -117,7 +117,6 @@ def test_a_prompt_says_which_structure_its_answer_must_have(body: dict[str, Any]
         {"audio": {"voice": "alloy"}},
         {"modalities": ["text", "audio"]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        {"messages": None},
     ],
 )
 def test_what_one_text_cannot_answer_is_refused(body: dict[str, Any]):
@@ -128,11 +127,23 @@ def test_what_one_text_cannot_answer_is_refused(body: dict[str, Any]):
 
 @pytest.mark.parametrize(
     "body",
-    [{"messages": []}, {"messages": "hi"}, {"messages": [{"content": "x"}]}, {"messages": [1]}, {"stream": "yes"}],
+    [
+        {"messages": None},
+        {"messages": []},
+        {"messages": "hi"},
+        {"messages": [{"content": "x"}]},
+        {"messages": [1]},
+        {"stream": "yes"},
+    ],
 )
 def test_what_openai_would_not_take_is_the_callers_fault(body: dict[str, Any]):
     with pytest.raises(BadRequest):
         asked(**body)
+
+
+def test_what_has_no_messages_is_another_endpoints_where_the_path_is():
+    with pytest.raises(Refused, match="another endpoint"):
+        CHAT.ask(CHAT.read(request("POST", "/v1/moderations", {"input": "Hello?", "model": "m"})))
 
 
 # --- streams -------------------------------------------------------------------------------------------------------

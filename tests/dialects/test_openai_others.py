@@ -61,6 +61,7 @@ def test_no_json_breaks_the_reading(fields: dict[str, Any], dialect: Any):
     [
         (COMPLETIONS, {"prompt": ["a", "b"]}),
         (COMPLETIONS, {"prompt": [[1, 2]]}),
+        (COMPLETIONS, {"prompt": None}),
         (COMPLETIONS, {"n": 2}),
         (COMPLETIONS, {"echo": True}),
         (COMPLETIONS, {"logprobs": 0}),
