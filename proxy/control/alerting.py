@@ -21,6 +21,7 @@ import msgspec
 
 from understudy.policies.alerts import Notice
 from understudy.proxy.alert_settings import Alerts, Receiver
+from understudy.proxy.control.hooks import feed
 
 QUEUE_MAX = 1000
 """Notices that wait for a receiver; the oldest go first."""
@@ -179,7 +180,8 @@ async def _commanded(receiver: Receiver, payload: bytes) -> str:
     )
     try:
         async with asyncio.timeout(receiver.timeout_s):
-            await process.communicate(payload)
+            await feed(process, payload)
+            await process.wait()
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

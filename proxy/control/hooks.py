@@ -83,7 +83,7 @@ class Hooks:
             start_new_session=True,
         )
         try:
-            said, _ = await asyncio.gather(_read(process), _write(process, msgspec.json.encode(dict(told))))
+            said, _ = await asyncio.gather(_read(process), feed(process, msgspec.json.encode(dict(told))))
             status = await process.wait()
         finally:
             if process.returncode is None:
@@ -111,9 +111,11 @@ async def _read(process: asyncio.subprocess.Process) -> bytes:
     return said
 
 
-async def _write(process: asyncio.subprocess.Process, payload: bytes) -> None:
+async def feed(process: asyncio.subprocess.Process, payload: bytes) -> None:
+    """Write it to the standard input, as far as it is read."""
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    # uvloop's transport of a pipe that is closed already raises RuntimeError
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
         process.stdin.write(payload)
         await process.stdin.drain()
     process.stdin.close()
