@@ -7,8 +7,10 @@ import getpass
 import http.client
 import json
 import os
+import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 from understudy.proxy.cli import Complaint, add_policies
@@ -56,6 +58,14 @@ def ask_json(arguments: argparse.Namespace, path: str) -> Any:
         return json.loads(text)
     except ValueError:
         raise Silent(f"whatever answers on {arguments.admin or 'the admin port'} is no sidecar") from None
+
+
+def print_told(told: dict[str, Any], tables: Callable[[dict[str, Any]], None], *, as_json: bool) -> None:
+    """Print what a sidecar told: as JSON, or as `tables` print it."""
+    if as_json:
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        tables(told)
 
 
 def _hand() -> str:

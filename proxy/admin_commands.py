@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from understudy.policies.breaker import MODES
-from understudy.proxy.admin_client import add_admin, ask, ask_json
+from understudy.proxy.admin_client import add_admin, ask, ask_json, print_told
 from understudy.proxy.cli import NOT_WELL, WELL, Complaint, Groups, console
 
 
@@ -91,10 +91,7 @@ def show_or_pin_tier(arguments: argparse.Namespace) -> int:
 def print_forecasts(arguments: argparse.Namespace) -> int:
     """Print what fills up and what is unusual; 1 when something is warned of."""
     told: dict[str, Any] = ask_json(arguments, "/forecasts")
-    if arguments.json:
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    else:
-        print_tables(told)
+    print_told(told, print_tables, as_json=arguments.json)
     return NOT_WELL if any(one["warned"] for one in told["resources"]) else WELL
 
 

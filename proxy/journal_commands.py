@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlencode
 
-from understudy.proxy.admin_client import Silent, add_admin, ask, ask_json
+from understudy.proxy.admin_client import Silent, add_admin, ask, ask_json, print_told
 from understudy.proxy.cli import NOT_WELL, WELL, Complaint, Groups, console, environ_of, state_folder
 
 if TYPE_CHECKING:
@@ -144,10 +144,7 @@ def send_note(arguments: argparse.Namespace) -> int:
 def print_risk(arguments: argparse.Namespace) -> int:
     """Print every component's risk; 1 when one is to be warned of."""
     told: dict[str, Any] = ask_json(arguments, "/risk")
-    if arguments.json:
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    else:
-        _print_table(told)
+    print_told(told, _print_table, as_json=arguments.json)
     return NOT_WELL if any(one["warns"] for one in told["components"]) else WELL
 
 

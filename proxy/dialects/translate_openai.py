@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -89,17 +89,18 @@ class OpenAIWire:
         fields = fields_of(body)
         names: dict[str, str] = {}
         turns = tuple(_merged(_turn(Fields(each, "messages."), names) for each in fields.objects("messages")))
+        wanted = fields.object("response_format")
         prompt = Prompt(
             model=fields.text("model"),
             turns=check_last(turns),
             tools=tuple(read_tool(tool) for tool in fields.objects("tools")),
-            choice=_choice(fields.take("tool_choice")),
+            choice=choice_of(fields.take("tool_choice"), lambda named: as_object(named.get("function")).get("name")),
             parallel=fields.take("parallel_tool_calls") is not False,
             tokens_max=_either(fields.count("max_completion_tokens"), fields.count("max_tokens")),
             temperature=fields.number("temperature"),
             top_p=fields.number("top_p"),
             stop=fields.texts("stop"),
-            schema=_schema(fields.object("response_format")),
+            schema=schema_of(wanted, as_object(wanted.get("json_schema")).get("schema"), "response_format"),
             stream=fields.take("stream") is True,
             wants_usage=fields.object("stream_options").get("include_usage") is True,
         )
@@ -318,25 +319,27 @@ def write_tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _choice(choice: Any) -> str:
+def choice_of(choice: Any, name_of: Callable[[dict[str, Any]], Any]) -> str:
+    """A `tool_choice` as both of OpenAI's APIs have it but for where `name_of` finds the function that it names."""
     if isinstance(choice, dict):
-        name = as_object(cast("dict[str, Any]", choice).get("function")).get("name")
+        name = name_of(cast("dict[str, Any]", choice))
         return f"tool:{name}" if name else refuse("this tool_choice")
     if choice in (None, "auto", "none"):
         return str(choice or "auto")
     return "any" if choice == "required" else refuse("this tool_choice")
 
 
-def _schema(wanted: dict[str, Any]) -> dict[str, Any] | None:
+def schema_of(wanted: dict[str, Any], schema: Any, where: str) -> dict[str, Any] | None:
+    """What a format of this type asks for: no JSON (None), any, or such as `schema` says; `where` it was asked for."""
     match wanted.get("type"):
         case None | "text":
             return None
         case "json_object":
             return {}
         case "json_schema":
-            return as_object(as_object(wanted.get("json_schema")).get("schema"))
+            return as_object(schema)
         case _:
-            return refuse("this response_format")
+            return refuse(f"this {where}")
 
 
 def _asked_for_json(prompt: Prompt) -> tuple[Turn, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -44,7 +44,7 @@ from understudy.proxy.dialects.translate import (
     result_text,
     saids_of,
 )
-from understudy.proxy.dialects.translate_openai import HARMLESS, OpenAIWire, picture_of
+from understudy.proxy.dialects.translate_openai import HARMLESS, OpenAIWire, choice_of, picture_of, schema_of
 
 _HARMLESS = HARMLESS | {"reasoning", "stream_options", "truncation"}
 _NEUTRAL = {"background": False, "top_logprobs": 0, "include": ["reasoning.encrypted_content"]}
@@ -61,16 +61,17 @@ class ResponsesWire(OpenAIWire):
         instructions = fields.text("instructions")
         turns = (Turn("system", (Text(instructions),)),) if instructions else ()
         words = fields.object("text")
+        wanted = as_object(words.pop("format", None))
         prompt = Prompt(
             model=fields.text("model"),
             turns=check_last((*turns, *_turns(fields.take("input")))),
             tools=tuple(map(_tool, fields.objects("tools"))),
-            choice=_choice(fields.take("tool_choice")),
+            choice=choice_of(fields.take("tool_choice"), _named),
             parallel=fields.take("parallel_tool_calls") is not False,
             tokens_max=fields.count("max_output_tokens"),
             temperature=fields.number("temperature"),
             top_p=fields.number("top_p"),
-            schema=_schema(as_object(words.pop("format", None))),
+            schema=schema_of(wanted, wanted.get("schema"), "text.format"),
             stream=fields.take("stream") is True,
             wants_usage=True,
         )
@@ -331,23 +332,5 @@ def _tool(tool: dict[str, Any]) -> Tool:
     return Tool(str(tool.get("name") or ""), str(tool.get("description") or ""), schema)
 
 
-def _choice(choice: Any) -> str:
-    if isinstance(choice, dict):
-        named = cast("dict[str, Any]", choice)
-        is_function = named.get("type") == "function" and named.get("name")
-        return f"tool:{named['name']}" if is_function else refuse("this tool_choice")
-    if choice in (None, "auto", "none"):
-        return str(choice or "auto")
-    return "any" if choice == "required" else refuse("this tool_choice")
-
-
-def _schema(wanted: dict[str, Any]) -> dict[str, Any] | None:
-    match wanted.get("type"):
-        case None | "text":
-            return None
-        case "json_object":
-            return {}
-        case "json_schema":
-            return as_object(wanted.get("schema"))
-        case _:
-            return refuse("this text.format")
+def _named(choice: dict[str, Any]) -> Any:
+    return choice.get("name") if choice.get("type") == "function" else None

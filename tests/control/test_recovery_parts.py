@@ -87,18 +87,25 @@ def second_level(ward: Ward) -> Second:
 CACHE = "  cache: {{url: '{url}', wait_s: 0.05}}\n"
 
 
-@pytest.mark.parametrize("moment_s", [0.0, 0.4, 0.9, 1.7])
-async def test_a_second_level_that_swallows_everything_is_found_ill_within_five_seconds_and_well_when_it_is_back(
-    tmp_path: Path, moment_s: float
-):
+@asynccontextmanager
+async def cached_ward(folder: Path) -> AsyncGenerator[tuple[HollowRedis, Ward, str]]:
+    """A cache's second level, a sidecar with recovery that knows it to be healthy, and what that calls it."""
     pytest.importorskip("redis")
     async with (
         HollowRedis() as redis,
         FakeUpstream(answer(body=POINTS)) as up,
-        recovering_ward(tmp_path, up, CACHE.format(url=redis.url)) as ward,
+        recovering_ward(folder, up, CACHE.format(url=redis.url)) as ward,
     ):
         component = f"cache:127.0.0.1:{redis.port}"
-        await ward.until(lambda: ward.word(component) == "healthy", 10.0)
+        await ward.until(lambda: ward.word(component) == "healthy", 60.0)
+        yield redis, ward, component
+
+
+@pytest.mark.parametrize("moment_s", [0.0, 0.4, 0.9, 1.7])
+async def test_a_second_level_that_swallows_everything_is_found_ill_within_five_seconds_and_well_when_it_is_back(
+    tmp_path: Path, moment_s: float
+):
+    async with cached_ward(tmp_path) as (redis, ward, component):
         await asyncio.sleep(10.0 + moment_s)
         redis.black_hole()
         assert await ward.until(lambda: ward.word(component) == "unhealthy", 30.0) <= HARD_S
@@ -114,14 +121,7 @@ async def test_a_second_level_that_swallows_everything_is_found_ill_within_five_
 
 
 async def test_connections_that_hang_for_ever_are_let_go_of_by_the_rung_that_is_meant_for_it(tmp_path: Path):
-    pytest.importorskip("redis")
-    async with (
-        HollowRedis() as redis,
-        FakeUpstream(answer(body=POINTS)) as up,
-        recovering_ward(tmp_path, up, CACHE.format(url=redis.url)) as ward,
-    ):
-        component = f"cache:127.0.0.1:{redis.port}"
-        await ward.until(lambda: ward.word(component) == "healthy", 10.0)
+    async with cached_ward(tmp_path) as (redis, ward, component):
         redis.black_hole()
         await ward.until(lambda: ward.word(component) == "unhealthy", 30.0)
         # before anything was tried: what is connected anew is answered, and nobody else
@@ -133,14 +133,7 @@ async def test_connections_that_hang_for_ever_are_let_go_of_by_the_rung_that_is_
 
 
 async def test_a_second_level_that_stays_a_black_hole_is_told_to_a_human_once_and_well_when_it_is_back(tmp_path: Path):
-    pytest.importorskip("redis")
-    async with (
-        HollowRedis() as redis,
-        FakeUpstream(answer(body=POINTS)) as up,
-        recovering_ward(tmp_path, up, CACHE.format(url=redis.url)) as ward,
-    ):
-        component = f"cache:127.0.0.1:{redis.port}"
-        await ward.until(lambda: ward.word(component) == "healthy", 60.0)
+    async with cached_ward(tmp_path) as (redis, ward, component):
         redis.black_hole()
         await asyncio.sleep(150.0)
         assert told(ward, component).count("escalated") == 1
@@ -151,14 +144,7 @@ async def test_a_second_level_that_stays_a_black_hole_is_told_to_a_human_once_an
 
 
 async def test_callers_who_are_answered_by_the_second_level_save_it_our_questions(tmp_path: Path):
-    pytest.importorskip("redis")
-    async with (
-        HollowRedis() as redis,
-        FakeUpstream(answer(body=POINTS)) as up,
-        recovering_ward(tmp_path, up, CACHE.format(url=redis.url)) as ward,
-    ):
-        component = f"cache:127.0.0.1:{redis.port}"
-        await ward.until(lambda: ward.word(component) == "healthy", 60.0)
+    async with cached_ward(tmp_path) as (redis, ward, component):
         second, before = second_level(ward), redis.asked
         for _ in range(60):
             await second.read([b"key"], ())
