@@ -409,13 +409,14 @@ class Connection(asyncio.Protocol):
         self._head_is_done = True
         rest, self._head_bytes = self._head_bytes, b""
         known = self._known
-        head = self._head = known if known is not None and known.raw == raw else ResponseHead(raw)
+        # what a HEAD is answered with is changed below, and what is known must stay what it is
+        is_known = known is not None and known.raw == raw and self._method != b"HEAD"
+        head = self._head = known if known is not None and is_known else ResponseHead(raw)
         if head.packed:
             # nobody can read what is packed: it is passed on as it comes
             self._reading = None
         if body_is_absent(self._method, status):
-            # whatever stands behind it already, nobody asked for; to be known again, a head stays what it is
-            head = self._head = ResponseHead(raw)
+            # whatever stands behind it already, nobody asked for
             head.framed = not rest
             if self._method == b"HEAD":
                 # llhttp would wait for the body that the head speaks of

@@ -11,6 +11,8 @@ from tests.http.house import CHAT_STREAM, House, answering, chat, content, reque
 from tests.kit.acts import broken, pieces, silence, sse
 from tests.kit.fake_upstream import Heard, Wire
 from understudy.policies.service import Answer, Call, HeldStream
+from understudy.proxy.http import response_head, upstream
+from understudy.proxy.http.response_head import ResponseHead
 from understudy.proxy.settings import Limits
 
 pytestmark = pytest.mark.usefixtures("either_loop")
@@ -110,6 +112,28 @@ async def test_what_a_stream_begins_with_goes_out_in_one_piece_with_its_head(goe
         caller.say(request() if goes_on else request(headers=[(b"connection", b"close")]))
         got = await caller.hears()
         assert (got.whole, got.body, counted.writes) == (True, b"roleword", 1)
+
+
+async def test_a_streams_head_is_read_once_and_not_again_while_the_connection_says_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    read: list[bytes] = []
+
+    class Counting(ResponseHead):
+        def __init__(self, raw: bytes) -> None:
+            read.append(raw)
+            super().__init__(raw)
+
+    for module in (response_head, upstream):
+        monkeypatch.setattr(module, "ResponseHead", Counting)
+    async with House(dialect="openai-chat") as house:
+        caller = await house.caller()
+        for _ in range(3):
+            house.up.then(sse(content("Hel", "lo")))
+            caller.say(chat(CHAT_STREAM))
+            assert b"[DONE]" in (await caller.hears()).body
+        assert house.up.connections_ever == 1
+        assert len(read) == 1
 
 
 async def test_whole_answers_to_a_pipelining_slow_reader_are_bounded_too():
