@@ -1,8 +1,8 @@
-"""What `/metrics` says of maps between vector spaces."""
+"""What `/metrics` and `/status` say of maps between vector spaces."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -25,6 +25,19 @@ def bridge_metrics(told: Mapping[str, Any]) -> Iterator[Metric]:
             families["understudy_bridge_agreement"].add_metric([space, name], each["agreement"] or 0.0)
             families["understudy_bridge_sanity"].add_metric([space, name], each["sanity"] or 0.0)
     yield from families.values()
+
+
+def merged_bridges(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the `local` parts of several workers' statuses say of maps, as one: of the worker that gathers, but for a
+    reason why another has none yet, and counts that add up."""
+    known = [local["bridges"] for local in each if "bridges" in local]
+    if not known:
+        return {}
+    reasons = [one["reason"] for one in known if one["reason"]]
+    if len(known) < len(each):
+        reasons.append("a worker has not loaded the local model yet")
+    counts = {name: sum(one[name] for one in known) for name in ("waiting", "passed_over")}
+    return {"bridges": {**known[0], "reason": next(iter(reasons), ""), **counts}}
 
 
 def _gauge(name: str) -> GaugeMetricFamily:

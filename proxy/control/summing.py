@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from understudy.policies.fingerprint import State
 from understudy.proxy.arm_reports import merged_arms
+from understudy.proxy.bridge_reports import merged_bridges
 from understudy.proxy.control.wire import Family, Sample
 from understudy.proxy.health_reports import merged_health
 from understudy.proxy.mirror_reports import merged_mirrors
@@ -170,14 +171,13 @@ def merged_status(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = statuses[0]
     each = [status["policies"] for status in statuses]
     bad = next((one for one in each if not one["reload_ok"]), each[0])
-    waiting = next((status["local"] for status in statuses if not status["local"]["ready"]), first["local"])
     by_name: dict[str, list[dict[str, Any]]] = {}
     for status in statuses:
         for route in status["routes"]:
             by_name.setdefault(route["name"], []).append(route)
     return {
         "policies": {**bad, "reloads": _added([one["reloads"] for one in each])},
-        "local": waiting,
+        "local": _merged_local([status["local"] for status in statuses]),
         **merged_health(statuses),
         **({"tls": first["tls"]} if "tls" in first else {}),
         **merged_questions(statuses),
@@ -185,6 +185,12 @@ def merged_status(statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **_merged_spaces([status["spaces"] for status in statuses if "spaces" in status]),
         "routes": [_merged_route(routes) for routes in by_name.values()],
     }
+
+
+def _merged_local(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The local tier of several workers: one that is still loading knows nothing of what the others do with theirs."""
+    waiting = next((one for one in each if not one["ready"]), each[0])
+    return {**each[0], **waiting, **merged_bridges(each)}
 
 
 def _merged_route(routes: Sequence[dict[str, Any]]) -> dict[str, Any]:

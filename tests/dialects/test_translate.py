@@ -35,6 +35,7 @@ from understudy.proxy.dialects.translate import (
     saids_of,
     uses_in,
 )
+from understudy.proxy.dialects.translate_responses import ResponsesWire
 from understudy.proxy.tiers.translating import WIRES
 
 OPENAI, ANTHROPIC, OLLAMA = WIRES["openai-chat"], WIRES["anthropic"], WIRES["ollama-chat"]
@@ -473,3 +474,27 @@ def test_what_is_no_answer_of_a_provider_is_malformed():
         ANTHROPIC.reply(b'{"type": "error"}', HELLO)
     with pytest.raises(Malformed):
         OLLAMA.reply(b'{"done": false}', HELLO)
+
+
+# --- callers of OpenAI's responses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "read"),
+    [("auto", "auto"), ("none", "none"), ("required", "any"), ({"type": "function", "name": "f"}, "tool:f")],
+)
+def test_a_tool_that_a_responses_caller_chooses_is_chosen(choice: Any, read: str):
+    body = {"input": "Hello?", "tools": [{"type": "function", "name": "f"}], "tool_choice": choice}
+    assert ResponsesWire().read(json.dumps(body).encode(), b"/v1/responses").choice == read
+
+
+@pytest.mark.parametrize("choice", [{"type": "web_search"}, {"type": "function"}, {"type": "custom", "name": "f"}, "x"])
+def test_a_tool_choice_that_only_stands_with_openai_is_refused_by_name(choice: Any):
+    with pytest.raises(Refused, match="tool_choice"):
+        ResponsesWire().read(json.dumps({"input": "Hello?", "tool_choice": choice}).encode(), b"/v1/responses")
+
+
+def test_the_form_that_a_responses_caller_asks_for_is_told():
+    form = {"type": "json_schema", "name": "x", "schema": SCHEMA}
+    asked = ResponsesWire().read(json.dumps({"input": "Hello?", "text": {"format": form}}).encode(), b"/v1/responses")
+    assert asked.schema == SCHEMA

@@ -112,6 +112,20 @@ def test_a_merged_status_adds_up_counts_and_shows_what_is_wrong_anywhere():
     assert whole["local"]["reason"] == "warming"
 
 
+def test_a_worker_that_is_loading_hides_nothing_of_what_the_others_do_and_is_said():
+    loading, gathering, reading = (one_status(0, "closed", ok=ok) for ok in (False, True, True))
+    gathering["local"]["bridges"] = {"reason": "", "waiting": 2, "passed_over": 1, "spaces": {"far 4": {"pairs": 7}}}
+    reading["local"]["bridges"] = {"reason": "", "waiting": 3, "passed_over": 0, "spaces": {"far 4": {"pairs": 0}}}
+    whole = {"reason": "", "waiting": 5, "passed_over": 1, "spaces": {"far 4": {"pairs": 7}}}
+    assert merged_status([gathering, reading])["local"]["bridges"] == whole
+    local = merged_status([gathering, reading, loading])["local"]
+    assert (local["ready"], local["reason"]) == (False, "warming")
+    assert local["bridges"] == whole | {"reason": "a worker has not loaded the local model yet"}
+    reading["local"]["bridges"]["reason"] = "it has not looked"
+    assert merged_status([gathering, reading])["local"]["bridges"] == whole | {"reason": "it has not looked"}
+    assert "bridges" not in merged_status([loading, loading])["local"]
+
+
 def test_without_any_worker_the_status_still_has_its_shape():
     whole = merged_status([])
     assert (whole["routes"], whole["local"]["ready"]) == ([], False)

@@ -95,9 +95,17 @@ class Deployed(NamedTuple):
         with urllib.request.urlopen(self.sidecar.admin_url + path, timeout=30) as told:
             return told.read().decode()
 
+    def bridges(self) -> Any:
+        """What `/status` says of ways to other spaces; nothing until a worker has loaded the local model."""
+        return json.loads(self.admin("/status"))["local"].get("bridges", {})
+
     def bridge(self) -> Any:
-        """What `/status` says of the way to the far space."""
-        return json.loads(self.admin("/status"))["local"]["bridges"]["spaces"].get(f"{SPACE} {DIMENSIONS}", {})
+        """And of the way to the far space."""
+        return self.bridges().get("spaces", {}).get(f"{SPACE} {DIMENSIONS}", {})
+
+    def gathers(self) -> bool:
+        """Whether every worker takes what passes for a pair."""
+        return "pairs" in self.bridge() and not self.bridges()["reason"]
 
     def docs(self) -> Any:
         """How the map stands with the copy."""
@@ -141,7 +149,7 @@ def pass_by(deployed: Deployed, texts: list[str]) -> None:
 
 @pytest.mark.parametrize("deployed", [(1, 0.0)], indirect=True, ids=["near"])
 def test_a_dead_embedders_copy_without_texts_is_searched_by_mapped_vectors_and_words(deployed: Deployed):
-    eventually(lambda: "pairs" in deployed.bridge())
+    eventually(deployed.gathers)
     handles_before, _ = deployed.embed(*QUESTIONS[:2])
     assert len(handles_before[0]) == DIMENSIONS
     pass_by(deployed, TEXTS)
@@ -176,7 +184,7 @@ def test_a_dead_embedders_copy_without_texts_is_searched_by_mapped_vectors_and_w
 
 @pytest.mark.parametrize("deployed", [(1, 3.0)], indirect=True, ids=["far"])
 def test_a_map_that_does_not_hold_is_off_says_why_and_words_alone_are_searched(deployed: Deployed):
-    eventually(lambda: "pairs" in deployed.bridge())
+    eventually(deployed.gathers)
     pass_by(deployed, TEXTS[:900])
     assert not deployed.docs()
     eventually(lambda: deployed.bridge()["pairs"] == 900)
@@ -200,7 +208,7 @@ def test_a_map_that_does_not_hold_is_off_says_why_and_words_alone_are_searched(d
 
 @pytest.mark.parametrize("deployed", [(2, 0.0)], indirect=True, ids=["two workers"])
 def test_what_passes_either_of_two_workers_comes_together(deployed: Deployed):
-    eventually(lambda: "pairs" in deployed.bridge())
+    eventually(deployed.gathers)
     # every call is a connection of its own, and either worker may take it
     for at in range(0, 480, 12):
         assert deployed.embed(*TEXTS[at : at + 12])[1] == "openai"
