@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from understudy.proxy.addresses import parse_address, told_address
-from understudy.proxy.settings import Settings
+from understudy.proxy.settings.addresses import parse_address, told_address
+from understudy.proxy.settings.settings import Settings
 
 
 class Address(NamedTuple):

@@ -28,7 +28,7 @@ from understudy.envoy.clusters import sidecar_cluster, upstream_clusters
 from understudy.envoy.legs import Leg, Templates, legs
 from understudy.envoy.listeners import front_listener, inner_listener
 from understudy.envoy.words import TYPES, Json, socket_address
-from understudy.proxy.settings import Settings
+from understudy.proxy.settings.settings import Settings
 
 LISTEN = "127.0.0.1:10000"
 ADMIN = "127.0.0.1:9901"

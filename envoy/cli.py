@@ -15,9 +15,9 @@ from understudy.envoy.bootstrap import ADMIN, CA_FILE, LISTEN, render
 from understudy.envoy.legs import Templates
 from understudy.envoy.sources import find_templates
 from understudy.proxy.cli import add_policies, policies_folder
-from understudy.proxy.policy_files import find_files
-from understudy.proxy.reading import BadPolicies, load
-from understudy.proxy.settings import Settings
+from understudy.proxy.settings.policy_files import find_files
+from understudy.proxy.settings.reading import BadPolicies, load
+from understudy.proxy.settings.settings import Settings
 
 EXAMPLES = """examples:
   understudy envoy bootstrap --policies policies/ --output envoy.yaml

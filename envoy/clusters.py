@@ -5,7 +5,7 @@ from __future__ import annotations
 from understudy.envoy.addresses import Address
 from understudy.envoy.legs import Upstream
 from understudy.envoy.words import TYPES, Json, duration, endpoint, is_ip, socket_address
-from understudy.proxy.settings import Breaker, Settings, Tls
+from understudy.proxy.settings.settings import Breaker, Settings, Tls
 
 AGGREGATE = f"{TYPES}.clusters.aggregate.v3.ClusterConfig"
 TLS_CONTEXT = f"{TYPES}.transport_sockets.tls.v3.UpstreamTlsContext"

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from understudy.policies.chain import rank_of
-from understudy.proxy.settings import Breaker, Match, Route, Settings, Tls, UpstreamTier, at_endpoint, endpoints_of
+from understudy.proxy.settings.settings import (
+    Breaker,
+    Match,
+    Route,
+    Settings,
+    Tls,
+    UpstreamTier,
+    at_endpoint,
+    endpoints_of,
+)
 
 Templates = Mapping[tuple[str, str], Mapping[str, str]]
 """(route, tier) -> header -> how Envoy itself finds its value, as `Bearer %ENVIRONMENT(OPENAI_API_KEY)%`."""

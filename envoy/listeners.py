@@ -9,7 +9,7 @@ from understudy.envoy.claims import Claim, claims_of, path_match, rewritten, vir
 from understudy.envoy.legs import Leg, Upstream
 from understudy.envoy.words import TYPES, Json, duration, set_header, socket_address
 from understudy.proxy.http.heads import IDEMPOTENT
-from understudy.proxy.settings import Settings, UpstreamTier
+from understudy.proxy.settings.settings import Settings, UpstreamTier
 from understudy.proxy.tiers.judging import FAILURES
 
 RETRIES = 2

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from understudy.envoy.legs import Templates
-from understudy.proxy.settings import Secret, Settings, UpstreamTier, endpoints_of
+from understudy.proxy.settings.settings import Secret, Settings, UpstreamTier, endpoints_of
 
 _MARK = re.compile(r"ENV--([A-Za-z_][A-Za-z0-9_]*)--ENV")
 _SCHEME = re.compile(r"((Bearer|Basic|Token|ApiKey|Api-Key|Key) )?")

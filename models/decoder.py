@@ -3,7 +3,7 @@
     folder: genai_config.json, *.onnx, tokenizer.json, tokenizer_config.json (with a chat template)
 
 The package is an extra (`understudy[genai]`); it runs on one thread, and is never imported by a process that answers
-calls: `proxy.llm_server` has one of its own. Source: github.com/microsoft/onnxruntime-genai.
+calls: `proxy.llm.server` has one of its own. Source: github.com/microsoft/onnxruntime-genai.
 """
 
 from __future__ import annotations

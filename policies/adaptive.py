@@ -78,7 +78,7 @@ NEVER = float("-inf")
 
 
 class AdaptiveRules(Protocol):
-    """Between what bounds a limit may move (`understudy.proxy.settings.Limit` has both)."""
+    """Between what bounds a limit may move (`Limit` of `proxy/settings` has both)."""
 
     @property
     def concurrent_min(self) -> int: ...

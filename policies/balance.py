@@ -52,7 +52,7 @@ NOT_CLOSED = ("open", "half-open")
 
 
 class EjectionRules(Protocol):
-    """When an endpoint is left out (`understudy.proxy.settings.Ejection` has all of it)."""
+    """When an endpoint is left out (`Ejection` of `proxy/settings` has all of it)."""
 
     @property
     def enabled(self) -> bool: ...
@@ -77,7 +77,7 @@ class EjectionRules(Protocol):
 
 
 class BalanceRules(Protocol):
-    """What a balance goes by (`understudy.proxy.settings.Balance` has all of it)."""
+    """What a balance goes by (`Balance` of `proxy/settings` has all of it)."""
 
     @property
     def decay_s(self) -> float: ...

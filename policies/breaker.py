@@ -55,7 +55,7 @@ JITTER = 0.25
 
 
 class BreakerRules(Protocol):
-    """What a breaker goes by (`understudy.proxy.settings.Breaker` has all of it)."""
+    """What a breaker goes by (`Breaker` of `proxy/settings` has all of it)."""
 
     @property
     def enabled(self) -> bool: ...

@@ -18,7 +18,7 @@ SLICES = 10
 
 
 class BudgetRules(Protocol):
-    """What a budget goes by (`understudy.proxy.settings.Budget` has all of it)."""
+    """What a budget goes by (`Budget` of `proxy/settings` has all of it)."""
 
     @property
     def ratio(self) -> float: ...

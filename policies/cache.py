@@ -35,7 +35,7 @@ V = TypeVar("V")
 
 
 class CacheRules(Protocol):
-    """What a cache goes by (`understudy.proxy.settings.Cache` has all of it). Times in seconds."""
+    """What a cache goes by (`Cache` of `proxy/settings` has all of it). Times in seconds."""
 
     @property
     def ttl_s(self) -> float: ...

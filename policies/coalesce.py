@@ -30,7 +30,7 @@ Turn = Literal["own", "alone"]
 
 
 class CoalesceRules(Protocol):
-    """What single-flight goes by (`understudy.proxy.settings.Coalesce` has all of it)."""
+    """What single-flight goes by (`Coalesce` of `proxy/settings` has all of it)."""
 
     @property
     def keys_max(self) -> int: ...

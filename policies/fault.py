@@ -29,7 +29,7 @@ _GARBLED = bytes.maketrans(b'{}[]":', b"<>()'=")
 
 
 class FaultRules(Protocol):
-    """What a fault goes by (`understudy.proxy.settings.PlannedFault` has all of it)."""
+    """What a fault goes by (`PlannedFault` of `proxy/settings` has all of it)."""
 
     @property
     def do(self) -> Deed: ...

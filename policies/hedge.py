@@ -33,7 +33,7 @@ EARLY_S = 0.0005
 
 
 class HedgeRules(Protocol):
-    """What hedging goes by (`understudy.proxy.settings.Hedge` has all of it)."""
+    """What hedging goes by (`Hedge` of `proxy/settings` has all of it)."""
 
     @property
     def after_s_min(self) -> float: ...

@@ -17,7 +17,7 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class HoldingRules(Protocol):
-    """What may wait (`understudy.proxy.spaces_settings.Holding` has it)."""
+    """What may wait (`understudy.proxy.settings.spaces.Holding` has it)."""
 
     @property
     def writes_max(self) -> int: ...

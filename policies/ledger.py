@@ -27,7 +27,7 @@ _SIGNS = bytes([0] * 128 + [1] * 128)
 
 
 class LedgerRules(Protocol):
-    """What a ledger goes by (`understudy.proxy.settings.Ledger` has it)."""
+    """What a ledger goes by (`Ledger` of `proxy/settings` has it)."""
 
     @property
     def entries_max(self) -> int: ...

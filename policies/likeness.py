@@ -44,7 +44,7 @@ ENTRY_OVERHEAD_BYTES = 512
 
 
 class LikenessRules(Protocol):
-    """What likeness goes by (`understudy.proxy.settings.Likeness` has all of it)."""
+    """What likeness goes by (`Likeness` of `proxy/settings` has all of it)."""
 
     @property
     def mode(self) -> Mode: ...

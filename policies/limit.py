@@ -16,7 +16,7 @@ from understudy.policies.service import Answer, Call, End, Failed, Refused, Serv
 
 
 class LimitRules(Protocol):
-    """What a limit goes by (`understudy.proxy.settings.Limit` has all of it)."""
+    """What a limit goes by (`Limit` of `proxy/settings` has all of it)."""
 
     @property
     def concurrent(self) -> int | Literal["adaptive"]: ...

@@ -30,7 +30,7 @@ Work = Literal["", "copy", "walk", "check", "unsure"]
 
 
 class MirrorRules(Protocol):
-    """What a mirror goes by (`understudy.proxy.settings.Mirror` has all of it). Times in seconds."""
+    """What a mirror goes by (`Mirror` of `proxy/settings` has all of it). Times in seconds."""
 
     @property
     def settle_s(self) -> float: ...

@@ -34,7 +34,7 @@ _WITHIN = frozenset({"error_in_200", "error_in_stream"})
 
 
 class Row(Protocol):
-    """One row as it is written (`understudy.proxy.settings.Outcome` has all of it); what is None is not asked."""
+    """One row as it is written (`Outcome` of `proxy/settings` has all of it); what is None is not asked."""
 
     @property
     def provider(self) -> str | Sequence[str] | None: ...

@@ -80,7 +80,7 @@ class Question:
 
 
 class QuestionRules(Protocol):
-    """What questions go by (`understudy.proxy.settings.Questions`)."""
+    """What questions go by (`Questions` of `proxy/settings`)."""
 
     @property
     def deadline_s(self) -> float | None: ...

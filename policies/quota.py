@@ -42,7 +42,7 @@ _SHORT = {"r": "remaining", "t": "reset"}
 
 
 class QuotaRules(Protocol):
-    """What a quota goes by (`understudy.proxy.settings.Quota` has all of it)."""
+    """What a quota goes by (`Quota` of `proxy/settings` has all of it)."""
 
     @property
     def wait_s_max(self) -> float: ...

@@ -19,7 +19,7 @@ from understudy.policies.balance import NOT_CLOSED
 
 
 class RampRules(Protocol):
-    """What a ramp goes by (`understudy.proxy.settings.Ramp` has all of it)."""
+    """What a ramp goes by (`Ramp` of `proxy/settings` has all of it)."""
 
     @property
     def enabled(self) -> bool: ...

@@ -64,7 +64,7 @@ DETAIL_CHARS_MAX = 200
 
 
 class RecoveryRules(Protocol):
-    """What recovery goes by (`understudy.proxy.recovery_settings.Recovery` has all of it)."""
+    """What recovery goes by (`understudy.proxy.settings.recovery.Recovery` has all of it)."""
 
     @property
     def attempts(self) -> int: ...

@@ -30,7 +30,7 @@ Fate = Literal["answered", "failed", "refused", "queue", "cost", "streamed", "fa
 
 
 class ShadowRules(Protocol):
-    """What a shadow goes by (`understudy.proxy.settings.Shadow` has all of it)."""
+    """What a shadow goes by (`Shadow` of `proxy/settings` has all of it)."""
 
     @property
     def share(self) -> float: ...

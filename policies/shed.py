@@ -29,7 +29,7 @@ RETRY_AFTER_S = 2.0
 
 
 class ShedRules(Protocol):
-    """What shedding goes by (`understudy.proxy.settings.Shed` has all of it)."""
+    """What shedding goes by (`Shed` of `proxy/settings` has all of it)."""
 
     @property
     def enabled(self) -> bool: ...

@@ -32,7 +32,7 @@ ROUNDING = 1e-9
 
 
 class BudgetRules(Protocol):
-    """One budget (`understudy.proxy.settings.SpendBudget`)."""
+    """One budget (`SpendBudget` of `proxy/settings`)."""
 
     @property
     def name(self) -> str: ...

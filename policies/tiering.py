@@ -26,7 +26,7 @@ class TierClause(Protocol):
 
 
 class TierRules(Protocol):
-    """What a tier goes by (`understudy.proxy.health_settings.ServiceTier` has all of it)."""
+    """What a tier goes by (`understudy.proxy.settings.health.ServiceTier` has all of it)."""
 
     @property
     def critical(self) -> Sequence[str]: ...

@@ -24,7 +24,7 @@ FRESH = 0.0
 
 
 class RateRules(Protocol):
-    """One limit (`understudy.proxy.settings.Rate`); a rate of 0 is none."""
+    """One limit (`Rate` of `proxy/settings`); a rate of 0 is none."""
 
     @property
     def calls_per_s(self) -> float: ...
@@ -37,7 +37,7 @@ class RateRules(Protocol):
 
 
 class TokenRules(Protocol):
-    """What the buckets of a route go by (`understudy.proxy.settings.Tokens`)."""
+    """What the buckets of a route go by (`Tokens` of `proxy/settings`)."""
 
     @property
     def route(self) -> RateRules: ...

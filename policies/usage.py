@@ -37,7 +37,7 @@ class Usage(NamedTuple):
 
 
 class PriceRules(Protocol):
-    """What a million tokens of a model cost (`understudy.proxy.settings.Price`)."""
+    """What a million tokens of a model cost (`Price` of `proxy/settings`)."""
 
     @property
     def input(self) -> float: ...

@@ -29,12 +29,12 @@ from understudy.policies.split import (
     split,
     tenant_key,
 )
-from understudy.proxy.arm_rules import described
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.reading_answers import body_field, results_of
-from understudy.proxy.settings import PlannedFault, Route, Tier, UpstreamTier
+from understudy.proxy.settings.arm_rules import described
+from understudy.proxy.settings.settings import PlannedFault, Route, Tier, UpstreamTier
 from understudy.proxy.stages import RouteStage, TierStage
 from understudy.proxy.tiers.judging import Judge
+from understudy.proxy.watching.reading_answers import body_field, results_of
 
 AT_ROUTE = "route"
 

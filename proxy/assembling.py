@@ -14,37 +14,37 @@ from typing import TYPE_CHECKING
 
 from understudy.policies.outcomes import Outcomes
 from understudy.policies.service import Service
-from understudy.proxy.addresses import tls_of
 from understudy.proxy.caching.caches import Caches, second_level
-from understudy.proxy.certificates import BadCredentials, Credentials, credentials
-from understudy.proxy.copies import Copies
+from understudy.proxy.caching.prompter import foreseen_of
 from understudy.proxy.dialects import DIALECTS, KINDS, naming_of
-from understudy.proxy.fingerprints import Fingerprints, measuring
 from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
-from understudy.proxy.outcomes import base_table
+from understudy.proxy.mirroring.copies import Copies
 from understudy.proxy.peeks import Peek
-from understudy.proxy.prompter import foreseen_of
-from understudy.proxy.provenance import Provenance
 from understudy.proxy.routes import Table
-from understudy.proxy.settings import LocalTier, Route, Settings, Tier, UpstreamTier
-from understudy.proxy.shared_ledger import SharedLedger
-from understudy.proxy.spaces import NO_PLAN, Plan, is_never_alone, of_another_space, plans_of
-from understudy.proxy.spend_rules import counts_tokens
+from understudy.proxy.settings.addresses import tls_of
+from understudy.proxy.settings.certificates import BadCredentials, Credentials, credentials
+from understudy.proxy.settings.outcomes import base_table
+from understudy.proxy.settings.settings import LocalTier, Route, Settings, Tier, UpstreamTier
+from understudy.proxy.settings.spend_rules import counts_tokens
+from understudy.proxy.settings.stream_rules import can_fail_over
+from understudy.proxy.settings.trace import Traces
+from understudy.proxy.spaces.fingerprints import Fingerprints, measuring
+from understudy.proxy.spaces.provenance import Provenance
+from understudy.proxy.spaces.shared_ledger import SharedLedger
+from understudy.proxy.spaces.spaces import NO_PLAN, Plan, is_never_alone, of_another_space, plans_of
 from understudy.proxy.stack import RouteParts, World, assemble
-from understudy.proxy.stream_rules import can_fail_over
 from understudy.proxy.tiers.handing import Handing
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.knowing import Knowing
 from understudy.proxy.tiers.origins import Origins
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
-from understudy.proxy.trace_settings import Traces
 
 if TYPE_CHECKING:
-    from understudy.proxy.accounting import Accountant
-    from understudy.proxy.spending import Spending
-    from understudy.proxy.tracing import Tracer
+    from understudy.proxy.reports.tracing import Tracer
+    from understudy.proxy.spending.accounting import Accountant
+    from understudy.proxy.spending.budgets import Spending
 
 
 class CannotStart(Exception):
@@ -191,12 +191,12 @@ class Assembler:
             if not any(counts_tokens(settings, route) for route in settings.routes):
                 return
             # only here: who has neither prices nor budgets needs none of it
-            from understudy.proxy.accounting import Accountant
+            from understudy.proxy.spending.accounting import Accountant
 
             self.accountant = Accountant()
         self.accountant.obey(settings)
         if self.spending is None and any(route.spend.budgets for route in settings.routes):
-            from understudy.proxy.spending import Spending
+            from understudy.proxy.spending.budgets import Spending
 
             path = self._state / "spend.sqlite"
             self.spending = Spending(path, wall=self._world.wall, drain=self.accountant.drain)
@@ -274,7 +274,7 @@ def _tracer_of(settings: Settings, before: Stack | None) -> Tracer | None:
         return None
     known = before.tracer if before is not None else None
     if known is None or known.rules != rules:
-        from understudy.proxy.tracing import Tracer
+        from understudy.proxy.reports.tracing import Tracer
 
         try:
             known = Tracer(rules, counts=known.counts if known is not None else None)

@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from understudy.policies.events import WHOLE, Event, component_of
-from understudy.proxy.components import by_tier, components_of
 from understudy.proxy.events import Events
-from understudy.proxy.fingerprints import Fingerprints
+from understudy.proxy.health.components import by_tier, components_of
 from understudy.proxy.peeks import Peek, Shown
-from understudy.proxy.settings import Settings
+from understudy.proxy.settings.settings import Settings
+from understudy.proxy.spaces.fingerprints import Fingerprints
 from understudy.proxy.stack import RouteParts
 from understudy.proxy.version import VERSION
 
 if TYPE_CHECKING:
-    from understudy.proxy.collection_reports import Stats
+    from understudy.proxy.reports.collections import Stats
 
 LOOK_S = 5.0
 ARM_S = 30.0

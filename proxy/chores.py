@@ -16,11 +16,11 @@ from understudy.proxy.stack import RouteParts
 from understudy.proxy.tiers.knowing import Knowing
 
 if TYPE_CHECKING:
-    from understudy.proxy.bridging import Bridges
-    from understudy.proxy.llm_child import LlmChild
-    from understudy.proxy.llm_settings import Llm
-    from understudy.proxy.provenance import Provenance
-    from understudy.proxy.shadow_index import ShadowIndex
+    from understudy.proxy.llm.child import LlmChild
+    from understudy.proxy.settings.llm import Llm
+    from understudy.proxy.spaces.bridging import Bridges
+    from understudy.proxy.spaces.provenance import Provenance
+    from understudy.proxy.spaces.shadow_index import ShadowIndex
 
 
 class Chores:
@@ -44,7 +44,7 @@ class Chores:
     def watch(self) -> None:
         """See to it that goldens are asked where a route is watched."""
         if self._watch is None and any(parts.watch is not None for parts in self._routes()):
-            from understudy.proxy.watching import watch_all
+            from understudy.proxy.watching.watching import watch_all
 
             self._watch = asyncio.get_running_loop().create_task(
                 watch_all(lambda: [parts.watch for parts in self._routes() if parts.watch is not None])
@@ -53,7 +53,7 @@ class Chores:
     def fill_shadows(self, cpu_share: float) -> None:
         """Embed the texts of collections whose vectors are another model's, for a share of a core."""
         if self._fill is None and cpu_share > 0 and self._knowing.ready:
-            from understudy.proxy.shadow_index import ShadowIndex
+            from understudy.proxy.spaces.shadow_index import ShadowIndex
 
             self.shadow_index = ShadowIndex(self._knowing, cpu_share, self._is_outage, clock=self._clock)
             self._fill = asyncio.get_running_loop().create_task(self.shadow_index.run())
@@ -61,7 +61,7 @@ class Chores:
     def bridge_spaces(self, cpu_share: float, provenance: Provenance, folder: Path, *, gathers: bool) -> None:
         """Have maps into copies without texts: one worker fits them to what passes all of them, and all read them."""
         if self._bridge is None and cpu_share > 0 and self._knowing.ready:
-            from understudy.proxy.bridging import Bridges
+            from understudy.proxy.spaces.bridging import Bridges
 
             bridges = self.bridges = self._knowing.bridges = Bridges(
                 self._knowing,
@@ -79,7 +79,7 @@ class Chores:
     def carry_out(self) -> None:
         """See to it that writes which wait for their vectors are carried out."""
         if self._drain is None and any(parts.held is not None for parts in self._routes()):
-            from understudy.proxy.held_writes import drain_all
+            from understudy.proxy.spaces.held_writes import drain_all
 
             self._drain = asyncio.get_running_loop().create_task(
                 drain_all(lambda: [parts.held for parts in self._routes() if parts.held is not None])
@@ -90,7 +90,7 @@ class Chores:
         if self._llm is None:
             if llm is None:
                 return
-            from understudy.proxy.llm_child import LlmChild
+            from understudy.proxy.llm.child import LlmChild
 
             self._llm = LlmChild()
         self._llm.obey(llm)

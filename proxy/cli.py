@@ -95,7 +95,7 @@ def add_policies(parser: argparse.ArgumentParser) -> None:
 def parser(word: str = "") -> argparse.ArgumentParser:
     """The command line, with every subcommand's own help; of `run` alone where that is the word, which then starts
     sooner and holds less memory for as long as it runs."""
-    from understudy.proxy import run_command
+    from understudy.proxy.commands import run
 
     top = argparse.ArgumentParser(
         prog="understudy",
@@ -105,7 +105,7 @@ def parser(word: str = "") -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"understudy {VERSION}")
     groups = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    run_command.add_to(groups)
+    run.add_to(groups)
     if word != "run":
         _add_others(groups)
     return top
@@ -114,25 +114,10 @@ def parser(word: str = "") -> argparse.ArgumentParser:
 def _add_others(groups: Groups) -> None:
     from importlib.metadata import entry_points
 
-    from understudy.proxy import (
-        admin_commands,
-        commands,
-        journal_commands,
-        llm_command,
-        local_commands,
-        model_commands,
-    )
-    from understudy.proxy.bench import command as bench_command
+    from understudy.proxy.bench import command as bench
+    from understudy.proxy.commands import indexes, journal, llm, models, policies, sidecar
 
-    for each in (
-        commands,
-        admin_commands,
-        journal_commands,
-        bench_command,
-        local_commands,
-        model_commands,
-        llm_command,
-    ):
+    for each in (policies, sidecar, journal, bench, indexes, models, llm):
         each.add_to(groups)
     for other in entry_points(group=PLUGINS):
         groups.add_parser(other.name, help=f"see `understudy {other.name} --help`", add_help=False)

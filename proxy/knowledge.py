@@ -16,7 +16,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from understudy.proxy.settings import Local
+from understudy.proxy.settings.settings import Local
 from understudy.proxy.tiers.knowing import Knowing, Model
 
 if TYPE_CHECKING:

@@ -32,19 +32,19 @@ from understudy.proxy.arms import ArmParts
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.settings import Limits, Route
-from understudy.proxy.stream_rules import LINES
+from understudy.proxy.settings.settings import Limits, Route
+from understudy.proxy.settings.stream_rules import LINES
 
 if TYPE_CHECKING:
     from understudy.policies.likeness import Likeness
-    from understudy.proxy.held_writes import HeldWrites
+    from understudy.proxy.caching.last_words import LastWords
+    from understudy.proxy.caching.likeness import Embed
     from understudy.proxy.http.exchange import QuickHit
-    from understudy.proxy.last_words import LastWords
-    from understudy.proxy.likeness import Embed
-    from understudy.proxy.provenance import Provenance
     from understudy.proxy.questions import Story
+    from understudy.proxy.spaces.held_writes import HeldWrites
+    from understudy.proxy.spaces.provenance import Provenance
     from understudy.proxy.tiers.continuing import Continuations
-    from understudy.proxy.watching import Watching
+    from understudy.proxy.watching.watching import Watching
 
 
 @dataclass(slots=True)

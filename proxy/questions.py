@@ -23,14 +23,14 @@ from understudy.policies.service import Answer, Call, Refused, find_header
 from understudy.proxy.asks import Ask, EmbedAsk, RetrieveAsk, parts_of
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import BadRequest, Dialect
-from understudy.proxy.embeddings_told import encoding_of
 from understudy.proxy.http.forwarding import trace_of
-from understudy.proxy.provenance import tenant_by
-from understudy.proxy.settings import Route
+from understudy.proxy.settings.settings import Route
+from understudy.proxy.spaces.embeddings_told import encoding_of
+from understudy.proxy.spaces.provenance import tenant_by
 
 if TYPE_CHECKING:
     from understudy.proxy.parts import World
-    from understudy.proxy.provenance import Provenance
+    from understudy.proxy.spaces.provenance import Provenance
 
 BUILT_ON = b"x-understudy-built-on"
 SEARCH = b"x-understudy-search"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from understudy.proxy.settings import Match, Route
+from understudy.proxy.settings.settings import Match, Route
 
 T = TypeVar("T")
 

@@ -29,15 +29,15 @@ from understudy.proxy.control.probing import keep_measuring
 from understudy.proxy.control.reload import watch_policies
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.orders import Orders, orders_of
-from understudy.proxy.reading import BadPolicies, Reading, read_folder
-from understudy.proxy.settings import LocalTier
+from understudy.proxy.settings.reading import BadPolicies, Reading, read_folder
+from understudy.proxy.settings.settings import LocalTier
 from understudy.proxy.sidecar import Sidecar
 
 if TYPE_CHECKING:
     from understudy.proxy.control.handover import Inherited
     from understudy.proxy.control.listening import Places
     from understudy.proxy.control.parent import Parent
-    from understudy.proxy.settings import Settings
+    from understudy.proxy.settings.settings import Settings
 
 log = logging.getLogger("understudy")
 
@@ -191,7 +191,7 @@ async def _serve_with_workers(start: Start, settings: Settings) -> None:
     from understudy.proxy.control.handover import Estate, Handover, inherit
     from understudy.proxy.control.objectives import Overlooked
     from understudy.proxy.control.parent import Parent
-    from understudy.proxy.rules import addresses
+    from understudy.proxy.settings.rules import addresses
 
     loop = asyncio.get_running_loop()
     server, listen = settings.server, addresses(settings)
@@ -252,7 +252,7 @@ async def _tell_when_ready(parent: Parent, inherited: Inherited | None) -> None:
 
 def _sockets(settings: Settings, inherited: Inherited | None) -> tuple[Places, socket.socket]:
     from understudy.proxy.control.listening import bound, exclusive, filled_up, worker_count
-    from understudy.proxy.rules import addresses
+    from understudy.proxy.settings.rules import addresses
 
     listen, admin = addresses(settings), settings.server.admin
     have = inherited.places if inherited is not None else []

@@ -20,43 +20,43 @@ from understudy.policies.breaker import Forced
 from understudy.policies.questions import Publish, Questions, Told
 from understudy.policies.shed import Shedder
 from understudy.proxy.accepting import BACKLOG, Accepting
-from understudy.proxy.access_log import AccessLog
 from understudy.proxy.assembling import Assembler, CannotStart, Stack
 from understudy.proxy.caching.caches import Caches
+from understudy.proxy.caching.prompter import Prompter, compares_questions, named_files, print_of
 from understudy.proxy.caching.route_cache import RouteCache
-from understudy.proxy.certificates import context_for
 from understudy.proxy.changes import Changes, Watched
 from understudy.proxy.chores import Chores
-from understudy.proxy.copies import Copies
 from understudy.proxy.dialects import DIALECTS, KINDS
 from understudy.proxy.events import Events
-from understudy.proxy.fingerprints import Fingerprints
-from understudy.proxy.health import Healths
-from understudy.proxy.health_checks import Checkup
-from understudy.proxy.health_meanings import Meanings
-from understudy.proxy.health_prompts import Prompts
+from understudy.proxy.health.board import Healths
+from understudy.proxy.health.checks import Checkup
+from understudy.proxy.health.meanings import Meanings
+from understudy.proxy.health.prompts import Prompts
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
+from understudy.proxy.mirroring.copies import Copies
 from understudy.proxy.orders import Orders, order_text
-from understudy.proxy.prompter import Prompter, compares_questions, named_files, print_of
-from understudy.proxy.provenance import DRAIN_S, Provenance
-from understudy.proxy.reading import BadPolicies, Fault, Reading, digest_folder, read_folder
-from understudy.proxy.rules import addresses, parse_address, unix_path
-from understudy.proxy.settings import LocalTier, Settings, Shedding, UpstreamTier
-from understudy.proxy.settings import Questions as QuestionSettings
-from understudy.proxy.spaces import plans_of
+from understudy.proxy.reports.access_log import AccessLog
+from understudy.proxy.settings.certificates import context_for
+from understudy.proxy.settings.reading import BadPolicies, Fault, Reading, digest_folder, read_folder
+from understudy.proxy.settings.rules import addresses, parse_address, unix_path
+from understudy.proxy.settings.settings import LocalTier, Settings, Shedding, UpstreamTier
+from understudy.proxy.settings.settings import Questions as QuestionSettings
+from understudy.proxy.spaces.fingerprints import Fingerprints
+from understudy.proxy.spaces.provenance import DRAIN_S, Provenance
+from understudy.proxy.spaces.spaces import plans_of
 from understudy.proxy.stack import RouteParts, World
 from understudy.proxy.tiers.knowing import Knowing
 
 if TYPE_CHECKING:
-    from understudy.proxy.accounting import Accountant
-    from understudy.proxy.collection_reports import Stats
     from understudy.proxy.control.recovery import Recoverer
-    from understudy.proxy.spending import Spending
-    from understudy.proxy.tracing import Tracer
+    from understudy.proxy.reports.collections import Stats
+    from understudy.proxy.reports.tracing import Tracer
+    from understudy.proxy.spending.accounting import Accountant
+    from understudy.proxy.spending.budgets import Spending
 
 log = logging.getLogger("understudy")
 

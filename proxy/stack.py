@@ -20,27 +20,27 @@ from understudy.policies.shed import shed
 from understudy.policies.spend import Budgets, cheaper_chains, spend
 from understudy.policies.tokens import Buckets, limits_anything, tokens
 from understudy.policies.trace import trace
-from understudy.proxy import settings
 from understudy.proxy.arms import Tools, divided, faulty_route, faulty_tier, has_faults, mirrored
 from understudy.proxy.caching.caches import Caches
+from understudy.proxy.caching.last_words import last_words_of
 from understudy.proxy.caching.route_cache import behind_what_is_kept
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.held_writes import held_writes_of
 from understudy.proxy.http.forwarding import parent_of
-from understudy.proxy.last_words import last_words_of
 from understudy.proxy.parts import EndpointParts as EndpointParts
 from understudy.proxy.parts import RouteParts as RouteParts
 from understudy.proxy.parts import TierParts as TierParts
 from understudy.proxy.parts import World as World
 from understudy.proxy.questions import Story, story_of
-from understudy.proxy.settings import (
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import (
     LocalTier,
     Route,
     Tier,
     UpstreamTier,
 )
-from understudy.proxy.spaces import NO_PLAN, Plan, spaced
+from understudy.proxy.spaces.held_writes import held_writes_of
+from understudy.proxy.spaces.spaces import NO_PLAN, Plan, spaced
 from understudy.proxy.tier_stack import AfterThis, MakeTier, ramp_of, tier_stack
 from understudy.proxy.tiers.judging import tier_judge
 from understudy.proxy.tiers.upstream import first_content_s_of
@@ -48,8 +48,8 @@ from understudy.proxy.tiers.upstream import first_content_s_of
 if TYPE_CHECKING:
     from understudy.policies.last_words import Foreseen
     from understudy.policies.likeness import Likeness
-    from understudy.proxy.likeness import Alike
-    from understudy.proxy.tracing import Tracer
+    from understudy.proxy.caching.likeness import Alike
+    from understudy.proxy.reports.tracing import Tracer
 
 ROUTE_ORDER = (
     ("trace", "outermost, so that a span is as long as what the caller saw; only where traces are sent somewhere"),
@@ -267,7 +267,7 @@ class _Build:
             name = route.split.arm
             arms.links[name] = self.links(route.arms[name].tiers, self.parts.tiers)
         if route.watch is not None:
-            from understudy.proxy.watching import watch_of
+            from understudy.proxy.watching.watching import watch_of
 
             old = self.before.watch if self.before else None
             self.parts.watch = watch_of(
@@ -410,7 +410,7 @@ def _likeness(
     if route.likeness.mode == "off" or caches is None:
         return None, None
     # only here: without it no worker needs numpy for its policies
-    from understudy.proxy.likeness import likeness_of
+    from understudy.proxy.caching.likeness import likeness_of
 
     heart = before.likeness if before else None
     return likeness_of(route, dialect, caches.town, heart, clock=world.clock, dice=world.dice, embed=world.embed)

@@ -22,7 +22,7 @@ from understudy.policies.retry import Retry, retry
 from understudy.policies.service import CREDENTIALS, Answer, Call, Refused, Service
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.parts import EndpointParts, TierParts, World
-from understudy.proxy.settings import (
+from understudy.proxy.settings.settings import (
     Endpoint,
     Limit,
     LocalTier,

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import pytest
 
-from understudy.proxy import settings
+from understudy.proxy.settings import settings
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("proxy", "policies", "indexes", "models", "envoy")

@@ -13,8 +13,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from understudy.proxy.addresses import is_loopback
 from understudy.proxy.cli import NOT_WELL, WELL, Complaint, add_policies
+from understudy.proxy.settings.addresses import is_loopback
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -69,7 +69,7 @@ def measure_calls(arguments: argparse.Namespace) -> int:
     import uvloop
 
     from understudy.proxy.bench import session
-    from understudy.proxy.commands import sound_settings
+    from understudy.proxy.commands.policies import sound_settings
 
     _bounded(arguments)
     place = loopback(arguments.url) if arguments.url else None

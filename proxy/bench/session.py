@@ -19,13 +19,13 @@ from typing import Any, cast
 
 import msgspec
 
-from understudy.proxy.addresses import addresses, parse_address
 from understudy.proxy.bench import exchanges
 from understudy.proxy.bench.exchanges import Exchange
 from understudy.proxy.bench.load import Aim, Mark, Told, ask, measure
 from understudy.proxy.bench.processes import can_be_watched, listening, rss_bytes, tree
 from understudy.proxy.bench.upstream import Answers, listen
-from understudy.proxy.settings import Route, Settings, UpstreamTier
+from understudy.proxy.settings.addresses import addresses, parse_address
+from understudy.proxy.settings.settings import Route, Settings, UpstreamTier
 
 READY_S_MAX = 30.0
 READY_POLL_S = 0.02

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 from understudy.policies.cache import NEGATIVE, Homes, Kept, Town, kept_for, lifetime_s, stamp_of
 from understudy.policies.observe import RouteTally
 from understudy.policies.service import Answer, Call, Request, Service
-from understudy.proxy.cache_settings import SharedCache
 from understudy.proxy.caching.keys import scope_of
 from understudy.proxy.caching.route_cache import RouteCache
 from understudy.proxy.caching.second import EPOCH_BYTES, Second, client_of
@@ -36,7 +35,8 @@ from understudy.proxy.caching.snapshot import (
 from understudy.proxy.caching.values import Value, packed, unpacked
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.settings import Route, Settings, UpstreamTier, endpoints_of
+from understudy.proxy.settings.cache import SharedCache
+from understudy.proxy.settings.settings import Route, Settings, UpstreamTier, endpoints_of
 
 SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 TASKS_MAX = 512

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from understudy.policies.service import CREDENTIALS, Headers, Request, tenant_of
-from understudy.proxy.settings import Route
+from understudy.proxy.settings.settings import Route
 
 CANONICAL_BYTES_MAX = 256 * 1024
 """A longer body is known by its bytes alone: putting it in order would hold up everybody else."""

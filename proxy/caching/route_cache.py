@@ -54,7 +54,7 @@ from understudy.proxy.caching.values import (
     unpacked,
 )
 from understudy.proxy.dialects.base import Dialect, is_encoded
-from understudy.proxy.settings import Cache, Route
+from understudy.proxy.settings.settings import Cache, Route
 
 REFRESHES_MAX = 32
 """Answers asked anew at once behind callers' backs."""

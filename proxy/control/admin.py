@@ -18,7 +18,6 @@ from understudy.policies.chain import Rank
 from understudy.policies.forecast import Reading
 from understudy.policies.objectives import Counts
 from understudy.policies.tiering import RANKS, Pin
-from understudy.proxy.arm_reports import arms_status
 from understudy.proxy.assembling import CannotStart
 from understudy.proxy.changes import Fact
 from understudy.proxy.control.hinting import Opening, alarm, heed, opened_by_calls, verdicts_of
@@ -28,21 +27,22 @@ from understudy.proxy.control.summing import Live, families_of
 from understudy.proxy.control.trusting import from_this_host, hand_of
 from understudy.proxy.control.wire import Family
 from understudy.proxy.events import Events
-from understudy.proxy.health_reports import health_status, tier_status
-from understudy.proxy.held_reports import held_status
-from understudy.proxy.metrics import registry_for
-from understudy.proxy.mirror_reports import mirror_status
 from understudy.proxy.orders import Orders, order_text
-from understudy.proxy.question_reports import question_status
-from understudy.proxy.recovery_reports import recovery_status
-from understudy.proxy.rules import parse_address
-from understudy.proxy.settings import Settings
+from understudy.proxy.reports.arms import arms_status
+from understudy.proxy.reports.health import health_status, tier_status
+from understudy.proxy.reports.held_writes import held_status
+from understudy.proxy.reports.metrics import registry_for
+from understudy.proxy.reports.mirrors import mirror_status
+from understudy.proxy.reports.questions import question_status
+from understudy.proxy.reports.recovery import recovery_status
+from understudy.proxy.reports.spaces import spaces_status
+from understudy.proxy.reports.spend import budget_status, spend_status
+from understudy.proxy.reports.watches import watch_status
+from understudy.proxy.settings.rules import parse_address
+from understudy.proxy.settings.settings import Settings
 from understudy.proxy.sidecar import Sidecar
-from understudy.proxy.spaces_reports import spaces_status
-from understudy.proxy.spend_reports import budget_status, spend_status
 from understudy.proxy.stack import EndpointParts, RouteParts
 from understudy.proxy.version import VERSION
-from understudy.proxy.watch_reports import watch_status
 
 if TYPE_CHECKING:
     from understudy.proxy.control.learning import Learner

@@ -20,8 +20,8 @@ import aiohttp
 import msgspec
 
 from understudy.policies.alerts import Notice
-from understudy.proxy.alert_settings import Alerts, Receiver
 from understudy.proxy.control.hooks import feed
+from understudy.proxy.settings.alert import Alerts, Receiver
 
 QUEUE_MAX = 1000
 """Notices that wait for a receiver; the oldest go first."""

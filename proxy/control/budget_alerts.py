@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from understudy.policies.alerts import Alert
 from understudy.policies.events import Event
 from understudy.proxy.control.wire import Family
-from understudy.proxy.settings import Settings
+from understudy.proxy.settings.settings import Settings
 
 BUDGET = "UnderstudyBudget"
 BUDGET_RUNBOOK = "05-policies.md"

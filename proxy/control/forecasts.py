@@ -41,7 +41,7 @@ from understudy.proxy.control.resources import Loads, beneath, with_memory
 from understudy.proxy.control.wire import Family
 from understudy.proxy.durable import replace_file
 from understudy.proxy.events import Events
-from understudy.proxy.forecast_reports import (
+from understudy.proxy.reports.forecasts import (
     amount,
     forecast_families,
     hours_text,
@@ -51,7 +51,7 @@ from understudy.proxy.forecast_reports import (
     summary,
     trend_told,
 )
-from understudy.proxy.settings import Settings
+from understudy.proxy.settings.settings import Settings
 
 FILE = "forecasts.msgpack"
 FILE_BYTES_MAX = 64 * 1024 * 1024

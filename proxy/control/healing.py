@@ -12,7 +12,7 @@ from typing import Literal
 from understudy.policies.verdict import Word
 from understudy.proxy.control.recovery import Recoverer, Verdict
 from understudy.proxy.control.rungs import Rungs
-from understudy.proxy.health import Healths, kind_of
+from understudy.proxy.health.board import Healths, kind_of
 from understudy.proxy.sidecar import Sidecar
 
 WORDS: Mapping[Word, Literal["ill", "well", "unsure"]] = {

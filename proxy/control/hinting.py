@@ -10,7 +10,7 @@ from understudy.policies.events import ROLES
 
 if TYPE_CHECKING:
     from understudy.policies.health import Diagnosis
-    from understudy.proxy.health import Healths
+    from understudy.proxy.health.board import Healths
     from understudy.proxy.stack import RouteParts
 
 Key = tuple[str, str, str]

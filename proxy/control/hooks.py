@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from understudy.proxy.recovery_settings import Hook
+from understudy.proxy.settings.recovery import Hook
 
 if TYPE_CHECKING:
     import aiohttp

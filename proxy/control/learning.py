@@ -25,13 +25,13 @@ from understudy.policies.events import WHOLE, Event
 from understudy.policies.recommendations import Recommendation, recommended
 from understudy.policies.risk import STEP_S, Risk, features
 from understudy.proxy.changes import Fact, fact_of, flutters
-from understudy.proxy.components import Component, components_of
 from understudy.proxy.control.entries import FILE, Entry, Known
 from understudy.proxy.control.signals import Signals
 from understudy.proxy.control.wire import Family
 from understudy.proxy.durable import replace_file
 from understudy.proxy.events import Events
-from understudy.proxy.settings import Settings
+from understudy.proxy.health.components import Component, components_of
+from understudy.proxy.settings.settings import Settings
 
 if TYPE_CHECKING:
     from understudy.proxy.control.journal import Journal

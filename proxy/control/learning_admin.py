@@ -18,7 +18,7 @@ from understudy.policies.events import WHOLE, Family
 from understudy.proxy.control.entries import ENTRIES_MAX
 from understudy.proxy.control.learning import Learner
 from understudy.proxy.control.trusting import from_this_host
-from understudy.proxy.risk_reports import entry_told, risk_told, suspect_told
+from understudy.proxy.reports.risks import entry_told, risk_told, suspect_told
 
 NOTE_BYTES_MAX = 4096
 NOTE_CHARS_MAX = 300

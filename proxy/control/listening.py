@@ -13,8 +13,8 @@ import socket
 from collections.abc import Sequence
 
 from understudy.proxy.accepting import BACKLOG
-from understudy.proxy.addresses import parse_address
-from understudy.proxy.settings import Server
+from understudy.proxy.settings.addresses import parse_address
+from understudy.proxy.settings.settings import Server
 
 Places = list[list[socket.socket]]
 """Place by place, the sockets of its addresses, in the order of `server.listen`."""

@@ -39,7 +39,6 @@ from understudy.policies.objectives import (
     objectives_of,
 )
 from understudy.policies.observe import Histogram, RouteTally
-from understudy.proxy.alert_settings import Objectives
 from understudy.proxy.changes import Fact
 from understudy.proxy.control.alerting import Senders
 from understudy.proxy.control.hinting import Opening
@@ -48,12 +47,13 @@ from understudy.proxy.control.wire import Family
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.durable import replace_file
 from understudy.proxy.events import Events
-from understudy.proxy.metrics import METRICS
-from understudy.proxy.settings import Route, Settings
+from understudy.proxy.reports.metrics import METRICS
+from understudy.proxy.settings.alert import Objectives
+from understudy.proxy.settings.settings import Route, Settings
 
 if TYPE_CHECKING:
     from understudy.proxy.control.learning import Learner
-    from understudy.proxy.risk_reports import Learnt
+    from understudy.proxy.reports.risks import Learnt
 
 FILE = "objectives.json"
 SAVE_S = 60.0
@@ -367,7 +367,7 @@ class Overlooked:
 
     def _learnt(self) -> Learnt:
         from understudy.proxy.control.learning import Learner
-        from understudy.proxy.risk_reports import Learnt
+        from understudy.proxy.reports.risks import Learnt
 
         return Learnt(Learner(self._seen, self._state, wall=self._wall))
 

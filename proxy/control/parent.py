@@ -57,10 +57,10 @@ from understudy.proxy.control.wire import (
 from understudy.proxy.control.worker import Post
 from understudy.proxy.events import Events
 from understudy.proxy.http.forwarding import new_pseudonym
-from understudy.proxy.metrics import METRICS
 from understudy.proxy.orders import Orders
-from understudy.proxy.reading import BadPolicies
-from understudy.proxy.settings import Settings
+from understudy.proxy.reports.metrics import METRICS
+from understudy.proxy.settings.reading import BadPolicies
+from understudy.proxy.settings.settings import Settings
 from understudy.proxy.version import VERSION
 
 if TYPE_CHECKING:

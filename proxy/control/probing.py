@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.sidecar import Sidecar
+from understudy.proxy.spaces.fingerprints import Fingerprints
 
 LOOK_S = 2.0
 """How often it is looked who is due; two measurements are never nearer to each other than this."""

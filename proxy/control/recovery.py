@@ -39,8 +39,8 @@ from understudy.policies.recovery import (
 from understudy.proxy.control.hooks import Hooks
 from understudy.proxy.control.rungs import KEEP_OUT, TAKE_BACK, Climbed, Rungs
 from understudy.proxy.durable import replace_file
-from understudy.proxy.recovery_settings import Hook
-from understudy.proxy.recovery_settings import Recovery as Settings
+from understudy.proxy.settings.recovery import Hook
+from understudy.proxy.settings.recovery import Recovery as Settings
 
 if TYPE_CHECKING:
     from understudy.proxy.sidecar import Sidecar

@@ -28,8 +28,8 @@ from understudy.policies.hints import NOTES_MAX, OPEN_MAX, Hint, Neighbours, Not
 from understudy.proxy.control.hinting import Key, Opening
 from understudy.proxy.control.redis_line import Address, RedisFault, RedisLine
 from understudy.proxy.control.wire import Family
-from understudy.proxy.replica_reports import replica_families
-from understudy.proxy.settings import Settings, UpstreamTier, endpoints_of
+from understudy.proxy.reports.replicas import replica_families
+from understudy.proxy.settings.settings import Settings, UpstreamTier, endpoints_of
 
 LOOK_S, BEAT_S = 0.5, 5.0
 PAUSE_S, PAUSE_S_MAX = 1.0, 30.0

@@ -25,7 +25,7 @@ from understudy.models.errors import ModelError
 from understudy.policies.balance import Balance, Peer
 from understudy.policies.recovery import Climb, Result, name_of
 from understudy.policies.service import Refused
-from understudy.proxy.components import COLLECTIONS, UPSTREAMS
+from understudy.proxy.health.components import COLLECTIONS, UPSTREAMS
 from understudy.proxy.knowledge import models_folder
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import log
 from typing import Literal, NamedTuple
 
-from understudy.proxy.components import Component
 from understudy.proxy.control.wire import Family
+from understudy.proxy.health.components import Component
 
 Scope = Literal["component", "endpoint", "tier", "route", "process"]
 How = Literal["rate", "sum", "max"]

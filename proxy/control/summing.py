@@ -14,15 +14,15 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from understudy.policies.fingerprint import State
-from understudy.proxy.arm_reports import merged_arms
-from understudy.proxy.bridge_reports import merged_bridges
 from understudy.proxy.control.wire import Family, Sample
-from understudy.proxy.health_reports import merged_health
-from understudy.proxy.mirror_reports import merged_mirrors
-from understudy.proxy.question_reports import merged_questions
-from understudy.proxy.recovery_reports import merged_recovery
-from understudy.proxy.spend_reports import merged_spend
-from understudy.proxy.watch_reports import merged_watch
+from understudy.proxy.reports.arms import merged_arms
+from understudy.proxy.reports.bridges import merged_bridges
+from understudy.proxy.reports.health import merged_health
+from understudy.proxy.reports.mirrors import merged_mirrors
+from understudy.proxy.reports.questions import merged_questions
+from understudy.proxy.reports.recovery import merged_recovery
+from understudy.proxy.reports.spend import merged_spend
+from understudy.proxy.reports.watches import merged_watch
 
 STATES = ("open", "half-open", "closed")
 """A breaker's states, the worst first."""

@@ -40,7 +40,7 @@ from understudy.proxy.control.wire import (
     Step,
     Written,
 )
-from understudy.proxy.metrics import registry_for
+from understudy.proxy.reports.metrics import registry_for
 from understudy.proxy.sidecar import Sidecar
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from understudy.proxy.settings import Limits
+from understudy.proxy.settings.settings import Limits
 
 
 class Reader(Protocol):

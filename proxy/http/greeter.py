@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from understudy.proxy.http.hall import Guest
-    from understudy.proxy.settings import Limits
+    from understudy.proxy.settings.settings import Limits
 
 HANDSHAKE = 0x16
 """The first byte of every TLS connection: a record of the handshake."""

@@ -18,7 +18,7 @@ from understudy.proxy.http.forwarding import IN_CIRCLES, address_of, goes_in_cir
 from understudy.proxy.http.greeter import subject_of
 from understudy.proxy.http.request_head import HeadMemory, RequestHead
 from understudy.proxy.http.stepping import Steps
-from understudy.proxy.settings import Limits
+from understudy.proxy.settings.settings import Limits
 
 Claim = tuple[Entry | None, bytes]
 """Who claims a request, if anybody does, and the path to go on with."""

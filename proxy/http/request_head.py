@@ -15,7 +15,7 @@ from understudy.policies.service import Headers
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.http.heads import origin_form
 from understudy.proxy.http.tunnel import offers_tunnel
-from understudy.proxy.settings import Limits
+from understudy.proxy.settings.settings import Limits
 
 REMEMBERED_MAX = 1024
 REMEMBERED_BYTES_MAX = 4096

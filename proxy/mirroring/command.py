@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from understudy.policies.mirror import Standing
 from understudy.proxy.cli import NOT_WELL, WELL, Complaint, environ_of, policies_folder, state_folder
 from understudy.proxy.knowledge import collections_folder
-from understudy.proxy.reading import BadPolicies, read_folder
-from understudy.proxy.settings import Route, Settings
+from understudy.proxy.settings.reading import BadPolicies, read_folder
+from understudy.proxy.settings.settings import Route, Settings
 
 if TYPE_CHECKING:
     from understudy.proxy.mirroring.mirror import Mirror

@@ -18,7 +18,7 @@ import msgspec
 
 from understudy.policies.pace import Pace
 from understudy.proxy.mirroring.source import Gone, SourceFailed
-from understudy.proxy.settings import UpstreamTier, at_endpoint, endpoints_of
+from understudy.proxy.settings.settings import UpstreamTier, at_endpoint, endpoints_of
 from understudy.proxy.tiers.upstream import tls_context
 
 ATTEMPTS_MAX = 8

@@ -26,11 +26,11 @@ from understudy.indexes.writes import Drop
 from understudy.policies.mirror import Standing
 from understudy.policies.service import Answer, Call, Refused, Service
 from understudy.proxy.handles import Learnt
-from understudy.proxy.mirror_settings import Mirror as Rules
 from understudy.proxy.mirroring.applying import Act, Applier, Changing, Doubtful, Found, Job, Outcome, Passed, Stock
 from understudy.proxy.mirroring.lane import Lane, size_of
 from understudy.proxy.mirroring.notes import CopyNote, Notes, Standings, TapMark
 from understudy.proxy.mirroring.touches import Touches
+from understudy.proxy.settings.mirror import Mirror as Rules
 
 if TYPE_CHECKING:
     from understudy.proxy.handles import Handles

@@ -24,7 +24,7 @@ from understudy.proxy.mirroring.line import ATTEMPTS_MAX, Line
 from understudy.proxy.mirroring.mirror import Mirror
 from understudy.proxy.mirroring.sources import source_of
 from understudy.proxy.mirroring.walking import Progress, Walker
-from understudy.proxy.settings import LocalTier, Route, Settings, UpstreamTier
+from understudy.proxy.settings.settings import LocalTier, Route, Settings, UpstreamTier
 
 if TYPE_CHECKING:
     from understudy.proxy.handles import Handles

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from understudy.proxy.mirror_rules import MIRRORED
 from understudy.proxy.mirroring.chroma_source import ChromaSource
 from understudy.proxy.mirroring.elastic_source import ElasticSource
 from understudy.proxy.mirroring.line import Line
 from understudy.proxy.mirroring.pinecone_source import PineconeSource
 from understudy.proxy.mirroring.qdrant_source import QdrantSource
 from understudy.proxy.mirroring.source import Source
+from understudy.proxy.settings.mirror_rules import MIRRORED
 
 
 def source_of(dialect: str, line: Line, names: Iterable[str] = ()) -> Source:

@@ -37,7 +37,7 @@ from understudy.proxy.dialects.translate import (
     Words,
 )
 from understudy.proxy.dialects.translate_openai import CompletionsReading
-from understudy.proxy.settings import Route, UpstreamTier
+from understudy.proxy.settings.settings import Route, UpstreamTier
 from understudy.proxy.tiers.translating import WIRES
 
 log = logging.getLogger("understudy.streams")

@@ -18,9 +18,9 @@ from understudy.models.space import Space, canonical_name
 from understudy.policies.marks import DIMENSIONS_MIN, handle_of
 from understudy.policies.service import Answer, Call, Refused
 from understudy.proxy.asks import EmbedAsk
-from understudy.proxy.provenance import Decodes, Provenance, tenant_by
-from understudy.proxy.reembedding import Way
-from understudy.proxy.settings import DeclaredSpace, Spaces
+from understudy.proxy.settings.settings import DeclaredSpace, Spaces
+from understudy.proxy.spaces.provenance import Decodes, Provenance, tenant_by
+from understudy.proxy.spaces.reembedding import Way
 
 if TYPE_CHECKING:
     import numpy as np

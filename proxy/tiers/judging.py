@@ -15,8 +15,8 @@ from understudy.policies.outcomes import Outcomes, Said, Verdict
 from understudy.policies.service import Answer, Call, Failed, Headers
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.http.heads import IDEMPOTENT
-from understudy.proxy.outcomes import provider_of, sets_key, shipped, table_of
-from understudy.proxy.settings import LocalTier, Route, Tier
+from understudy.proxy.settings.outcomes import provider_of, sets_key, shipped, table_of
+from understudy.proxy.settings.settings import LocalTier, Route, Tier
 
 FAILURES = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
 """Statuses by which an upstream says that it, not the caller, is at fault or too busy, whatever else it says."""

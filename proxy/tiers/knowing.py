@@ -22,14 +22,14 @@ from understudy.indexes.faults import IndexFault
 from understudy.models.errors import ModelError
 from understudy.models.space import Space, same_space
 from understudy.policies.service import Answer, Failed, Refused
-from understudy.proxy.settings import Local
+from understudy.proxy.settings.settings import Local
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from understudy.proxy.collection_reports import Stats
-    from understudy.proxy.sentences import Sentences
+    from understudy.proxy.reports.collections import Stats
+    from understudy.proxy.tiers.sentences import Sentences
 
 __all__ = ["Batches", "Counts", "Knowing", "Model", "Shelf", "Shelved"]
 

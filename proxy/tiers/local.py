@@ -34,7 +34,7 @@ from understudy.proxy.asks import (
 from understudy.proxy.dialects.base import BadRequest, Dialect
 from understudy.proxy.handles import Handles
 from understudy.proxy.http.stepping import in_task
-from understudy.proxy.settings import LocalTier
+from understudy.proxy.settings.settings import LocalTier
 from understudy.proxy.tiers.handing import SPACE_HEADER, Handing
 from understudy.proxy.tiers.knowing import WORK_S_MAX, Counts, Knowing, Model, Shelf, Shelved, Watched
 from understudy.proxy.tiers.origins import Home, Origins, has_vectors

@@ -20,7 +20,7 @@ from understudy.models.space import Space, same_space
 from understudy.policies.service import Call, Refused
 from understudy.proxy.asks import RetrieveAsk, parts_of
 from understudy.proxy.dialects.base import BadRequest
-from understudy.proxy.provenance import Origin, Provenance, tenant_by
+from understudy.proxy.spaces.provenance import Origin, Provenance, tenant_by
 
 EXAMPLES = ("positive", "negative", "target")
 """The roles of what a recommendation goes by, as dialects note them in an ask's shape."""

@@ -47,7 +47,7 @@ from understudy.proxy.dialects.translate_anthropic import AnthropicWire
 from understudy.proxy.dialects.translate_ollama import OllamaWire
 from understudy.proxy.dialects.translate_openai import AzureWire, OpenAIWire
 from understudy.proxy.dialects.translate_responses import ResponsesWire
-from understudy.proxy.settings import UpstreamTier
+from understudy.proxy.settings.settings import UpstreamTier
 from understudy.proxy.tiers.judging import error_said
 
 WIRES: Mapping[str, Wire] = MappingProxyType(

@@ -23,8 +23,8 @@ from understudy.proxy.http.unix import UnixPool
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection, Terms
 from understudy.proxy.http.upstream_stream import UpstreamStream
 from understudy.proxy.peeks import Peek
-from understudy.proxy.settings import Tls, UpstreamTier
-from understudy.proxy.stream_settings import Patience, Streaming
+from understudy.proxy.settings.settings import Tls, UpstreamTier
+from understudy.proxy.settings.stream import Patience, Streaming
 from understudy.proxy.tiers.judging import Judge, tier_judge
 
 BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))

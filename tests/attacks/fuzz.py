@@ -26,7 +26,7 @@ from tests.attacks.rig import UPSTREAM, Echo, Lines, Rig
 from tests.kit import virtual_clock
 from understudy.policies.service import Answer
 from understudy.proxy.http.upstream import Connection, Terms
-from understudy.proxy.settings import Limits
+from understudy.proxy.settings.settings import Limits
 
 CORPUS = Path(__file__).parent / "corpus"
 SEED_BYTES_MAX = 4096

@@ -18,7 +18,7 @@ from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.upstream import Connection
 from understudy.proxy.routes import Table
-from understudy.proxy.settings import Limits, LocalTier, Match, Route, Tier, UpstreamTier
+from understudy.proxy.settings.settings import Limits, LocalTier, Match, Route, Tier, UpstreamTier
 from understudy.proxy.stack import World, assemble
 from understudy.proxy.tiers.upstream import upstream_tier
 

@@ -38,7 +38,7 @@ from understudy.models.embedder import Embedder, Kind
 from understudy.models.graph import BertShape, bert_graph
 from understudy.models.runtime import Runtime
 from understudy.models.weights import package_folder, read_safetensors
-from understudy.proxy.bridging import JUDGED_MAX, QUESTIONS_TO_DOCUMENTS_MAX, native_sanity, nearest_in
+from understudy.proxy.spaces.bridging import JUDGED_MAX, QUESTIONS_TO_DOCUMENTS_MAX, native_sanity, nearest_in
 
 K = 10
 SEED = 7

@@ -34,10 +34,10 @@ from understudy.models.sentence_store import write_sentences
 from understudy.models.sentences import sentences
 from understudy.policies.service import Request, Service
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.sentences import Sentences
-from understudy.proxy.settings import LocalTier
+from understudy.proxy.settings.settings import LocalTier
 from understudy.proxy.tiers.knowing import Knowing, Model
 from understudy.proxy.tiers.local import local_tier
+from understudy.proxy.tiers.sentences import Sentences
 
 REPOSITORY = Path(__file__).parents[2]
 SQUAD = REPOSITORY.parent / "shared" / "data" / "squad-dev"

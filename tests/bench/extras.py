@@ -18,7 +18,7 @@ from tests.bench.subjects import Start, start_sidecar, understudy
 from tests.bench.workloads import WORKLOADS, Workload
 from understudy.proxy.bench.load import Mark, ask
 from understudy.proxy.bench.processes import cpu_s, pin, rss_bytes, tree
-from understudy.proxy.settings import Server
+from understudy.proxy.settings.settings import Server
 
 MIB = 1024 * 1024
 START_S_MAX = 30.0

@@ -26,7 +26,7 @@ from understudy.models.embedder import load
 from understudy.policies.cache import Town
 from understudy.policies.likeness import Likeness, Told, bucket_of
 from understudy.policies.wording import compare_answers, wording_of
-from understudy.proxy.settings import Likeness as Rules
+from understudy.proxy.settings.settings import Likeness as Rules
 
 SQUAD = REPOSITORY.parent / "shared" / "data" / "squad-dev"
 THRESHOLDS = (0.8, 0.9, 0.95)

@@ -24,15 +24,15 @@ from typing import Any
 import uvloop
 
 from understudy.policies.service import Answer, Call, Request, Service
-from understudy.proxy.accounting import Accountant
 from understudy.proxy.bench.exchanges import chat, search
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.dialects import DIALECTS, KINDS
-from understudy.proxy.provenance import Provenance
-from understudy.proxy.reading import read_folder
-from understudy.proxy.settings import Route, Tier, UpstreamTier
-from understudy.proxy.spaces import Plan
-from understudy.proxy.spending import Spending
+from understudy.proxy.settings.reading import read_folder
+from understudy.proxy.settings.settings import Route, Tier, UpstreamTier
+from understudy.proxy.spaces.provenance import Provenance
+from understudy.proxy.spaces.spaces import Plan
+from understudy.proxy.spending.accounting import Accountant
+from understudy.proxy.spending.budgets import Spending
 from understudy.proxy.stack import World, assemble
 
 CALLS = 400

@@ -12,8 +12,8 @@ from tests.kit.processes import Process, Sidecar, free_port
 from understudy.proxy import cli
 from understudy.proxy.bench.session import beside_our_upstream, exchange_of
 from understudy.proxy.dialects import KINDS
-from understudy.proxy.reading import read_folder
-from understudy.proxy.settings import Match, Route, Settings, UpstreamTier
+from understudy.proxy.settings.reading import read_folder
+from understudy.proxy.settings.settings import Match, Route, Settings, UpstreamTier
 
 POLICIES = """\
 server: {listen: "127.0.0.1:8787", admin: "127.0.0.1:8788", access_log: false}

@@ -12,7 +12,7 @@ import pytest
 from tests.bench import embedding
 from tests.bench.extractive import BARS, Asked, Theatre, has_answer, measured, off_corpus, plain
 from understudy.models.embedder import Embedder, load
-from understudy.proxy.model_bench import handbook
+from understudy.proxy.commands.model_bench import handbook
 
 QUESTIONS = Path(__file__).parents[1] / "data" / "knowledge_questions.jsonl"
 

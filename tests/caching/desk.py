@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from understudy.policies.service import Answer, Headers, Request, Service, Stream
-from understudy.proxy import settings
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import LocalTier, Match, Route, Tier, UpstreamTier
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import LocalTier, Match, Route, Tier, UpstreamTier
 from understudy.proxy.stack import RouteParts, World, assemble
 
 TARGETS = {

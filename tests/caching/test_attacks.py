@@ -13,7 +13,7 @@ from tests.caching.desk import Desk, Played, answer, as_json, heard, shared_cach
 from understudy.policies.service import Answer, Call, Request
 from understudy.proxy.caching.snapshot import ANY, NOTED_MAX, Notes, noted_since
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import Match, Route, Settings, UpstreamTier
+from understudy.proxy.settings.settings import Match, Route, Settings, UpstreamTier
 
 Header = tuple[bytes, bytes]
 QUESTION = {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "hi"}]}

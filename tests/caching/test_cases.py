@@ -14,9 +14,9 @@ import pytest
 
 from tests.caching.desk import Desk, answer, as_json, embedder, vector_of
 from understudy.policies.service import Answer, Call, Failed, Hop, Request
-from understudy.proxy import settings
 from understudy.proxy.caching.keys import canonical, digest, fields_of, front_of, scope_of
-from understudy.proxy.settings import Match, Route, UpstreamTier
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import Match, Route, UpstreamTier
 
 BODY: dict[str, Any] = {
     "model": "m",

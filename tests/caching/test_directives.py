@@ -13,9 +13,9 @@ from tests.caching.desk import Desk, Played, answer, embedder, heard, shared_cac
 from understudy.policies.coalesce import Flights, coalesce
 from understudy.policies.deadline import Deadline
 from understudy.policies.service import Answer, Call, Failed, Refused
-from understudy.proxy import settings
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.caching.snapshot import Record, framed, records
+from understudy.proxy.settings import settings
 
 QUESTION = {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "hi"}]}
 

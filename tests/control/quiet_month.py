@@ -31,12 +31,12 @@ from understudy.policies.events import Event
 from understudy.policies.forecast import Reading
 from understudy.policies.objectives import DAY_S, HOUR_S, MINUTE_S
 from understudy.policies.observe import RouteTally
-from understudy.proxy.alert_settings import Alerts
 from understudy.proxy.control import forecasts
 from understudy.proxy.control.admin import OfSidecar
 from understudy.proxy.control.alerting import Senders
 from understudy.proxy.control.objectives import Overlooked
 from understudy.proxy.control.wire import Family
+from understudy.proxy.settings.alert import Alerts
 from understudy.proxy.sidecar import Sidecar
 
 BEGIN = 1_800_000_000.0

@@ -14,9 +14,9 @@ import pytest
 from tests.kit.acts import answer, hang_up, reset, silence
 from tests.kit.fake_upstream import FakeUpstream
 from understudy.policies.alerts import Alert, Notice
-from understudy.proxy.alert_settings import Alerts, Receiver
 from understudy.proxy.control.alerting import QUEUE_MAX, Senders
-from understudy.proxy.settings import Secret
+from understudy.proxy.settings.alert import Alerts, Receiver
+from understudy.proxy.settings.settings import Secret
 
 BEGIN = 1_800_000_000.0
 AT = "2027-01-15T08:00:00.000Z"

@@ -11,9 +11,9 @@ from understudy.policies.events import WHOLE, Event
 from understudy.policies.spend import Crossed
 from understudy.proxy.control.budget_alerts import BudgetAlerts
 from understudy.proxy.events import Events
-from understudy.proxy.prometheus_rules import rules_text
-from understudy.proxy.settings import Settings
-from understudy.proxy.spending import crossing
+from understudy.proxy.reports.prometheus_rules import rules_text
+from understudy.proxy.settings.settings import Settings
+from understudy.proxy.spending.budgets import crossing
 
 NOW, ENDS = 1000.0, 2000
 POLICIES = """

@@ -13,8 +13,7 @@ from understudy.policies.events import Event
 from understudy.policies.forecast import ADVICE, DAY_S, HOUR_S, Reading
 from understudy.policies.observe import SECONDS
 from understudy.policies.quota import Allowance
-from understudy.proxy.admin_commands import print_tables
-from understudy.proxy.alert_settings import Alerts
+from understudy.proxy.commands.sidecar import print_tables
 from understudy.proxy.control.alerting import Senders
 from understudy.proxy.control.forecasts import FILE, Foresight
 from understudy.proxy.control.objectives import Lookout
@@ -30,8 +29,9 @@ from understudy.proxy.control.resources import (
 )
 from understudy.proxy.control.wire import Family
 from understudy.proxy.events import Events
-from understudy.proxy.forecast_reports import FORECAST_METRICS, forecast_text, resource_rows
-from understudy.proxy.metrics import METRICS
+from understudy.proxy.reports.forecasts import FORECAST_METRICS, forecast_text, resource_rows
+from understudy.proxy.reports.metrics import METRICS
+from understudy.proxy.settings.alert import Alerts
 
 BEGIN = 1_800_000_000.0 - 1_800_000_000.0 % 300
 GIB = 2.0**30

@@ -22,8 +22,7 @@ from understudy.proxy.control.journal import Journal
 from understudy.proxy.control.learning import RISKS_FILE, WAITING_MAX, Learner
 from understudy.proxy.control.objectives import Lookout
 from understudy.proxy.control.wire import Family
-from understudy.proxy.journal_settings import Journal as Rules
-from understudy.proxy.risk_reports import (
+from understudy.proxy.reports.risks import (
     NO_CHANGE,
     NOTHING_DONE,
     NOTHING_ILL,
@@ -31,7 +30,8 @@ from understudy.proxy.risk_reports import (
     journal_families,
     risk_told,
 )
-from understudy.proxy.settings import Settings, Split
+from understudy.proxy.settings.journal import Journal as Rules
+from understudy.proxy.settings.settings import Settings, Split
 
 
 class Learning:

@@ -19,7 +19,7 @@ from understudy.proxy import cli
 from understudy.proxy.control.admin import Admin, OfSidecar
 from understudy.proxy.control.objectives import Overlooked
 from understudy.proxy.dialects import KINDS
-from understudy.proxy.reading import read_folder
+from understudy.proxy.settings.reading import read_folder
 from understudy.proxy.sidecar import Sidecar
 
 pytestmark = pytest.mark.real_clock

@@ -15,13 +15,13 @@ from tests.kit.weather import call_of
 from understudy.policies.objectives import Counts, compared
 from understudy.policies.observe import Histogram, RouteTally
 from understudy.policies.service import Answer
-from understudy.proxy.alert_settings import Alerts, Objectives, Receiver
 from understudy.proxy.control.alerting import Senders
 from understudy.proxy.control.objectives import FILE, Lookout, agreed, agreement_counted, counted, tallied
 from understudy.proxy.control.wire import Family, Sample
-from understudy.proxy.prometheus_rules import rules_text
-from understudy.proxy.settings import Match, Route, Secret, Server, Settings, UpstreamTier
-from understudy.proxy.watch_settings import Watch
+from understudy.proxy.reports.prometheus_rules import rules_text
+from understudy.proxy.settings.alert import Alerts, Objectives, Receiver
+from understudy.proxy.settings.settings import Match, Route, Secret, Server, Settings, UpstreamTier
+from understudy.proxy.settings.watch import Watch
 
 BEGIN = 1_800_000_000.0
 

@@ -37,7 +37,7 @@ from understudy.proxy.control.recovery import Recoverer
 from understudy.proxy.control.rungs import Rungs
 from understudy.proxy.http.names import Names
 from understudy.proxy.mirroring.mirror import Held
-from understudy.proxy.recovery_reports import recovering
+from understudy.proxy.reports.recovery import recovering
 from understudy.proxy.tiers.knowing import Knowing, Model
 
 # --- connections, names, endpoints ---------------------------------------------------------------------------------

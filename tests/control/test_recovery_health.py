@@ -15,8 +15,8 @@ from tests.kit.fake_upstream import FakeUpstream, Heard, Wire, is_check
 from tests.kit.unwell import SERVER, Ward
 from understudy.proxy.control.admin import status_of
 from understudy.proxy.control.healing import keep_recovering
-from understudy.proxy.recovery_reports import recovering
-from understudy.proxy.status_text import status_text
+from understudy.proxy.reports.recovery import recovering
+from understudy.proxy.reports.status_text import status_text
 
 pytestmark = pytest.mark.virtual_clock(io_grace_s=0.002)
 

@@ -30,7 +30,7 @@ from understudy.models.runtime import Device, Runtime
 from understudy.policies.recovery import period_s
 from understudy.proxy.caching.second import Second
 from understudy.proxy.control.healing import keep_recovering
-from understudy.proxy.recovery_reports import recovering
+from understudy.proxy.reports.recovery import recovering
 from understudy.proxy.tiers.knowing import Model
 
 pytestmark = pytest.mark.virtual_clock(io_grace_s=0.001)

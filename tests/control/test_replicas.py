@@ -20,14 +20,14 @@ from tests.caching.test_second import server
 from tests.kit.processes import Sidecar, eventually, free_port
 from understudy.policies.events import Event
 from understudy.policies.hints import Noted, Open, Page
-from understudy.proxy.cache_settings import SharedCache
 from understudy.proxy.control.hinting import Opening
 from understudy.proxy.control.redis_line import REPLY_BYTES_MAX, Address, RedisFault, RedisLine
 from understudy.proxy.control.replicas import PAGE_BYTES_MAX, Replicas, keys_of
-from understudy.proxy.metrics import METRICS
-from understudy.proxy.replica_reports import REPLICA_METRICS
-from understudy.proxy.replica_settings import Replicas as ReplicaSettings
-from understudy.proxy.settings import Match, Route, Secret, Server, Settings, UpstreamTier
+from understudy.proxy.reports.metrics import METRICS
+from understudy.proxy.reports.replicas import REPLICA_METRICS
+from understudy.proxy.settings.cache import SharedCache
+from understudy.proxy.settings.replica import Replicas as ReplicaSettings
+from understudy.proxy.settings.settings import Match, Route, Secret, Server, Settings, UpstreamTier
 
 OPEN_S = 60
 KEY = ("chat", "model", "model")

@@ -6,8 +6,8 @@ import pytest
 
 from tests.control.watched import LLM, Metrics, sample, settings_of
 from understudy.policies.risk import FEATURES
-from understudy.proxy.components import components_of
 from understudy.proxy.control.signals import READINGS, Signals, quantile
+from understudy.proxy.health.components import components_of
 
 COMPONENTS = components_of(settings_of())
 
@@ -84,7 +84,7 @@ def test_a_quantile_lies_within_the_bucket_that_holds_it():
 
 
 def test_every_reading_is_of_a_metric_that_there_is():
-    from understudy.proxy.metrics import METRICS
+    from understudy.proxy.reports.metrics import METRICS
 
     ours = {reading.sample for reading in READINGS if reading.sample.startswith("understudy_")}
     assert {name.removesuffix("_count").removesuffix("_sum") for name in ours} <= set(METRICS)

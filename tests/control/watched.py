@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from understudy.policies.objectives import Counts
-from understudy.proxy.alert_settings import Objectives
 from understudy.proxy.changes import Fact
 from understudy.proxy.control.wire import Family, Sample
 from understudy.proxy.events import Events
-from understudy.proxy.settings import Match, Route, Server, Settings, UpstreamTier
+from understudy.proxy.settings.alert import Objectives
+from understudy.proxy.settings.settings import Match, Route, Server, Settings, UpstreamTier
 
 BEGIN = 1_800_000_000.0
 LLM = "llm_service:127.0.0.1:1"

@@ -15,11 +15,11 @@ from tests.dialects.streams import TEXT, WRITTEN, streamed
 from understudy.policies.service import Answer, Failed, Refused
 from understudy.proxy.asks import GenerateAsk
 from understudy.proxy.caching.keys import Scope
+from understudy.proxy.caching.scopes import prompt_of
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.dialects.anthropic import event_bytes
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.dialects.sse import events
-from understudy.proxy.scopes import prompt_of
 
 ANTHROPIC = DIALECTS["anthropic"]
 HELLO = [{"role": "user", "content": "Hello?"}]

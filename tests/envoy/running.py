@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.kit.processes import Process, free_port, needs
 from understudy.envoy.bootstrap import render
 from understudy.envoy.cli import templates_of
-from understudy.proxy.reading import load
+from understudy.proxy.settings.reading import load
 
 READY_S_MAX = 60.0
 

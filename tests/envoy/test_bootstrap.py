@@ -13,8 +13,8 @@ from tests.envoy.running import complaints, rendered
 from understudy.envoy.bootstrap import render
 from understudy.envoy.cli import templates_of
 from understudy.proxy.cli import shipped_policies
-from understudy.proxy.reading import load
 from understudy.proxy.routes import Routes
+from understudy.proxy.settings.reading import load
 
 PLAIN_CHAT = """
 routes:

@@ -25,7 +25,7 @@ from understudy.proxy.http.exchange import Exchange
 from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.routes import Table
-from understudy.proxy.settings import Endpoint, Limits, LocalTier, Match, Route, Tier, UpstreamTier
+from understudy.proxy.settings.settings import Endpoint, Limits, LocalTier, Match, Route, Tier, UpstreamTier
 from understudy.proxy.stack import World, assemble
 from understudy.proxy.tiers.upstream import NO_MARKS, make_pool, upstream_tier
 

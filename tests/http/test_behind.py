@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from understudy.proxy.http.behind import Behind
-from understudy.proxy.settings import Limits
+from understudy.proxy.settings.settings import Limits
 
 LIMITS = Limits(idle_s=40, read_bytes_per_s_min=100, unsent_bytes_max=10_000)
 

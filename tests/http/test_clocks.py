@@ -10,7 +10,7 @@ from tests.http.house import House, answering, request, until
 from tests.http.test_streams import Flood
 from tests.kit.acts import silence
 from understudy.policies.service import Answer, Call
-from understudy.proxy.settings import Deadline, Limits
+from understudy.proxy.settings.settings import Deadline, Limits
 
 LIMITS = Limits(head_s=10, body_s=20, idle_s=40, write_buffer_bytes_max=64 * 1024)
 

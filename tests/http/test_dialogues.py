@@ -10,7 +10,7 @@ from tests.http.house import House, answering, chunked, request, turns, until
 from tests.kit.acts import answer, pieces
 from tests.kit.fake_upstream import Act, Heard, Wire
 from understudy.policies.service import Answer, Call, HeldStream
-from understudy.proxy.settings import Limits, Match
+from understudy.proxy.settings.settings import Limits, Match
 
 pytestmark = pytest.mark.usefixtures("either_loop")
 

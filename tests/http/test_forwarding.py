@@ -11,10 +11,10 @@ from tests.http.house import House, request
 from tests.kit.acts import answer
 from tests.kit.fake_upstream import Heard
 from understudy.policies.service import Answer, Call, Request
-from understudy.proxy.access_log import line_of
 from understudy.proxy.http.exchange import Exchange
 from understudy.proxy.http.forwarding import Marks, goes_in_circles, trace_of
-from understudy.proxy.settings import Secret, UpstreamTier
+from understudy.proxy.reports.access_log import line_of
+from understudy.proxy.settings.settings import Secret, UpstreamTier
 from understudy.proxy.tiers.upstream import Target
 
 pytestmark = pytest.mark.usefixtures("either_loop")

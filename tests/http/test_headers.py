@@ -9,7 +9,7 @@ from tests.kit.acts import answer
 from understudy.policies.service import Answer
 from understudy.proxy.http.heads import header_safe, kept
 from understudy.proxy.http.response_head import ResponseHead
-from understudy.proxy.settings import Match, Secret
+from understudy.proxy.settings.settings import Match, Secret
 
 pytestmark = pytest.mark.usefixtures("either_loop")
 

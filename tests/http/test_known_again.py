@@ -8,7 +8,7 @@ from tests.http.house import Caller, House, answering, request
 from tests.kit.acts import answer
 from understudy.policies.service import Answer
 from understudy.proxy.routes import Table
-from understudy.proxy.settings import Limits, Match
+from understudy.proxy.settings.settings import Limits, Match
 
 
 def said(length: bytes, body: bytes) -> bytes:

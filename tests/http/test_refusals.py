@@ -8,7 +8,7 @@ import pytest
 
 from tests.http.house import House, chunked, request, turns
 from tests.kit.acts import answer
-from understudy.proxy.settings import Limits, Match
+from understudy.proxy.settings.settings import Limits, Match
 
 pytestmark = pytest.mark.usefixtures("either_loop")
 

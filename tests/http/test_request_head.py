@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from understudy.proxy.dialects.base import BadRequest
 from understudy.proxy.http.chunked import BadChunks, ChunkedBody
 from understudy.proxy.http.request_head import REMEMBERED_MAX, HeadMemory, read_head
-from understudy.proxy.settings import Limits
+from understudy.proxy.settings.settings import Limits
 
 LIMITS = Limits()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.http.house import House, turns
 from tests.kit.fake_upstream import Heard, Wire
-from understudy.proxy.settings import Limits
+from understudy.proxy.settings.settings import Limits
 
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789-_.!", min_size=1, max_size=12)
 OURS_OR_THE_HOPS = {

@@ -13,7 +13,7 @@ from tests.kit.fake_upstream import Heard, Wire
 from understudy.policies.service import Answer, Call, HeldStream
 from understudy.proxy.http import response_head, upstream
 from understudy.proxy.http.response_head import ResponseHead
-from understudy.proxy.settings import Limits
+from understudy.proxy.settings.settings import Limits
 
 pytestmark = pytest.mark.usefixtures("either_loop")
 

@@ -13,9 +13,9 @@ from tests.http.test_streams import Flood
 from tests.kit.acts import answer
 from tests.kit.certificates import Authority
 from understudy.policies.service import Answer, Call
-from understudy.proxy.certificates import credentials
 from understudy.proxy.http.forwarding import Marks
-from understudy.proxy.settings import Limits, ServerTls
+from understudy.proxy.settings.certificates import credentials
+from understudy.proxy.settings.settings import Limits, ServerTls
 
 SPIFFE = "spiffe://example.org/ns/rag/sa/app"
 

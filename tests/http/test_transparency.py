@@ -16,7 +16,7 @@ from tests.kit.fake_upstream import Heard
 from understudy.policies.service import Call
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.http.forwarding import Marks
-from understudy.proxy.settings import UpstreamTier
+from understudy.proxy.settings.settings import UpstreamTier
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
 pytestmark = pytest.mark.usefixtures("either_loop")

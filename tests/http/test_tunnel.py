@@ -15,7 +15,7 @@ from aiohttp import WSMsgType, web
 
 from tests.http.house import CHAT, House, request, until
 from tests.kit.acts import answer
-from understudy.proxy.settings import Limits
+from understudy.proxy.settings.settings import Limits
 
 OFFER = [
     (b"Connection", b"keep-alive, Upgrade"),

@@ -14,7 +14,7 @@ from understudy.policies.service import Call, Failed, Request
 from understudy.proxy.assembling import CannotStart
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.http.unix import UnixPlace
-from understudy.proxy.settings import UpstreamTier
+from understudy.proxy.settings.settings import UpstreamTier
 from understudy.proxy.sidecar import Sidecar
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 

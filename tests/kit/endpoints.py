@@ -22,7 +22,7 @@ from understudy.policies.breaker import Breaker
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Sink, Stream
 from understudy.proxy.dialects.base import Dialect
 from understudy.proxy.http.stepping import Waiter
-from understudy.proxy.settings import UpstreamTier
+from understudy.proxy.settings.settings import UpstreamTier
 from understudy.proxy.stack import EndpointParts
 from understudy.proxy.tiers.judging import Judge, tier_judge
 

@@ -34,9 +34,9 @@ from understudy.policies.questions import Questions
 from understudy.policies.service import Answer, Call, Failed, Refused, Request, Service
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.dialects.base import BadRequest
-from understudy.proxy.provenance import Provenance
-from understudy.proxy.settings import LocalTier, Match, Route, Settings, Spaces, Tier, UpstreamTier
-from understudy.proxy.spaces import plans_of
+from understudy.proxy.settings.settings import LocalTier, Match, Route, Settings, Spaces, Tier, UpstreamTier
+from understudy.proxy.spaces.provenance import Provenance
+from understudy.proxy.spaces.spaces import plans_of
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.tiers.handing import Handing
 from understudy.proxy.tiers.knowing import Knowing, Model
@@ -344,6 +344,6 @@ def _json(status: int, body: object) -> Answer:
 
 
 def _local() -> Any:
-    from understudy.proxy.settings import Local
+    from understudy.proxy.settings.settings import Local
 
     return Local(model=NEAR, knowledge=False)

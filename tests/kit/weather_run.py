@@ -30,12 +30,22 @@ from tests.kit.endpoints import Base, Spot, local, number_of
 from tests.kit.weather import SKIES, Weather
 from understudy.policies.budget import Budget
 from understudy.policies.service import Answer, Failed, Refused, Request, Service
-from understudy.proxy import settings
-from understudy.proxy.balance_settings import Ejection
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.http.stepping import Stepped, Steps
-from understudy.proxy.settings import Arm, Endpoint, LocalTier, Match, PlannedFault, Rate, Route, Tier, UpstreamTier
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.balance import Ejection
+from understudy.proxy.settings.settings import (
+    Arm,
+    Endpoint,
+    LocalTier,
+    Match,
+    PlannedFault,
+    Rate,
+    Route,
+    Tier,
+    UpstreamTier,
+)
 from understudy.proxy.stack import EndpointParts, RouteParts, World, assemble
 
 RATE = 100.0

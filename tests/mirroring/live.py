@@ -37,11 +37,11 @@ from understudy.indexes.writes import (
 )
 from understudy.policies.service import Answer, Call, Failed, Request
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.mirror_settings import Mirror as Rules
 from understudy.proxy.mirroring.keeper import Keeper
 from understudy.proxy.mirroring.mirror import Mirror
 from understudy.proxy.mirroring.source import Described, Gone, Page, SourceFailed
 from understudy.proxy.mirroring.walking import Walker
+from understudy.proxy.settings.mirror import Mirror as Rules
 
 DIMENSIONS = 4
 QDRANT = DIALECTS["qdrant"]

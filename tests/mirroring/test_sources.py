@@ -25,7 +25,7 @@ from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.mirroring.line import Line
 from understudy.proxy.mirroring.source import Described, Gone, Page, Source, SourceFailed, Unmirrorable
 from understudy.proxy.mirroring.sources import source_of
-from understudy.proxy.settings import UpstreamTier
+from understudy.proxy.settings.settings import UpstreamTier
 
 COUNT = 600
 """Three pages of Elasticsearch's, and seven of Pinecone's."""

@@ -16,7 +16,7 @@ from tests.kit.weather import call_of
 from understudy.policies.adaptive import Additive, Gradient, Learner, Signal
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused
-from understudy.proxy.settings import Limit
+from understudy.proxy.settings.settings import Limit
 
 pytestmark = pytest.mark.virtual_clock(io_grace_s=0)
 

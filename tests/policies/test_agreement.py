@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from understudy.policies.agreement import Said, newer, newest
 from understudy.policies.breaker import Breaker
 from understudy.policies.respawn import DEATHS_MAX, WAIT_S_MAX, WELL_S, Respawn
-from understudy.proxy.settings import Breaker as Rules
+from understudy.proxy.settings.settings import Breaker as Rules
 
 RULES = Rules(consecutive=2, permits=1, open_s=4.0, open_s_max=60.0, probing_s_max=30.0)
 EVEN = 0.5

@@ -14,9 +14,9 @@ from understudy.policies.balance import Balance, Peer, balance
 from understudy.policies.breaker import Breaker, breaker
 from understudy.policies.quota import Quota
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Service
-from understudy.proxy import settings
-from understudy.proxy.settings import Balance as Rules
-from understudy.proxy.settings import Ejection
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import Balance as Rules
+from understudy.proxy.settings.settings import Ejection
 
 ALWAYS = Ejection(enabled=False)
 

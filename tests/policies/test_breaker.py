@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.kit.weather import call_of
 from understudy.policies.breaker import MODES, Breaker, breaker
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Stream
-from understudy.proxy.settings import Breaker as Rules
+from understudy.proxy.settings.settings import Breaker as Rules
 
 EVEN = 0.5
 """The luck that leaves an open time as it is."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.policies.budget import SLICES, Budget
-from understudy.proxy.settings import Budget as Rules
+from understudy.proxy.settings.settings import Budget as Rules
 
 
 def test_a_call_a_minute_may_still_be_asked_again():

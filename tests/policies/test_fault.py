@@ -15,7 +15,7 @@ from tests.kit.weather import call_of
 from understudy.policies.fault import HungUp, Injection, SpoiltStream, Stage, fault, marked
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Service
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import LocalTier, PlannedFault
+from understudy.proxy.settings.settings import LocalTier, PlannedFault
 from understudy.proxy.stages import RouteStage, TierStage
 from understudy.proxy.tiers.judging import tier_judge
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as some
 from understudy.policies.breaker import Breaker
 from understudy.policies.health import BREAKER, GATHER_S, UNASKED_S, Guarding, Health, of_breakers, strain
 from understudy.policies.verdict import DWELL_S, FLIPS_MAX, FLIPS_S
-from understudy.proxy.settings import Breaker as BreakerRules
+from understudy.proxy.settings.settings import Breaker as BreakerRules
 
 NAME = "vector_database:qdrant:6333"
 WRONG = "transport: connect_refused"

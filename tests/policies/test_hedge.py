@@ -15,7 +15,7 @@ from understudy.policies.budget import Budget
 from understudy.policies.hedge import Hedge, hedge
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Kind, Refused, Service
-from understudy.proxy import settings
+from understudy.proxy.settings import settings
 
 RULES = settings.Hedge(samples_min=32)
 

@@ -20,7 +20,7 @@ from understudy.policies.hints import (
     Page,
     said_of,
 )
-from understudy.proxy.attempt_settings import Breaker as Rules
+from understudy.proxy.settings.attempt import Breaker as Rules
 
 WALL = 1_800_000_000.0
 

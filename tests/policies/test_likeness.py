@@ -25,7 +25,7 @@ from understudy.policies.likeness import (
     wilson_upper,
 )
 from understudy.policies.wording import Wording, wording_of
-from understudy.proxy.settings import Likeness as Rules
+from understudy.proxy.settings.settings import Likeness as Rules
 
 HIT = Bucket("exact", 0.98)
 RULES = Rules(entries_max=8, bytes_max=1024 * 1024)

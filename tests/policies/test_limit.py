@@ -10,7 +10,7 @@ import pytest
 from tests.kit.weather import call_of
 from understudy.policies.limit import Bulkhead, limit
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Service
-from understudy.proxy.settings import Limit
+from understudy.proxy.settings.settings import Limit
 
 
 def bounded(service: Service, rules: Limit) -> tuple[Service, Bulkhead]:

@@ -17,7 +17,7 @@ from understudy.policies.questions import (
     shared_deadline,
     text_prints,
 )
-from understudy.proxy.settings import Questions as Rules
+from understudy.proxy.settings.settings import Questions as Rules
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 EMBED = Leg("embed", "embeddings", "secondary", "local-embed")

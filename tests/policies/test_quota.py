@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.kit.weather import call_of
 from understudy.policies.quota import CALLERS_MAX, Allowance, Quota, allowances, quota
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
-from understudy.proxy import settings as policies
+from understudy.proxy.settings import settings as policies
 
 NOW_WALL = 1_800_000_000.0
 OPENAI = (

@@ -14,7 +14,7 @@ from understudy.policies.chain import Link, chain
 from understudy.policies.deadline import Deadline
 from understudy.policies.ramp import Ramp
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
-from understudy.proxy.settings import Ramp as Rules
+from understudy.proxy.settings.settings import Ramp as Rules
 
 
 @dataclass

@@ -21,7 +21,7 @@ from understudy.policies.recovery import (
     in_words,
     period_s,
 )
-from understudy.proxy.recovery_settings import Recovery as Rules
+from understudy.proxy.settings.recovery import Recovery as Rules
 
 BEGIN = 1_800_000_000.0
 DB = "vector_database:db:6333"

@@ -14,7 +14,7 @@ from understudy.policies.budget import Budget
 from understudy.policies.retry import Retry, retry
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.policies.usual import Usual
-from understudy.proxy.settings import Budget as Rules
+from understudy.proxy.settings.settings import Budget as Rules
 
 
 def failing(*outcomes: Exception | None) -> tuple[Service, list[float]]:

@@ -13,7 +13,7 @@ from tests.kit.weather import Weather, call_of, weathered
 from understudy.policies.compare import Pair
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Kind, Service
 from understudy.policies.shadow import Mirror, Shadowing, shadow, shadow_of
-from understudy.proxy.settings import Shadow as Rules
+from understudy.proxy.settings.settings import Shadow as Rules
 
 ALL = Rules(arm="next", share=1.0)
 

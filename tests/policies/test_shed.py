@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.kit.weather import call_of
 from understudy.policies.service import Answer, Call, Refused
 from understudy.policies.shed import PRESSURE_MAX, Priority, Shedder, shed
-from understudy.proxy.settings import Shedding
+from understudy.proxy.settings.settings import Shedding
 
 
 def lagging(heart: Shedder, now: float, lags_s: list[float]) -> float:

@@ -10,7 +10,7 @@ import pytest
 from understudy.policies.chain import Link
 from understudy.policies.service import Answer, Call, Failed, Headers, Request, Service
 from understudy.policies.spend import FREE, HARD, OTHERS, SOFT, Budgets, ends_of, moved, spend
-from understudy.proxy.settings import SpendBudget
+from understudy.proxy.settings.settings import SpendBudget
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC).timestamp()
 DAY = SpendBudget(name="day", cost=10.0, cheaper=["mini"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from understudy.policies.tiering import Tiering, is_passed_over, tier_of
-from understudy.proxy.health_settings import ServiceTier, TierClause
+from understudy.proxy.settings.health import ServiceTier, TierClause
 
 SERVICES = ["vector_database:q:1", "embedding_service:e:1", "llm_service:l:1", "network:upstreams"]
 RULES = ServiceTier()

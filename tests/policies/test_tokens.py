@@ -12,7 +12,7 @@ from tests.kit.weather import call_of
 from understudy.policies.service import Answer, Call, Headers
 from understudy.policies.tokens import Buckets, limits_anything, tokens
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import Rate, Tokens
+from understudy.proxy.settings.settings import Rate, Tokens
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from understudy.policies.usage import MODELS_MAX, OTHER, Accounts, PriceList, Usage, cost_of
-from understudy.proxy.settings import Price
+from understudy.proxy.settings.settings import Price
 
 MINI = Price(input=0.15, cached_input=0.075, output=0.60)
 BIG = Price(input=2.50, output=10.0)

@@ -25,9 +25,9 @@ from tests.kit import virtual_clock
 from tests.kit.endpoints import rest
 from tests.kit.weather import call_of
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
-from understudy.proxy import settings
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import Endpoint, LocalTier, Match, Route, Tier, UpstreamTier
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import Endpoint, LocalTier, Match, Route, Tier, UpstreamTier
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.tiers.judging import tier_judge
 

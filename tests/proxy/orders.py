@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from understudy.policies.coalesce import Flights, coalesce
 from understudy.policies.deadline import Deadline
 from understudy.policies.service import Service
-from understudy.proxy import settings
+from understudy.proxy.settings import settings
 
 TIMES = Deadline(10.0, 1.0)
 SHOWN: set[tuple[str, str]] = set()

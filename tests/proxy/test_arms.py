@@ -14,14 +14,14 @@ from tests.kit.weather import call_of
 from understudy.policies.breaker import Breaker, breaker
 from understudy.policies.fault import Injection, fault
 from understudy.policies.service import Answer, Call, Failed, Request, Service
-from understudy.proxy import settings
-from understudy.proxy.arm_reports import arm_metrics, arms_status, arms_text, merged_arms
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.reading_answers import body_field, results_of
-from understudy.proxy.settings import Arm, Match, PlannedFault, Route, Shadow, Split, Tier, UpstreamTier
+from understudy.proxy.reports.arms import arm_metrics, arms_status, arms_text, merged_arms
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import Arm, Match, PlannedFault, Route, Shadow, Split, Tier, UpstreamTier
 from understudy.proxy.stack import RouteParts, World, assemble
 from understudy.proxy.stages import TierStage
 from understudy.proxy.tiers.judging import tier_judge
+from understudy.proxy.watching.reading_answers import body_field, results_of
 
 EMBEDDINGS = DIALECTS["openai-embeddings"]
 ARM = {"next": Arm(tiers=[UpstreamTier(name="new", url="http://n")])}

@@ -10,9 +10,9 @@ import pytest
 from tests.kit.endpoints import rest
 from tests.kit.weather import TARGETS, call_of
 from understudy.policies.service import Answer, Call, Failed, Kind, Service
-from understudy.proxy import settings
 from understudy.proxy.dialects import DIALECTS, KINDS
-from understudy.proxy.settings import Endpoint, LocalTier, Match, Route, Tier, UpstreamTier
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import Endpoint, LocalTier, Match, Route, Tier, UpstreamTier
 from understudy.proxy.stack import World, assemble
 
 CALLS, PATIENCE_S = 1000, 2.0

@@ -14,10 +14,10 @@ from understudy.policies.service import Answer, Call, Request
 from understudy.proxy.changes import ARM_S, LOOK_S, VALUES_MAX, Changes, Fact, Watched, fact_of
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.events import Events
-from understudy.proxy.fingerprints import Fingerprints
 from understudy.proxy.peeks import MODELS_MAX, Peek
-from understudy.proxy.provenance import Provenance
-from understudy.proxy.settings import Match, Route, Settings, UpstreamTier
+from understudy.proxy.settings.settings import Match, Route, Settings, UpstreamTier
+from understudy.proxy.spaces.fingerprints import Fingerprints
+from understudy.proxy.spaces.provenance import Provenance
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
 LLM = "llm_service:127.0.0.1:1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.proxy.metastability import KINDS, Kind, story
-from understudy.proxy import settings
+from understudy.proxy.settings import settings
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,10 +33,10 @@ from understudy.policies.shed import Shedder, shed
 from understudy.policies.spaces import guarded as handles_guarded
 from understudy.policies.split import MAIN, Manner, Split, split
 from understudy.policies.tokens import Buckets, tokens
-from understudy.proxy import settings
+from understudy.proxy.caching.likeness import Alike, likeness_of
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.likeness import Alike, likeness_of
-from understudy.proxy.settings import Ejection, Match, PlannedFault, Rate, Route, Shedding, UpstreamTier
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import Ejection, Match, PlannedFault, Rate, Route, Shedding, UpstreamTier
 from understudy.proxy.stack import ROUTE_ORDER, TIER_ORDER
 from understudy.proxy.stages import RouteStage, TierStage
 from understudy.proxy.tiers.judging import tier_judge

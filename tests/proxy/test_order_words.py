@@ -8,9 +8,9 @@ import json
 from tests.proxy.orders import in_both_orders, now, sharing, shows
 from understudy.policies.last_words import Foreseen, Prepared
 from understudy.policies.service import Answer, Call, Failed, Request, Service
-from understudy.proxy import settings
+from understudy.proxy.caching.last_words import LastWords
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.last_words import LastWords
+from understudy.proxy.settings import settings
 
 
 def asking(question: str, id: str = "c") -> Call:

@@ -12,8 +12,8 @@ from understudy.policies.questions import Questions
 from understudy.policies.service import Answer, Call, Service
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.parts import RouteParts
-from understudy.proxy.settings import Match, Route, Tier, UpstreamTier
-from understudy.proxy.settings import Questions as Rules
+from understudy.proxy.settings.settings import Match, Route, Tier, UpstreamTier
+from understudy.proxy.settings.settings import Questions as Rules
 from understudy.proxy.stack import assemble
 
 DOCUMENTS = [f"{text}. And then {text} once more." for text in texts(50)]

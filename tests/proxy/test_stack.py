@@ -12,9 +12,9 @@ from tests.kit.weather import Weather, call_of, calls, weathered
 from understudy.policies.deadline import Deadline
 from understudy.policies.observe import RouteTally, observe
 from understudy.policies.service import Answer, Call, Failed, Service
-from understudy.proxy import settings
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import Endpoint, LocalTier, Match, Route, Secret, Tier, UpstreamTier
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import Endpoint, LocalTier, Match, Route, Secret, Tier, UpstreamTier
 from understudy.proxy.stack import ROUTE_ORDER, TIER_ORDER, RouteParts, World, assemble
 
 

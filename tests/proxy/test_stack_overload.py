@@ -9,9 +9,9 @@ import pytest
 from tests.kit.weather import call_of
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.policies.shed import Shedder
-from understudy.proxy import settings
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import Match, Rate, Route, Shed, Shedding, Tier, Tokens, UpstreamTier
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.settings import Match, Rate, Route, Shed, Shedding, Tier, Tokens, UpstreamTier
 from understudy.proxy.stack import RouteParts, World, assemble
 
 NO_QUOTA = b"x-ratelimit-remaining: 0\r\nx-ratelimit-reset: 60\r\n"

@@ -23,8 +23,8 @@ from tests.kit.processes import Process, Sidecar, free_port, needs
 from understudy.policies.objectives import Counts, Course
 from understudy.proxy.control.objectives import FILE
 from understudy.proxy.dialects import KINDS
-from understudy.proxy.prometheus_rules import rules_text
-from understudy.proxy.reading import read_folder
+from understudy.proxy.reports.prometheus_rules import rules_text
+from understudy.proxy.settings.reading import read_folder
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -17,7 +17,7 @@ from tests.kit.acts import sse
 from tests.kit.fake_upstream import in_thread
 from tests.kit.processes import Sidecar, eventually, free_port, is_ready
 from tests.kit.tiny_llm import ANSWER, make_llm
-from understudy.proxy.llm_child import environment
+from understudy.proxy.llm.child import environment
 
 pytestmark = pytest.mark.real
 

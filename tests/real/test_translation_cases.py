@@ -21,7 +21,7 @@ from tests.kit.processes import Sidecar
 from tests.kit.providers import PROVIDERS
 from tests.kit.questions import PNG, Function, Provider, Question, Script, Turn, Use
 from tests.real.sdk_callers import CALLERS, HEADERS, KEY, SdkCaller, Seen
-from understudy.proxy.reading import read_folder
+from understudy.proxy.settings.reading import read_folder
 
 pytestmark = pytest.mark.real
 

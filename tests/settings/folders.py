@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from understudy.proxy.reading import Reading, read_folder
-from understudy.proxy.settings import Route, Settings
+from understudy.proxy.settings.reading import Reading, read_folder
+from understudy.proxy.settings.settings import Route, Settings
 
 SHIPPED = Path(__file__).parents[2] / "policies"
 

@@ -17,8 +17,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from understudy.proxy.explain import explain
-from understudy.proxy.reading import Reading, read_folder
+from understudy.proxy.reports.explain import explain
+from understudy.proxy.settings.reading import Reading, read_folder
 
 RULER = "\n----\n"
 FOLDER = Path("policies")

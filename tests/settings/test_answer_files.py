@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.settings.folders import read
-from understudy.proxy.answer_files import ENTRIES_MAX, answer_files, fingerprint_of, read_answers
+from understudy.proxy.caching.answer_files import ENTRIES_MAX, answer_files, fingerprint_of, read_answers
 
 ROUTE = """
 routes:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests.settings.folders import SHIPPED, read
 from tests.settings.golden import Golden
-from understudy.proxy.explain import explain, explain_data
-from understudy.proxy.reading import Reading
+from understudy.proxy.reports.explain import explain, explain_data
+from understudy.proxy.settings.reading import Reading
 
 SECRET = "Pa55w0rd-of-no-one"
 ENVIRON = {"SECRET": SECRET, "NUMBER": "7", "EMPTY": "", "ODD": "\udcff\n"}

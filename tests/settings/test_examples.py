@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.settings.folders import SHIPPED, sound
-from understudy.proxy.reading import read_folder
+from understudy.proxy.settings.reading import read_folder
 
 EXAMPLES = sorted((SHIPPED / "examples").glob("*.yaml"))
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tests.settings.folders import LOCAL_ROUTE, read
-from understudy.proxy.explain import explain, explain_data
+from understudy.proxy.reports.explain import explain, explain_data
 from understudy.proxy.stack import ROUTE_ORDER, TIER_ORDER
 
 ROUTE = """

@@ -9,9 +9,9 @@ import pytest
 from msgspec import UNSET
 
 from tests.settings.folders import LOCAL_ROUTE, policies, read, route_of, sound, whys
-from understudy.proxy.policy_files import FILE_BYTES_MAX, FILES_MAX
-from understudy.proxy.reading import BadPolicies, digest_folder, load, read_folder
-from understudy.proxy.settings import Limits, LocalTier, UpstreamTier, active_tiers, inactive_reason
+from understudy.proxy.settings.policy_files import FILE_BYTES_MAX, FILES_MAX
+from understudy.proxy.settings.reading import BadPolicies, digest_folder, load, read_folder
+from understudy.proxy.settings.settings import Limits, LocalTier, UpstreamTier, active_tiers, inactive_reason
 
 ROUTE = "{name: %s, match: {path: /%s}, dialect: openai-chat, tiers: [{kind: local}]}"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.proxy.routes import Routes, Table, bare_host
-from understudy.proxy.settings import LocalTier, Match, Route
+from understudy.proxy.settings.settings import LocalTier, Match, Route
 
 Claims = list[tuple[Match, str]]
 

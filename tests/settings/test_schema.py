@@ -12,10 +12,11 @@ import yaml
 
 from tests.settings.folders import SHIPPED
 from tests.settings.golden import Golden
-from understudy.proxy import server_settings, settings
-from understudy.proxy.reading import read_folder
-from understudy.proxy.schema import field_docs, schema, text
-from understudy.proxy.spots import within
+from understudy.proxy.settings import server as server_settings
+from understudy.proxy.settings import settings
+from understudy.proxy.settings.reading import read_folder
+from understudy.proxy.settings.schema import field_docs, schema, text
+from understudy.proxy.settings.spots import within
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMA = schema()
@@ -23,7 +24,7 @@ SCHEMA = schema()
 
 def test_the_schema_checked_in_is_fresh():
     assert (SHIPPED / "schema.json").read_text() == text(), (
-        "python -m understudy.proxy.schema > policies/schema.json writes it anew"
+        "python -m understudy.proxy.settings.schema > policies/schema.json writes it anew"
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.settings.folders import SHIPPED, route_of, sound
-from understudy.proxy.reading import read_folder
 from understudy.proxy.routes import Routes
-from understudy.proxy.settings import LocalTier, Settings, UpstreamTier
+from understudy.proxy.settings.reading import read_folder
+from understudy.proxy.settings.settings import LocalTier, Settings, UpstreamTier
 
 EVERYTHING = {
     "OPENAI_API_KEY": "sk-s3cret",

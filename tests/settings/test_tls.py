@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.kit.certificates import Authority, openssl
-from understudy.proxy.addresses import speaks_tls, told_address
-from understudy.proxy.certificates import credentials, fingerprint
-from understudy.proxy.explain import explain
-from understudy.proxy.reading import Reading, read_folder
-from understudy.proxy.settings import ServerTls
+from understudy.proxy.reports.explain import explain
+from understudy.proxy.settings.addresses import speaks_tls, told_address
+from understudy.proxy.settings.certificates import credentials, fingerprint
+from understudy.proxy.settings.reading import Reading, read_folder
+from understudy.proxy.settings.settings import ServerTls
 
 ROUTE = (
     "routes: [{name: all, match: {prefix: /}, dialect: plain, tiers: [{kind: upstream, name: up, url: 'http://u'}]}]\n"

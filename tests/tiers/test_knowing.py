@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiers.toy import toy_knowing, toy_library, toy_model, until_idle
 from understudy.policies.service import Failed, Refused
-from understudy.proxy.settings import Local
+from understudy.proxy.settings.settings import Local
 from understudy.proxy.tiers.knowing import Knowing
 
 

@@ -17,7 +17,7 @@ from tests.tiers.toy import DIMENSIONS, SPACE, TEXTS, ToyEmbedder, toy_knowing, 
 from understudy.models.errors import ModelError
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import LocalTier
+from understudy.proxy.settings.settings import LocalTier
 from understudy.proxy.tiers.knowing import Knowing
 from understudy.proxy.tiers.local import local_tier
 

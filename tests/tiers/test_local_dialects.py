@@ -12,7 +12,7 @@ import pytest
 
 from tests.tiers.test_local import KNOWN_ID, Local, reason_of, vector
 from tests.tiers.toy import DIMENSIONS, TEXTS, vector_of
-from understudy.proxy.settings import LocalTier
+from understudy.proxy.settings.settings import LocalTier
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from qdrant_client.http.exceptions import UnexpectedResponse
 from tests.tiers.toy import DIMENSIONS, SPACE, TEXTS, toy_knowing, vector_of
 from understudy.policies.service import Answer, Failed, Headers, Refused, Request, Service
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import LocalTier
+from understudy.proxy.settings.settings import LocalTier
 from understudy.proxy.tiers.local import local_tier
 
 pytestmark = pytest.mark.real_clock

@@ -15,8 +15,8 @@ from tests.tiers.upstream_bench import Bench
 from understudy.policies.outcomes import Outcomes, Said
 from understudy.policies.service import Failed
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.outcomes import shipped
-from understudy.proxy.settings import Outcome, Secret
+from understudy.proxy.settings.outcomes import shipped
+from understudy.proxy.settings.settings import Outcome, Secret
 from understudy.proxy.tiers.judging import FAILURES, Judge, tier_judge
 
 OURS = {"headers": {"authorization": Secret("Bearer sk-ours")}}

@@ -15,7 +15,7 @@ from tests.tiers.upstream_bench import Bench, Sink, taken
 from understudy.policies.service import Answer, Call, Failed
 from understudy.policies.streaming import Clocks, Held, Watch, content_among, named_like
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.stream_settings import Patience, Streaming
+from understudy.proxy.settings.stream import Patience, Streaming
 
 TOKEN = b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n'
 ROLE = b'data: {"choices": [{"delta": {"role": "assistant"}}]}\n\n'

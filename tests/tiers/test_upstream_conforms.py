@@ -15,7 +15,7 @@ from tests.kit.weather import call_of
 from tests.tiers.check_tier import Subject, check_tier
 from understudy.policies.service import Answer, Call
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import UpstreamTier
+from understudy.proxy.settings.settings import UpstreamTier
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
 PAUSE_S = 0.005

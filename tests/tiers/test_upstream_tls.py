@@ -12,7 +12,7 @@ import pytest
 from tests.kit.acts import answer, broken, hang_up, sse
 from tests.kit.fake_upstream import FakeUpstream
 from tests.tiers.upstream_bench import Bench, taken
-from understudy.proxy.settings import Tls
+from understudy.proxy.settings.settings import Tls
 
 OK = answer(200, body={"choices": []})
 

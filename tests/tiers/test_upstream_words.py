@@ -7,7 +7,7 @@ from email.utils import formatdate
 import pytest
 
 from understudy.policies.service import Call, Headers, Request
-from understudy.proxy.settings import UpstreamTier
+from understudy.proxy.settings.settings import UpstreamTier
 from understudy.proxy.tiers.judging import read_retry_after
 from understudy.proxy.tiers.upstream import Target
 

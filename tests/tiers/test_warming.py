@@ -10,7 +10,7 @@ import pytest
 from tests.kit.weather import call_of
 from understudy.policies.service import Refused
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.settings import Local, LocalTier
+from understudy.proxy.settings.settings import Local, LocalTier
 from understudy.proxy.tiers import knowing as module
 from understudy.proxy.tiers.local import Knowing, local_tier
 

@@ -9,7 +9,7 @@ from tests.kit.fake_upstream import Act, FakeUpstream, Headers
 from understudy.policies.service import Answer, Call, End, Failed, Kind, Request, Stream
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.http.names import Resolve
-from understudy.proxy.settings import Tls, UpstreamTier
+from understudy.proxy.settings.settings import Tls, UpstreamTier
 from understudy.proxy.tiers.upstream import make_pool, upstream_tier
 
 

@@ -1,0 +1,1 @@
+"""How every component is: asked, looked at, and made into service tiers."""

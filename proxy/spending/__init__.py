@@ -1,0 +1,1 @@
+"""What calls cost: tokens counted off their path, and budgets that processes share."""

@@ -1,0 +1,1 @@
+"""Is what a primary answers still right? Its searches and vectors are compared with what is known."""
