@@ -86,6 +86,11 @@ UNFINISHED: Final = "unfinished"
 said to be over: its generations go without graphs, which take most of the time and are built anew each time."""
 
 
+LEFT_OUT: Final = "left_out"
+"""Among the notes of a collection, the fields of its database's documents that it cannot hold: sparse vectors, say. No
+point of it has them among its payload."""
+
+
 @dataclass(frozen=True, slots=True)
 class Create:
     """The collection, with its vectors by name ("" is the one without a name); empty where the first point says it, and
@@ -111,30 +116,33 @@ class Change:
     write: Write
 
 
-def fitted(write: Write, names: Collection[str]) -> Write:
-    """`write` to a collection whose vectors are called `names`, where only its mapping tells vectors from numbers.
+def fitted(write: Write, names: Collection[str], without: Collection[str] = ()) -> Write:
+    """`write` to a collection whose vectors are called `names`, where only its mapping tells vectors from numbers, and
+    which holds nothing of the fields `without`.
 
     Elasticsearch's and Milvus' documents hold their vectors among their fields. Dialects name what may be one by its
     path, and leave it among the payload: what is in `names` is a vector and no payload, everything else is payload and
     no vector. Raises BadQuestion for a vector written in a way that nobody here has read.
     """
     if isinstance(write, Upsert):
-        return replace(write, points=tuple(_fitted(point, names) for point in write.points))
+        return replace(write, points=tuple(_fitted(point, names, without) for point in write.points))
     if isinstance(write, PutVectors):
-        points = (_fitted(point, names) for point in write.points)
+        points = (_fitted(point, names, without) for point in write.points)
         return PutVectors(tuple(point for point in points if point.named or point.vector is not None or point.text))
     if isinstance(write, PutPayload) and not write.key:
-        return replace(write, payload=_without(write.payload, names))
+        return replace(write, payload=_without(write.payload, names, without))
     return write
 
 
-def _fitted(point: Point, names: Collection[str]) -> Point:
+def _fitted(point: Point, names: Collection[str], without: Collection[str]) -> Point:
     named = {name: vector for name, vector in point.named.items() if name in names}
-    return replace(point, named=named, payload=_without(point.payload, names))
+    return replace(point, named=named, payload=_without(point.payload, names, without))
 
 
-def _without(payload: Payload, names: Collection[str]) -> Payload:
-    """`payload` less what is a vector."""
+def _without(payload: Payload, names: Collection[str], without: Collection[str]) -> Payload:
+    """`payload` less what is a vector, and what is left out."""
+    if without:
+        payload = {field: value for field, value in payload.items() if field not in without}
     for name in names:
         payload = _less(payload, name, name)
     return payload

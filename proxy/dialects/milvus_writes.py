@@ -5,22 +5,24 @@
     collections/create, /drop           Create, Drop
 
 A row is a payload; what may be a vector in it (a list of numbers) is named as well, and whoever knows the collection's
-vectors passes what is read here through `understudy.indexes.writes.fitted`. The primary key is called `id`, as the
-quick way of making a collection calls it: a collection with another is not mirrored, since answers would have to call
-it so. Sparse vectors, functions that make vectors, partitions that are dropped, aliases and imports are refused.
+vectors passes what is read here through `understudy.indexes.writes.fitted`. A field that is null is one that is not
+there, to Milvus. The primary key is called `id`, as the quick way of making a collection calls it: a collection with
+another is not mirrored, since answers would have to call it so. Sparse vectors, and others that are not of 32-bit
+floats, are left out of a collection that has such ones beside. Functions that make vectors of floats, upserts of single
+fields, partitions that are dropped, aliases and imports are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 from msgspec import Raw
 
 from understudy.indexes.points import Point, PointId
-from understudy.indexes.writes import Create, Delete, DistanceName, Drop, Upsert, VectorShape, Which, Write
+from understudy.indexes.writes import LEFT_OUT, Create, Delete, DistanceName, Drop, Upsert, VectorShape, Which, Write
 from understudy.policies.service import Refused
 from understudy.proxy.dialects.base import given, parsed
 from understudy.proxy.dialects.milvus_filter import condition_of, ids_of
@@ -32,12 +34,26 @@ if TYPE_CHECKING:
 PRIMARY: Final = "id"
 METRICS: Final[dict[str, DistanceName]] = {"COSINE": "cosine", "IP": "dot", "L2": "euclid"}
 NUMBERS_MIN: Final = 2
-_VECTORS: Final = frozenset({"FloatVector", "Float16Vector", "BFloat16Vector", "BinaryVector", "SparseFloatVector"})
+_VECTOR: Final = "FloatVector"
+_OTHER_VECTORS: Final = frozenset(
+    {"Float16Vector", "BFloat16Vector", "Int8Vector", "BinaryVector", "SparseFloatVector"}
+    | {"ArrayOfVector", "ArrayOfStruct"}
+)
 Row = dict[str, Any]
 
 
-class _Rows(msgspec.Struct):
+class FieldTold(NamedTuple):
+    """A field of a collection: its name and type, the dimensions of its vectors, and whether it is the key."""
+
+    name: str
+    type: str
+    dim: object = None
+    is_primary: bool = False
+
+
+class _Rows(msgspec.Struct, rename="camel"):
     data: list[Row] | Row
+    partial_update: bool | None = None
 
 
 class _Ids(msgspec.Struct, rename="camel"):
@@ -73,9 +89,13 @@ class _Field(msgspec.Struct, rename="camel"):
     element_type_params: dict[str, Any] | None = None
 
 
+class _Function(msgspec.Struct, rename="camel"):
+    output_field_names: list[str] = []
+
+
 class _Schema(msgspec.Struct):
     fields: list[_Field]
-    functions: list[Any] | None = None
+    functions: list[_Function] | None = None
 
 
 _ROWS = msgspec.json.Decoder(_Rows)
@@ -98,6 +118,12 @@ def put(body: bytes) -> list[Write]:
     return _upsert(ids, rows)
 
 
+def point_of(called: PointId, row: Row) -> Point:
+    """A row as it is kept under its id: what is there of it but the key, and whatever may be a vector by name, too."""
+    payload = {name: value for name, value in row.items() if name != PRIMARY and value is not None}
+    return Point(called, None, payload, named=dict(_vectors(payload)))
+
+
 def put_as_answered(body: bytes, answer: bytes) -> list[Write]:
     """The same by the ids that the answer gives, row by row."""
     done = parsed(_DONE, answer)
@@ -112,7 +138,9 @@ def put_as_answered(body: bytes, answer: bytes) -> list[Write]:
         # a 64-bit number may come as its text
         if str(row.get(PRIMARY, called)) != str(called) or (PRIMARY not in row and called in row.values()):
             raise Refused("unsupported", f"a primary key by another name than {PRIMARY!r}")
-    return _upsert([row.get(PRIMARY, called) for called, row in zip(ids, rows, strict=True)], rows)
+    # only a key that is a number is told as one; where it is told as a text, the row knows
+    each = zip(ids, rows, strict=True)
+    return _upsert([called if isinstance(called, int) else row.get(PRIMARY, called) for called, row in each], rows)
 
 
 def deleted(body: bytes) -> list[Write]:
@@ -144,27 +172,40 @@ def created(body: bytes) -> list[Write]:
             raise Refused("unsupported", "a collection whose dimension nobody says")
         return [Create({asked.vector_field_name or "vector": shape})]
     schema = parsed(_SCHEMA, asked.field_schema)
-    if schema.functions:
-        raise Refused("unsupported", "what the database's own functions make of a row, only it knows")
     metrics = {str(each.get("fieldName")): each.get("metricType") for each in asked.index_params or ()}
-    return [Create(dict(_shapes(schema, metrics)))]
+    made = {name for each in schema.functions or () for name in each.output_field_names}
+    told = [
+        FieldTold(each.field_name, each.data_type, (each.element_type_params or {}).get("dim"), bool(each.is_primary))
+        for each in schema.fields
+    ]
+    return [shaped(told, metrics, made)]
+
+
+def shaped(fields: Iterable[FieldTold], metrics: Mapping[str, object], made: Collection[str] = ()) -> Create:
+    """A collection of these fields; `metrics` by the vectors' names, `made` are those that the database's own functions
+    make. Raises Refused for one that a copy could not stand for."""
+    vectors: dict[str, VectorShape] = {}
+    others: list[str] = []
+    for each in fields:
+        if each.is_primary and each.name != PRIMARY:
+            raise Refused("unsupported", f"a primary key by another name than {PRIMARY!r}: {each.name!r}")
+        if each.type in _OTHER_VECTORS:
+            others.append(each.name)
+        if each.type != _VECTOR:
+            continue
+        if each.name in made:
+            raise Refused("unsupported", f"the database itself makes the vector {each.name!r} of a row")
+        if not str(each.dim).isdecimal():
+            raise Refused("unsupported", f"nobody says how many dimensions {each.name!r} has")
+        vectors[each.name] = VectorShape(int(str(each.dim)), _metric(metrics.get(each.name)))
+    if not vectors:
+        raise Refused("unsupported", "it has no vectors of 32-bit floats, and a mirror knows no others")
+    return Create(vectors, {LEFT_OUT: others} if others else {})
 
 
 def dropped(_body: bytes) -> list[Write]:
     """The collection and everything in it."""
     return [Drop()]
-
-
-def _shapes(schema: _Schema, metrics: dict[str, Any]) -> Iterator[tuple[str, VectorShape]]:
-    for each in schema.fields:
-        if each.is_primary and each.field_name != PRIMARY:
-            raise Refused("unsupported", f"a primary key by another name than {PRIMARY!r}")
-        if each.data_type not in _VECTORS:
-            continue
-        dim = (each.element_type_params or {}).get("dim")
-        if each.data_type != "FloatVector" or not str(dim).isdecimal():
-            raise Refused("unsupported", f"a mirror does not know vectors of the type {each.data_type}")
-        yield each.field_name, VectorShape(int(str(dim)), _metric(metrics.get(each.field_name)))
 
 
 def _metric(said: Any) -> DistanceName:
@@ -174,15 +215,14 @@ def _metric(said: Any) -> DistanceName:
 
 
 def _rows(body: bytes) -> list[Row]:
-    data = parsed(_ROWS, body).data
-    return data if isinstance(data, list) else [data]
+    asked = parsed(_ROWS, body)
+    if asked.partial_update:
+        raise Refused("unsupported", "rows of which the database keeps what they do not say")
+    return asked.data if isinstance(asked.data, list) else [asked.data]
 
 
-def _upsert(ids: list[Any], rows: list[Row]) -> list[Write]:
-    points = tuple(
-        Point(called, None, {name: value for name, value in row.items() if name != PRIMARY}, named=dict(_vectors(row)))
-        for called, row in zip(ids, rows, strict=True)
-    )
+def _upsert(ids: Sequence[PointId], rows: Sequence[Row]) -> list[Write]:
+    points = tuple(point_of(called, row) for called, row in zip(ids, rows, strict=True))
     return [Upsert(points)] if points else []
 
 

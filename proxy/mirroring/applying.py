@@ -22,6 +22,7 @@ from typing import Any, Protocol, cast
 from understudy.indexes.faults import BadPoint, IndexFault, WrongDimension
 from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, is_derived
 from understudy.indexes.writes import (
+    LEFT_OUT,
     Change,
     Create,
     Delete,
@@ -343,7 +344,7 @@ class Applier:
         if not self.fits or isinstance(write, Create | Drop):
             return write
         copy = self.stock().get(local)
-        return write if copy is None else fitted(write, [name for name in copy.shapes if name])
+        return write if copy is None else fitted(write, [name for name in copy.shapes if name], left_out(copy.notes))
 
     def _passed(self, job: Passed, outcome: Outcome, together: _Together) -> None:
         for local, write in self._read(job, lambda: self.dialect.applied(job.call, job.answer), outcome):
@@ -569,6 +570,11 @@ def ids_of(write: Write) -> list[PointId] | None:
         return None
     which: Which = write.which
     return None if which.filter is not None else [canonical_id(each) for each in which.ids]
+
+
+def left_out(notes: Mapping[str, Any]) -> frozenset[str]:
+    """The fields of a database's documents that a copy holds nothing of, as its notes say."""
+    return frozenset(cast("Iterable[str]", notes.get(LEFT_OUT, ())))
 
 
 def words(payload: Payload, fields: Sequence[str]) -> str:

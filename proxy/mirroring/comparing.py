@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,7 +16,9 @@ CLOSE = 1e-3
 
 def same(live: Point, held: Point | None, shapes: Mapping[str, VectorShape]) -> bool:
     """Whether a copy holds a point as its database has it; `shapes` are those of its vectors, by name."""
-    if held is None or live.payload != held.payload or live.text != held.text:
+    if held is None or live.text != held.text:
+        return False
+    if live.payload != held.payload and not _told_alike(live.payload, held.payload):
         return False
     # our own vectors of its words lie beside those that the database has
     if set(live.named) != {name for name in held.named if not is_derived(name)}:
@@ -23,6 +26,21 @@ def same(live: Point, held: Point | None, shapes: Mapping[str, VectorShape]) -> 
     if not _close(live.vector, held.vector, shapes.get("")):
         return False
     return all(_close(vector, held.named[name], shapes.get(name)) for name, vector in live.named.items())
+
+
+def _told_alike(live: Any, held: Any) -> bool:
+    """Whether a database that keeps numbers in 32 bits would tell `live` of what was written as `held`."""
+    if isinstance(live, dict) and isinstance(held, dict):
+        ours, theirs = cast("dict[str, Any]", live), cast("dict[str, Any]", held)
+        return ours.keys() == theirs.keys() and all(_told_alike(ours[name], theirs[name]) for name in ours)
+    if isinstance(live, list) and isinstance(held, list):
+        ones, others = cast("list[Any]", live), cast("list[Any]", held)
+        return len(ones) == len(others) and all(map(_told_alike, ones, others))
+    if not isinstance(live, float) or not isinstance(held, float):
+        return bool(live == held)
+    with np.errstate(over="ignore"):
+        # the shortest that is read as the same number of 32 bits
+        return live in (held, float(str(np.float32(held))))
 
 
 def _close(one: Vector | None, other: Vector | None, shape: VectorShape | None) -> bool:

@@ -1,6 +1,7 @@
 """Ask a route's own upstream beside its calls: by its URL, headers and trust, patiently, and never on a call's path.
 
 2xx --> the body       404 --> Gone       429, 5xx, cut --> again later, as Retry-After says       else --> SourceFailed
+A body that is read as Busy is asked for again as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import aiohttp
 import msgspec
 
 from understudy.policies.pace import Pace
-from understudy.proxy.mirroring.source import Gone, SourceFailed
+from understudy.proxy.mirroring.source import Busy, Gone, SourceFailed
 from understudy.proxy.settings.settings import UpstreamTier, at_endpoint, endpoints_of
 from understudy.proxy.tiers.upstream import tls_context
 
@@ -61,32 +62,37 @@ class Line:
         body: Any = None,
         *,
         query: Query | None = None,
+        headers: Mapping[str, str] | None = None,
         read: Callable[[bytes], _Read] = msgspec.json.decode,
     ) -> _Read:
-        """What the upstream answers, as `read` makes of its body, in a thread. `path` is quoted already.
+        """What the upstream answers, as `read` makes of its body, in a thread. `path` is quoted already; `headers` go
+        beside those that every call has.
 
         Raises Gone, or SourceFailed when patience is over, when it says no, or when `read` can't make anything of it.
         """
         data = None if body is None else msgspec.json.encode(body)
         why = ""
         for attempt in range(self._attempts_max):
+            told_s = None
             try:
-                status, headers, raw = await self._once(method, path, data, query)
+                status, told, raw = await self._once(method, path, data, query, headers)
+                if 200 <= status < 300:
+                    done = await _in_thread(read, raw, f"{method} {path}")
+                    self.pace.went_well()
+                    return done
+            except Busy as busy:
+                why = f"{method} {path}: {busy}"
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 # another of several endpoints may be well
                 self._place = (self._place + 1) % len(self._places)
-                told_s = None
             else:
-                if 200 <= status < 300:
-                    self.pace.went_well()
-                    return await _in_thread(read, raw, f"{method} {path}")
                 why = f"{method} {path}: {status} {_excerpt(raw)}"
                 if status in (404, 410):
                     raise Gone(why)
                 if status not in BUSY:
                     raise SourceFailed(why)
-                told_s = _retry_after_s(headers.get("Retry-After"))
+                told_s = _retry_after_s(told.get("Retry-After"))
             self.pace.eased()
             if attempt + 1 < self._attempts_max:
                 await self._sleep(self._pause_s(attempt, told_s))
@@ -111,12 +117,12 @@ class Line:
         return min(PAUSE_S_MAX, PAUSE_S * 2**attempt) * (0.5 + 0.5 * self._dice())
 
     async def _once(
-        self, method: str, path: str, data: bytes | None, query: Query | None
+        self, method: str, path: str, data: bytes | None, query: Query | None, headers: Mapping[str, str] | None
     ) -> tuple[int, Mapping[str, str], bytes]:
         place = self._places[self._place]
         session = self._session(self._place)
         url = place.url.rstrip("/") + path
-        content = {"content-type": "application/json"} if data is not None else {}
+        content = {**(headers or {}), **({"content-type": "application/json"} if data is not None else {})}
         name = place.tls.server_name
         asked = session.request(
             method, _with_query(url, query), data=data, headers=content, allow_redirects=False, server_hostname=name

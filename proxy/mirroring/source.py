@@ -22,6 +22,10 @@ class SourceFailed(Exception):
     """The database could not be asked, or did not say what it should; the text names no secret."""
 
 
+class Busy(SourceFailed):
+    """It says, in an answer of status 200, that it has too much to do, or is not ready: it may be asked again."""
+
+
 class Gone(SourceFailed):
     """What was asked for is not there (any more)."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from understudy.proxy.mirroring.chroma_source import ChromaSource
 from understudy.proxy.mirroring.elastic_source import ElasticSource
 from understudy.proxy.mirroring.line import Line
+from understudy.proxy.mirroring.milvus_source import MilvusSource
 from understudy.proxy.mirroring.pinecone_source import PineconeSource
 from understudy.proxy.mirroring.qdrant_source import QdrantSource
 from understudy.proxy.mirroring.source import Source
@@ -18,6 +19,8 @@ def source_of(dialect: str, line: Line, names: Iterable[str] = ()) -> Source:
     assert dialect in MIRRORED, dialect
     if dialect == "chroma":
         return ChromaSource(line, names)
+    if dialect == "milvus":
+        return MilvusSource(line, names)
     if dialect == "pinecone":
         return PineconeSource(line)
     if dialect == "qdrant":

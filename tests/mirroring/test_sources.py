@@ -1,4 +1,6 @@
-"""The readers of Elasticsearch, OpenSearch and Pinecone, over sockets, against fakes that page as their manuals say."""
+"""The readers of Elasticsearch, OpenSearch, Pinecone and Milvus, over sockets, against fakes.
+
+They page as their manuals say."""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from aiohttp import web
 from tests.kit.acts import answer
 from tests.kit.elastic_service import FakeElastic
 from tests.kit.fake_upstream import FakeUpstream
+from tests.kit.milvus_service import FakeMilvus, Rows, quick
 from tests.kit.pinecone_service import DIMENSIONS, Index, make_app
 from tests.mirroring.live import MemoryStock, Playing
 from understudy.indexes.points import Point
@@ -28,9 +31,9 @@ from understudy.proxy.mirroring.sources import source_of
 from understudy.proxy.settings.settings import UpstreamTier
 
 COUNT = 600
-"""Three pages of Elasticsearch's, and seven of Pinecone's."""
+"""Three pages of Elasticsearch's and Milvus', and seven of Pinecone's."""
 VEC = {"elasticsearch": {"type": "dense_vector", "dims": 8}, "opensearch": {"type": "knn_vector", "dimension": 8}}
-KINDS = ("elasticsearch", "elasticsearch without vectors in _source", "opensearch", "pinecone")
+KINDS = ("elasticsearch", "elasticsearch without vectors in _source", "opensearch", "pinecone", "milvus")
 Fields = dict[str, Any]
 
 
@@ -53,6 +56,12 @@ class Database:
             self.index = Index()
             self.index.namespaces["docs"] = self.documents = {f"id-{n:04}": _record(n) for n in range(COUNT)}
             app = make_app(self.index)
+        elif self.dialect == "milvus":
+            self.milvus = FakeMilvus(order="keys")
+            made = self.milvus.collections["docs"] = quick(8, key="VarChar", vector="vec")
+            self.documents = Rows(made)
+            self.documents.update({f"id-{n:04}": _row(n) for n in range(COUNT)})
+            app = self.milvus.app()
         else:
             self.elastic = FakeElastic(in_source=kind == self.dialect, opensearch=self.dialect == "opensearch")
             self.documents = {f"id-{n:04}": _document(n) for n in range(COUNT)}
@@ -78,6 +87,8 @@ class Database:
         """How many pages were asked for."""
         if self.dialect == "pinecone":
             return self.asked.count("GET /vectors/list")
+        if self.dialect == "milvus":
+            return sum(each["outputFields"] == ["*"] for each in self.milvus.told("entities/query"))
         return sum("sort" in each for each in self.elastic.searches)
 
     def expected(self) -> Fields:
@@ -136,6 +147,11 @@ def _document(n: int) -> Fields:
     return document | {"vec": numbers(n)} if n % 7 else document
 
 
+def _row(n: int) -> Fields:
+    """As `_document`; every row has its vector."""
+    return {**_document(n), "vec": numbers(n)}
+
+
 def held(stock: MemoryStock) -> Fields:
     return {str(name): _shown(point) for name, point in stock.copies["docs"].points.items()}
 
@@ -184,7 +200,7 @@ async def test_a_page_that_breaks_is_asked_for_again(tmp_path: Path, database: D
     broken = [503, 429, 502]
 
     def breaks(request: web.Request) -> Any:
-        reads = request.path.endswith(("_search", "/vectors/list"))
+        reads = request.path.endswith(("_search", "/vectors/list", "/query"))
         return web.Response(status=broken.pop()) if reads and broken and database.pages() >= 2 else None
 
     database.before = breaks
@@ -198,7 +214,7 @@ async def test_what_differs_from_the_database_is_put_right(tmp_path: Path, datab
     stock = MemoryStock()
     async with database.source() as source, playing(tmp_path, database, source, stock) as play:
         await play.kept()
-        make = _record if database.dialect == "pinecone" else _document
+        make = {"pinecone": _record, "milvus": _row}.get(database.dialect, _document)
         database.documents["id-0003"] = make(1003) | ({"id": "id-0003"} if database.dialect == "pinecone" else {})
         database.documents["later"] = make(1004) | ({"id": "later"} if database.dialect == "pinecone" else {})
         del database.documents["id-0500"]
@@ -307,6 +323,11 @@ SEARCHED = {
         2,
         b"/query",
     ),
+    "milvus": (
+        {"code": 0, "data": [{"id": "a", "distance": 0.9}, {"id": "b", "distance": 0.8}]},
+        2,
+        b"/v2/vectordb/entities/search",
+    ),
     "elasticsearch": ({"hits": {"hits": [{"_id": "a", "_score": 1.0}, {"_id": "b"}]}}, 2, b"/docs/_search"),
     "opensearch": ({"hits": {"hits": [{"_id": "a", "_score": 1.0}, {"_id": "b"}]}}, 2, b"/docs/_search"),
 }
@@ -320,7 +341,7 @@ async def test_a_database_is_searched_in_its_own_words(dialect: str):
         tier = UpstreamTier(name="database", url=up.url)
         source = source_of(dialect, Line(tier, Pace(1e9), dice=lambda: 0.5))
         try:
-            using = "vec" if dialect in ("elasticsearch", "opensearch", "qdrant") else ""
+            using = "vec" if dialect in ("elasticsearch", "opensearch", "qdrant", "milvus") else ""
             found = await source.nearest(Described("docs", "docs", 9), using, vectors, 10)
         finally:
             await source.close()
