@@ -311,7 +311,7 @@ def _unwrapped(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     columns = msgspec.convert(value, _Array).columns
-    return next((column.data for column in columns.values()), [])
+    return [each for column in columns.values() for each in column.data]
 
 
 _READ: Final[Mapping[str, Callable[[Any], Any]]] = {"JSON": _unquoted, "Array": _unwrapped}

@@ -294,6 +294,12 @@ class EmbeddersService(Service):
     module = "tests.kit.embedders_service"
 
 
+class MilvusService(Service):
+    """`tests.kit.milvus_service`: what it stores is gone when it is killed."""
+
+    module = "tests.kit.milvus_service"
+
+
 class PineconeService(Service):
     """`tests.kit.pinecone_service`: what it stores is gone when it is killed."""
 

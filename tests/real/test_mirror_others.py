@@ -1,7 +1,8 @@
-"""Mirrors of Elasticsearch, OpenSearch and Pinecone, asked by their official clients before and after the server dies.
+"""Mirrors of Elasticsearch, OpenSearch, Pinecone and Milvus, asked before and after the server dies.
 
-Copied by the sidecar, compared by the command, followed through writes. The servers are fakes that page as manuals
-say.
+They are asked by the official clients, but for Milvus', which speak gRPC: that by its REST API.
+Copied by the sidecar or the command, compared by the command, followed through writes. The servers are fakes that page
+as manuals say.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import elasticsearch.helpers
+import httpx
 import numpy as np
 import opensearchpy.helpers
 import pytest
@@ -25,7 +27,7 @@ from pinecone import Pinecone
 
 from tests.kit.elastic_service import Cluster, FakeElastic
 from tests.kit.pinecone_service import DIMENSIONS as PINECONE_DIMENSIONS
-from tests.kit.processes import PineconeService, Sidecar, eventually
+from tests.kit.processes import MilvusService, PineconeService, Sidecar, eventually
 from understudy.indexes.library import Library
 from understudy.proxy.knowledge import collections_folder
 
@@ -34,6 +36,8 @@ pytestmark = pytest.mark.real
 COUNT, DIMENSIONS = 250, 8
 VECTORS = np.random.default_rng(21).normal(size=(COUNT + 10, DIMENSIONS)).astype(np.float32)
 WIDE = np.random.default_rng(22).normal(size=(COUNT + 10, PINECONE_DIMENSIONS)).astype(np.float32)
+BEYOND = 2**53
+"""Where numbers begin that a double does not hold."""
 WORDS = ("apples", "harbour", "lantern", "quartz")
 POLICIES = """\
 server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}"}
@@ -190,3 +194,50 @@ def test_a_dead_pinecone_is_answered_for_with_the_records_it_had_and_the_writes_
 def record(n: int) -> dict[str, Any]:
     about = {"text": f"Passage {n} about {WORDS[n % 4]}.", "k": n % 5}
     return {"id": f"p-{n:03}", "values": WIDE[n].tolist(), "metadata": about}
+
+
+def milvus(url: str, act: str, **body: Any) -> Any:
+    """What a call by the REST API brings; it must be answered well."""
+    told = httpx.post(f"{url}/v2/vectordb/{act}", json={"collectionName": "docs", **body}, timeout=30).json()
+    assert told["code"] == 0, told
+    return told["data"]
+
+
+def row(n: int) -> dict[str, Any]:
+    return {"id": BEYOND + n, "vector": VECTORS[n].tolist(), "text": f"Passage {n} about {WORDS[n % 4]}.", "k": n % 5}
+
+
+def test_a_dead_milvus_is_answered_for_with_the_rows_it_had_and_the_writes_that_passed(
+    stack: ExitStack, made_state: Path, tmp_path: Path
+):
+    service = stack.enter_context(MilvusService())
+    direct = service.url
+    milvus(direct, "collections/create", dimension=DIMENSIONS, metricType="COSINE")
+    milvus(direct, "entities/insert", data=[row(n) for n in range(COUNT)])
+    deployed = deploy(stack, tmp_path, made_state / "models", "milvus", direct, ", sync: by-hand")
+    assert "docs: compared with the database" in deployed.synced("--collection", "docs")
+    eventually(lambda: deployed.in_step("docs", COUNT))
+    through = deployed.url
+    milvus(through, "entities/insert", data=[row(COUNT), row(COUNT + 1)])
+    milvus(through, "entities/upsert", data={**row(5), "text": "A lighthouse."})
+    milvus(through, "entities/delete", filter=f"id in [{BEYOND + 3}]")
+    eventually(lambda: deployed.in_step("docs", COUNT + 1))
+    # and past the sidecar, which the command finds: a row less, one more, and one that says something else
+    milvus(direct, "entities/delete", filter=f"id == {BEYOND + 4}")
+    milvus(direct, "entities/upsert", data=[row(COUNT + 2), {**row(6), "text": "A windmill."}])
+    assert "docs: compared with the database" in deployed.synced("--collection", "docs")
+    eventually(lambda: deployed.in_step("docs", COUNT + 1))
+    service.kill()
+    asked = VECTORS[COUNT] / np.linalg.norm(VECTORS[COUNT])
+    search = {"data": [VECTORS[COUNT].tolist()], "annsField": "vector", "limit": 5, "outputFields": ["text"]}
+    found = milvus(through, "entities/search", **search)
+    expected = nearest(VECTORS, asked, {3, 4}, COUNT + 3)
+    assert [each["id"] - BEYOND for each in found] == [int(each[2:]) for each in expected]
+    assert found[0]["text"] == f"Passage {COUNT} about {WORDS[COUNT % 4]}."
+    got = milvus(through, "entities/get", id=[BEYOND + n for n in (3, 4, 5, 6, COUNT + 2)], outputFields=["text"])
+    assert {each["id"] - BEYOND: each["text"] for each in got} == {
+        5: "A lighthouse.",
+        6: "A windmill.",
+        COUNT + 2: row(COUNT + 2)["text"],
+    }
+    assert milvus(through, "entities/query", filter="k == 0", outputFields=["count(*)"]) == [{"count(*)": 51}]
