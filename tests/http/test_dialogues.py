@@ -54,6 +54,7 @@ async def test_pipelined_requests_are_answered_in_order_when_the_first_is_slow()
         caller = await house.caller()
         caller.say(request(target="/0"), request(target="/1"))
         caller.say(request(target="/2"))
+        await until(lambda: house.up.paths)
         await turns(30)
         assert house.up.paths == [b"/0"]
         gate.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tests.http.house import JSON, Caller, House, request, turns
+from tests.http.house import JSON, Caller, House, request, turns, until
 from tests.kit import acts
 
 EMBED = request("POST", "/v1/embeddings", JSON, b'{"model": "m", "input": "x"}')
@@ -108,8 +108,7 @@ async def test_a_caller_who_hangs_up_while_both_are_asked_leaves_nothing_behind(
         await asyncio.sleep(2 * USUAL_S)
         assert [pool.size - pool.idle for pool in house.pools] == [1, 1]
         caller.hang_up()
-        await turns(20)
-        assert house.left_over == [0] * len(house.left_over)
+        await until(lambda: not any(house.left_over))
         assert [pool.size for pool in house.pools] == [0, 0]
         assert house.results == {"won": 0, "lost": 1, "failed": 0}
         assert house.parts.tally.left == 1
@@ -133,8 +132,7 @@ async def test_a_caller_who_hangs_up_while_the_breakers_probe_gives_both_permits
         assert [pool.size - pool.idle for pool in house.pools] == [1, 1]
         assert [heart.state for heart in hearts] == ["half-open", "half-open"]
         caller.hang_up()
-        await turns(20)
-        assert house.left_over == [0] * len(house.left_over)
+        await until(lambda: not any(house.left_over))
         for heart in hearts:
             # three probes may be made again, as before
             admitted = [heart.admit(house.loop.time()) for _ in range(4)]

@@ -73,6 +73,7 @@ class RawServer:
 
     def __init__(self, script: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
         self._script = script
+        self._serving: set[asyncio.Task[Any]] = set()
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -82,8 +83,14 @@ class RawServer:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        # they end when they hear that nobody is there any more, and that takes as long as the kernel likes
+        if self._serving:
+            await asyncio.wait(self._serving)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         self.head = await reader.readuntil(b"\r\n\r\n")
         try:
             await self._script(reader, writer)
