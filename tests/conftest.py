@@ -4,6 +4,8 @@
 - `@pytest.mark.real_clock` runs it on uvloop and real time, `@pytest.mark.real_clock("asyncio")` on the plain loop;
   `within_s=` (180 unless told) is when it counts as hung.
 - A test that leaves tasks running, or whose loop met an error nobody handled, fails.
+- Hypothesis has neither a clock nor dice: it tries the same examples everywhere, in CI and at home, and takes its time.
+  `--hypothesis-profile default` looks further.
 - `slow` tests run in CI, or when named with `-m slow`; `gpu` tests run where there is an NVIDIA device, and
   `beside("data/set")` tests where that lies beside the checkout. Elsewhere they are deselected, which is no skip.
 """
@@ -20,10 +22,17 @@ from typing import Any
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
 
 from tests.kit import virtual_clock
 
 REAL_TEST_S_MAX = 180.0
+
+# Its own profile gives each example 200 ms of real time, which a busy machine may take from it.
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 
 def in_ci() -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from hypothesis import strategies as some
 
 from tests.kit.acts import answer, broken, drip, early, hang_up, interim, pieces, raw, reset, silence, sse
 from tests.kit.fake_upstream import FakeUpstream, deaf_port, in_thread
-from tests.kit.virtual_clock import START_S, Stuck, Untidy, VirtualClockLoop, run, run_on
+from tests.kit.virtual_clock import START_S, Stuck, Untidy, VirtualClockLoop, packets_in_hand, run, run_on
 from tests.kit.weather import Outages, Weather, call_of, calls, weathered
 from understudy.policies.service import Answer, Call, Failed, Refused
 
@@ -84,6 +85,45 @@ async def test_ticks_among_which_nobody_says_anything_wait_for_nothing_and_what_
             await asyncio.sleep(1)
         assert loop.graces - before < 10
         assert (await asked).endswith(b"hello")
+
+
+async def test_what_the_kernel_has_in_hand_is_waited_for_before_the_clock_jumps(monkeypatch: pytest.MonkeyPatch):
+    reader, writer = socket.socketpair()
+    looked: list[bool] = []
+
+    def packets_in_hand() -> bool:
+        # they are delivered while it is looked for the third time, as by a thread of the kernel that had no core
+        looked.append(True)
+        if len(looked) == 3:
+            writer.send(b"x")
+        return len(looked) < 3
+
+    monkeypatch.setattr("tests.kit.virtual_clock.packets_in_hand", packets_in_hand)
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    reader.setblocking(False)
+    loop.add_reader(reader, came.set)
+    began = loop.time()
+    async with asyncio.timeout(1.0):
+        await came.wait()
+    assert (len(looked), loop.time()) == (3, began)
+    loop.remove_reader(reader)
+    reader.close()
+    writer.close()
+
+
+def test_a_kernel_that_says_nothing_of_its_packets_has_none_in_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    told = tmp_path / "softnet_stat"
+    monkeypatch.setattr("tests.kit.virtual_clock.SOFTNET", told)
+    for text, expected in (
+        (None, False),
+        ("00000001 00000000\n", False),
+        ("0b896f2a " + "00000000 " * 14 + "\n", False),
+        ("0b896f2a " + "00000000 " * 10 + "0000001a 00000000\n", True),
+    ):
+        if text is not None:
+            told.write_text(text)
+        assert packets_in_hand() is expected
 
 
 def _busy_for(real_s: float) -> None:
@@ -484,7 +524,9 @@ def _suite_of(text: str, tmp_path: Path, **env: str) -> str:
     (tests / "test_it.py").write_text("import asyncio\nimport pytest\n\n" + text, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"]
     surroundings = {name: value for name, value in os.environ.items() if name not in {"CI", "PYTEST_ADDOPTS"}}
-    ran = subprocess.run(command, cwd=tmp_path, env={**surroundings, **env}, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        command, cwd=tmp_path, env={**surroundings, **env}, capture_output=True, text=True, timeout=180
+    )
     return ran.stdout
 
 
@@ -496,6 +538,25 @@ def test_a_skip_is_a_failure_in_ci_and_only_there(tmp_path: Path):
     told = _suite_of(SKIPPING, tmp_path / "ci", CI="true")
     assert "1 error" in told
     assert "skipped in CI, where nothing may be: Skipped: no nginx" in told
+
+
+TRYING = """
+from hypothesis import given, settings, strategies as some
+
+@given(some.integers(0, 10**9))
+def test_one(number):
+    assert settings.default.deadline is None
+    print("tried", number)
+"""
+
+
+def test_hypothesis_tries_the_same_everywhere_and_may_take_its_time(tmp_path: Path):
+    at_home, in_ci = (
+        [line for line in _suite_of(TRYING, tmp_path / name, CI=ci).splitlines() if line.startswith("tried")]
+        for name, ci in (("home", ""), ("ci", "true"))
+    )
+    assert at_home == in_ci
+    assert len(set(at_home)) > 20
 
 
 def test_a_module_skipped_as_a_whole_is_a_failure_in_ci(tmp_path: Path):

@@ -3,16 +3,18 @@
                     +-- something is ready ------------------------> run it; the clock stands
     loop is idle ---+-- a thread works for us, or time is held ----> wait for real; the clock stands
                     +-- sockets are open, and one has been used ---> wait `io_grace_s` for real, then jump; where that
-                    |                                                took much longer, we had no core: wait again
+                    |                                                took much longer, we had no core, and where the
+                    |                                                kernel has packets in hand, it had none: wait again
                     +-- only timers are left ----------------------> jump to the next timer at once
                     +-- nothing is left, not even a timer ---------> Stuck
 
 What jumps is `loop.time()`, and with it `asyncio.sleep`, `asyncio.timeout`, `call_later` and `call_at`. What does not:
 `time.time()`, `time.monotonic()`, the kernel and other processes. In particular:
 
-- A socket to this same process is safe: the kernel delivers loopback bytes within the send, the grace is for a busy
-  machine. A socket to another process or thread is not, once its answer takes longer than the grace: use the marker
-  `real_clock` there, or `loop.held()` round the exchange.
+- A socket to this same process is safe: the kernel delivers loopback bytes within the send, and where a busy machine
+  leaves that to a thread of the kernel's, the grace is for it to get a core. A socket to another process or thread is
+  not, once its answer takes longer than the grace: use the marker `real_clock` there, or `loop.held()` round the
+  exchange.
 - Work given to `run_in_executor` or `asyncio.to_thread` (name look-ups too) is waited for: time stands until it is
   done. A thread started by hand is invisible: wrap it in `loop.held()`.
 - The grace is given once after a socket was used: opened, closed, written to or heard of. Ticks of clocks among which
@@ -29,6 +31,7 @@ import selectors
 import time
 from asyncio.selector_events import _SelectorSocketTransport  # pyright: ignore
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -41,6 +44,19 @@ GRACES_MAX = 20
 STUCK_S_MAX = 60.0
 REAL_S_MAX = 300.0
 """When a test counts as hung: longer than anything it waits for itself, so that no two clocks race."""
+
+
+SOFTNET = Path("/proc/net/softnet_stat")
+"""A line of hexadecimal numbers for each core; the twelfth is how many packets wait there to be delivered."""
+
+
+def packets_in_hand() -> bool:
+    """Whether the kernel has taken packets that it has not delivered yet; False where it doesn't tell."""
+    try:
+        lines = SOFTNET.read_text().splitlines()
+    except OSError:
+        return False
+    return any(int(fields[11], 16) for line in lines if len(fields := line.split()) > 11)
 
 
 class Stuck(Exception):
@@ -99,15 +115,17 @@ class JumpingSelector(selectors.BaseSelector):
         self._real_began = time.monotonic()
 
     def _wait_the_grace(self) -> list[tuple[selectors.SelectorKey, int]]:
-        # a machine that has let us wait for a core may have let the kernel's own threads wait for one, too
+        # a machine that has let us wait for a core may have let the kernel's own threads wait for one, too; and may let
+        # them wait when we had ours
         ready: list[tuple[selectors.SelectorKey, int]] = []
         self.graces += 1
         for _ in range(GRACES_MAX):
             began = time.monotonic()
             ready = self._wait(self._grace_s)
-            if ready or time.monotonic() - began < 2 * self._grace_s:
+            if ready or (time.monotonic() - began < 2 * self._grace_s and not packets_in_hand()):
                 break
-        return ready
+        # what was delivered while we looked for it
+        return ready or self._inner.select(0)
 
     def _wait(self, real_s: float) -> list[tuple[selectors.SelectorKey, int]]:
         return self._inner.select(real_s)
