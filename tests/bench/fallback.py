@@ -35,7 +35,7 @@ import numpy as np
 
 from tests.bench.likeness import SQUAD, Squad
 from tests.bench.retrieval import Bar, Quality, Rankings, quality
-from tests.kit.processes import OpenAIService, QdrantService, Sidecar, eventually
+from tests.kit.processes import OpenAIService, QdrantService, Sidecar, embeddings_route, eventually
 
 K = 10
 DIMENSIONS = 1536
@@ -45,17 +45,14 @@ READY_S_MAX = 900.0
 QUIET_S = 3.0
 COLLECTION = "passages"
 SPACE = "text-embedding-3-small"
-POLICIES = """\
+POLICIES = (
+    """\
 server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}", access_log: false}
 local: {knowledge: false, provider: cpu, shadow_cpu_share: 1.0}
 routes:
-  - name: embeddings
-    match: {path: /v1/embeddings}
-    dialect: openai-embeddings
-    space: text-embedding-3-small
-    tiers:
-      - {kind: upstream, name: openai, url: "${OPENAI}", ramp: {enabled: false}}
-      - {kind: local}
+"""
+    + embeddings_route(SPACE)
+    + """\
   - name: retrieval
     match: {prefix: /collections}
     dialect: qdrant
@@ -65,6 +62,7 @@ routes:
       - {kind: upstream, name: qdrant, url: "${QDRANT}"}
       - {kind: local}
 """
+)
 
 
 @dataclass(frozen=True)

@@ -276,6 +276,19 @@ class Service(Process):
         return f"http://127.0.0.1:{self.port}"
 
 
+def embeddings_route(space: str) -> str:
+    """A route to OpenAIService with the local tier behind it, as it stands below `routes:` in a policy file."""
+    return f"""\
+  - name: embeddings
+    match: {{path: /v1/embeddings}}
+    dialect: openai-embeddings
+    space: {space}
+    tiers:
+      - {{kind: upstream, name: openai, url: "${{OPENAI}}", ramp: {{enabled: false}}}}
+      - {{kind: local}}
+"""
+
+
 class OpenAIService(Service):
     """`tests.kit.openai_service`; `--model-cache FOLDER` says where the built model is kept."""
 

@@ -18,7 +18,7 @@ from openai import OpenAI
 from qdrant_client import QdrantClient
 
 from tests.kit.openai_service import noisy, turned
-from tests.kit.processes import OpenAIService, QdrantService, Sidecar, eventually
+from tests.kit.processes import OpenAIService, QdrantService, Sidecar, embeddings_route, eventually
 from understudy.indexes.points import Point
 from understudy.indexes.snapshot import write_snapshot
 from understudy.models.bridge import AGREEMENT_MIN, PAIRS_MIN, SANITY_MIN
@@ -30,18 +30,15 @@ pytestmark = pytest.mark.real
 SPACE, DIMENSIONS = "far-embed-3", 512
 COUNT, ASKED = 1_200, 60
 BATCH = 60
-POLICIES = """\
+POLICIES = (
+    """\
 server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}", workers: %d}
 local: {knowledge: false, provider: cpu, bridge_cpu_share: 1.0, shadow_cpu_share: 0}
 defaults: {breaker: {open_s: 0.2}}
 routes:
-  - name: embeddings
-    match: {path: /v1/embeddings}
-    dialect: openai-embeddings
-    space: far-embed-3
-    tiers:
-      - {kind: upstream, name: openai, url: "${OPENAI}", ramp: {enabled: false}}
-      - {kind: local}
+"""
+    + embeddings_route(SPACE)
+    + """\
   - name: retrieval
     match: {prefix: /}
     dialect: qdrant
@@ -50,6 +47,7 @@ routes:
       - {kind: upstream, name: qdrant, url: "${QDRANT}"}
       - {kind: local}
 """
+)
 WORDS = {
     "who": "baker gardener captain tailor doctor painter plumber farmer teacher pilot miller nurse",
     "does": "repairs sells paints inspects borrows cleans weighs measures",

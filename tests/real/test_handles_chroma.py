@@ -16,7 +16,7 @@ from openai import OpenAI
 
 from tests.kit.chroma_service import ChromaService
 from tests.kit.openai_service import turned
-from tests.kit.processes import OpenAIService, Sidecar, eventually
+from tests.kit.processes import OpenAIService, Sidecar, embeddings_route, eventually
 from understudy.models.embedder import load
 
 pytestmark = pytest.mark.real
@@ -41,18 +41,15 @@ QUESTIONS = {
     "How do I get a new password?": "6",
     "On which days are parcels sent?": "4",
 }
-POLICIES = """\
+POLICIES = (
+    """\
 server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}"}
 local: {knowledge: false, provider: cpu, shadow_cpu_share: 1.0}
 defaults: {breaker: {open_s: 0.2}}
 routes:
-  - name: embeddings
-    match: {path: /v1/embeddings}
-    dialect: openai-embeddings
-    space: far-embed-3
-    tiers:
-      - {kind: upstream, name: openai, url: "${OPENAI}", ramp: {enabled: false}}
-      - {kind: local}
+"""
+    + embeddings_route(SPACE)
+    + """\
   - name: chroma
     match: {prefix: /api/v2}
     dialect: chroma
@@ -63,6 +60,7 @@ routes:
       - {kind: upstream, name: chroma, url: "${CHROMA}"}
       - {kind: local}
 """
+)
 
 
 class Deployed(NamedTuple):

@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from tests.kit.openai_service import turned
-from tests.kit.processes import OpenAIService, QdrantService, Sidecar, eventually
+from tests.kit.processes import OpenAIService, QdrantService, Sidecar, embeddings_route, eventually
 from understudy.models.embedder import load
 
 pytestmark = pytest.mark.real
@@ -23,18 +23,15 @@ pytestmark = pytest.mark.real
 DIMENSIONS = 1536
 DOCS = "docs"
 ROUNDS = 4
-POLICIES = """
+POLICIES = (
+    """
 server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}"}
 local: {knowledge: false, provider: cpu}
 defaults: {breaker: {open_s: 0.2}}
 routes:
-  - name: embeddings
-    match: {path: /v1/embeddings}
-    dialect: openai-embeddings
-    space: text-embedding-3-small
-    tiers:
-      - {kind: upstream, name: openai, url: "${OPENAI}", ramp: {enabled: false}}
-      - {kind: local}
+"""
+    + embeddings_route("text-embedding-3-small")
+    + """\
   - name: retrieval
     match: {prefix: /}
     dialect: qdrant
@@ -44,6 +41,7 @@ routes:
       - {kind: upstream, name: qdrant, url: "${QDRANT}"}
       - {kind: local}
 """
+)
 
 
 class Deployed(NamedTuple):

@@ -26,7 +26,7 @@ from tests.kit.acts import answer
 from tests.kit.elastic_service import Cluster, FakeElastic
 from tests.kit.fake_upstream import Hosted, in_thread
 from tests.kit.openai_service import turned
-from tests.kit.processes import OpenAIService, PineconeService, Sidecar, eventually
+from tests.kit.processes import OpenAIService, PineconeService, Sidecar, embeddings_route, eventually
 from understudy.models.embedder import load
 
 pytestmark = pytest.mark.real
@@ -45,14 +45,7 @@ server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}"}
 local: {knowledge: false, provider: cpu}
 defaults: {breaker: {open_s: 0.2}}
 routes:
-  - name: embeddings
-    match: {path: /v1/embeddings}
-    dialect: openai-embeddings
-    space: text-embedding-3-small
-    tiers:
-      - {kind: upstream, name: openai, url: "${OPENAI}", ramp: {enabled: false}}
-      - {kind: local}
-"""
+""" + embeddings_route("text-embedding-3-small")
 ROUTE = """\
   - name: %s
     match: {prefix: %s, strip: true}
