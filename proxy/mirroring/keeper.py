@@ -18,8 +18,8 @@ from understudy.indexes.faults import IndexFault
 from understudy.policies.mirror import Standing
 from understudy.policies.service import Refused
 from understudy.proxy.mirroring.applying import OWNER
-from understudy.proxy.mirroring.mirror import ANY, COPIES_MAX, Held, Mirror
-from understudy.proxy.mirroring.notes import died_in_the_middle
+from understudy.proxy.mirroring.mirror import ANY, COPIES_MAX, DIED, Held, Mirror
+from understudy.proxy.mirroring.notes import the_dead
 from understudy.proxy.mirroring.source import Gone, SourceFailed, Unmirrorable
 from understudy.proxy.mirroring.walking import Walker, Wiped
 
@@ -51,7 +51,6 @@ class Keeper:
         self._listed_at = float("-inf")
         self._saved_at = float("-inf")
         self._told: dict[str, str] = {}
-        self._died = mirror.notes.folder / "taps"
         self.trouble = ""
         """Why the database could not be asked last time, or ''."""
 
@@ -73,10 +72,15 @@ class Keeper:
             await self._each(only_unsure=True)
             return
         if not self._kept:
-            await loop.run_in_executor(None, mirror.read)
+            await loop.run_in_executor(None, mirror.read_anew)
             self._kept = True
-        if await loop.run_in_executor(None, died_in_the_middle, self._died):
-            mirror.lose(ANY, "a process ended with writes under way")
+        dead = await loop.run_in_executor(None, the_dead, mirror.taps)
+        if dead.in_the_middle:
+            log.warning("route %s: %s: its copies are compared", mirror.name, DIED)
+            mirror.lose(ANY, DIED)
+            await loop.run_in_executor(None, lambda: mirror.save(durable=True))
+        if dead.marks:
+            await loop.run_in_executor(None, dead.forget)
         await self._take_notes()
         self._hear()
         try:

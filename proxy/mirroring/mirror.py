@@ -28,7 +28,7 @@ from understudy.policies.service import Answer, Call, Refused, Service
 from understudy.proxy.handles import Learnt
 from understudy.proxy.mirroring.applying import Act, Applier, Changing, Doubtful, Found, Job, Outcome, Passed, Stock
 from understudy.proxy.mirroring.lane import Lane, size_of
-from understudy.proxy.mirroring.notes import CopyNote, Notes, Standings, TapMark
+from understudy.proxy.mirroring.notes import CopyNote, Notes, Standings, TapMark, the_dead
 from understudy.proxy.mirroring.touches import Touches
 from understudy.proxy.settings.mirror import Mirror as Rules
 
@@ -45,6 +45,7 @@ FITTED = ("elasticsearch", "opensearch", "milvus")
 """Whose documents hold their vectors among their fields."""
 ANY = ""
 LOOK = "any"
+DIED = "a process ended with writes under way"
 
 log = logging.getLogger("understudy.mirror")
 
@@ -376,8 +377,8 @@ class Mirror:
 
     def ready(self) -> None:
         """Read how the copies stood, and make ready to tap. Reads disk: call it in a thread."""
-        self.read()
-        self._ready = TapMark(self.notes.folder / "taps")
+        self.read_anew()
+        self._ready = TapMark(self.taps)
         self.touches.open()
 
     def start(self) -> None:
@@ -414,8 +415,17 @@ class Mirror:
         """Whether this process copies and compares."""
         return self.notes.keeps
 
-    def read(self) -> None:
-        """Take in how the copies stand, as the keeper has written it."""
+    @property
+    def taps(self) -> Path:
+        """Where the processes that tap leave their marks."""
+        return self.notes.folder / "taps"
+
+    def read_anew(self) -> None:
+        """`read` for the first time, with what no keeper has written down yet: that a process died in the middle."""
+        self.read(lost_at=self.wall() if the_dead(self.taps).in_the_middle else 0.0)
+
+    def read(self, *, lost_at: float = 0.0) -> None:
+        """Take in how the copies stand, as the keeper has written it, and behind since `lost_at` unless it is 0."""
         # first what the keeper has not written down yet: between the two it may do so
         newborn = self._hear_of_born()
         there = self.notes.standings().copies
@@ -427,7 +437,7 @@ class Mirror:
             held = self.held.get(local)
             if held is None:
                 held = self.held[local] = Held(note.called, Standing())
-            self._stand(held, note)
+            self._stand(held, note, lost_at)
 
     def _hear_of_born(self) -> set[str]:
         """Know the copies that the keeper has not taken on since they were made; which they are."""
@@ -444,11 +454,12 @@ class Mirror:
         for local in newborn:
             self.notes.clear_note("born", local)
 
-    def _stand(self, held: Held, note: CopyNote) -> None:
+    def _stand(self, held: Held, note: CopyNote, lost_at: float = 0.0) -> None:
         held.refused = note.refused
         standing = held.standing
-        standing.whole, standing.walked_at = note.whole, note.walked_at
-        standing.as_of, standing.behind_since, standing.why = note.as_of, note.behind_since, note.why
+        standing.behind_since = note.behind_since or lost_at
+        standing.why = note.why if note.behind_since or not lost_at else DIED
+        standing.whole, standing.walked_at, standing.as_of = note.whole, note.walked_at, note.as_of
 
     def save(self, *, durable: bool) -> None:
         """Write down how the copies stand. `durable`: also should the machine fail the next moment."""

@@ -23,7 +23,7 @@ import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -205,22 +205,35 @@ class TapMark:
         os.close(self._file)
 
 
-def died_in_the_middle(folder: Path) -> bool:
-    """Whether a process ended with writes under way; what it left is cleared."""
-    found = False
+class Dead(NamedTuple):
+    """What processes that have ended without a word left: their marks, and whether one had writes under way."""
+
+    marks: list[Path]
+    in_the_middle: bool
+
+    def forget(self) -> None:
+        """Clear them, once what they say is written down: who is killed before that must find them again."""
+        for mark in self.marks:
+            mark.unlink(missing_ok=True)
+
+
+def the_dead(folder: Path) -> Dead:
+    """The marks in `folder` that nobody holds any more."""
+    marks: list[Path] = []
+    in_the_middle = False
     for path in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):
             file = os.open(path, os.O_RDWR)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found |= os.read(file, 64) != b"\0" + _boot()
-                path.unlink(missing_ok=True)
+                in_the_middle |= os.read(file, 64) != b"\0" + _boot()
+                marks.append(path)
             except BlockingIOError:
                 # somebody is well and holds it
                 continue
             finally:
                 os.close(file)
-    return found
+    return Dead(marks, in_the_middle)
 
 
 def fingerprint(id: PointId) -> bytes:

@@ -16,6 +16,7 @@ from tests.mirroring.live import Live, MemoryStock, Playing, point
 from understudy.indexes.points import Point
 from understudy.indexes.writes import UNFINISHED
 from understudy.policies.service import Refused
+from understudy.proxy.mirror_reports import state_of
 from understudy.proxy.mirroring.notes import Notes, WalkNote
 from understudy.proxy.mirroring.source import SourceFailed
 
@@ -79,6 +80,41 @@ async def test_a_copy_goes_on_where_it_was_when_the_process_died(tmp_path: Path,
         assert again.same()
     # five pages were noted, the sixth comes again; a sample reads one more, and a lookup none
     assert live.pages in (5, 6)
+
+
+async def test_after_a_death_with_writes_under_way_no_copy_is_called_whole_however_often_it_dies_again(
+    tmp_path: Path, live: Live
+):
+    stock = MemoryStock()
+    async with Playing(tmp_path, live, stock) as first:
+        await first.kept()
+        assert state_of(first.mirror.held["docs"]) == "whole"
+        (first.mirror.taps / "1-dead").write_bytes(b"\1")
+    listed = live.collections
+
+    async def dies() -> Any:
+        raise Crash
+
+    live.collections = dies
+    for _ in range(2):
+        play = Playing(tmp_path, live, stock)
+        play.mirror.ready()
+        # before the keeper has looked at anything, and whether or not the one before it has
+        assert state_of(play.mirror.held["docs"]) == "behind"
+        with pytest.raises(Crash):
+            await play.keeper.once()
+        assert state_of(play.mirror.held["docs"]) == "behind"
+        play.mirror.notes.leave()
+        play.thread.shutdown()
+    live.collections = listed
+    # what passed then is in no copy, and no sample may come by it
+    live.stock.copies["docs"].points.pop(7)
+    async with Playing(tmp_path, live, stock) as last:
+        assert state_of(last.mirror.held["docs"]) == "behind"
+        await last.kept(10)
+        assert last.same()
+        assert state_of(last.mirror.held["docs"]) == "whole"
+        assert not list(last.mirror.taps.glob("*-dead"))
 
 
 async def test_a_walk_waits_until_what_it_has_written_is_compacted_though_not_for_ever(tmp_path: Path, live: Live):
