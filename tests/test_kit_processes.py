@@ -92,7 +92,7 @@ POINTS = [
 
 def test_the_official_qdrant_client_reads_what_it_wrote():
     with QdrantService() as service:
-        client = QdrantClient(url=service.url, check_compatibility=False)
+        client = QdrantClient(url=service.url, check_compatibility=False, timeout=60)
         assert not client.collection_exists("docs")
         client.create_collection("docs", models.VectorParams(size=2, distance=models.Distance.COSINE))
         client.upsert("docs", POINTS)
@@ -120,16 +120,18 @@ def test_the_official_qdrant_client_reads_what_it_wrote():
 
 def test_older_clients_search_gives_a_bare_list():
     with QdrantService() as service:
-        client = QdrantClient(url=service.url, check_compatibility=False)
+        client = QdrantClient(url=service.url, check_compatibility=False, timeout=60)
         client.create_collection("docs", models.VectorParams(size=2, distance=models.Distance.COSINE))
         client.upsert("docs", POINTS)
-        told = httpx.post(f"{service.url}/collections/docs/points/search", json={"vector": [1.0, 0.0], "limit": 1})
+        told = httpx.post(
+            f"{service.url}/collections/docs/points/search", json={"vector": [1.0, 0.0], "limit": 1}, timeout=60
+        )
         assert [(one["id"], one["payload"]) for one in told.json()["result"]] == [(0, None)]
 
 
 def test_a_killed_service_is_gone_and_a_new_start_finds_it_empty_on_the_same_port():
     with QdrantService() as service:
-        client = QdrantClient(url=service.url, check_compatibility=False)
+        client = QdrantClient(url=service.url, check_compatibility=False, timeout=60)
         client.create_collection("docs", models.VectorParams(size=2, distance=models.Distance.COSINE))
         service.kill()
         with pytest.raises(ResponseHandlingException):
@@ -185,10 +187,10 @@ async def test_the_services_can_be_asked_from_a_loop_too(service: OpenAIService)
 def test_the_sidecar_passes_calls_on_answers_itself_and_ends_well_at_sigterm(tmp_path: Path, service: OpenAIService):
     upstreams = {"OPENAI_API_KEY": "k", "OPENAI_UPSTREAM_URL": service.url}
     with Sidecar(None, tmp_path / "state", env=upstreams) as sidecar:
-        assert httpx.get(f"{sidecar.admin_url}/livez").status_code == 200
+        assert httpx.get(f"{sidecar.admin_url}/livez", timeout=60).status_code == 200
         question = "Paris lies on the Seine. Rome lies on the Tiber.\n\nWhere does Rome lie?"
         asked = {"model": "m", "messages": [{"role": "user", "content": question}]}
-        passed_on = httpx.post(f"{sidecar.url}/v1/chat/completions", json=asked)
+        passed_on = httpx.post(f"{sidecar.url}/v1/chat/completions", json=asked, timeout=60)
         assert passed_on.json()["id"] == "chatcmpl-kit"
         service.kill()
         try:

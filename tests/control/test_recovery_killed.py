@@ -52,7 +52,7 @@ async def killed_at(process: asyncio.subprocess.Process, up: FakeUpstream, count
     return up.heard[-1]
 
 
-@pytest.mark.real_clock(within_s=110.0)
+@pytest.mark.real_clock
 async def test_after_a_kill_in_the_middle_the_ladder_goes_on_and_a_human_is_told_once(tmp_path: Path):
     async with FakeUpstream(answer(200)) as up:
         (tmp_path / "policies").mkdir()

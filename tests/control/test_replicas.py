@@ -266,12 +266,12 @@ routes:
 
 
 def admin(sidecar: Sidecar, path: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{sidecar.admin_url}/{path}", timeout=10) as told:
+    with urllib.request.urlopen(f"{sidecar.admin_url}/{path}", timeout=60) as told:
         return json.load(told)
 
 
 def noted(sidecar: Sidecar, text: bytes) -> None:
-    with urllib.request.urlopen(urllib.request.Request(f"{sidecar.admin_url}/changes", data=text), timeout=10):
+    with urllib.request.urlopen(urllib.request.Request(f"{sidecar.admin_url}/changes", data=text), timeout=60):
         pass
 
 

@@ -13,7 +13,7 @@ from understudy.envoy.bootstrap import render
 from understudy.envoy.cli import templates_of
 from understudy.proxy.settings.reading import load
 
-READY_S_MAX = 60.0
+READY_S_MAX = 300.0
 
 
 def envoy_program() -> str:

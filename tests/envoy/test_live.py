@@ -18,7 +18,7 @@ from tests.kit.acts import answer, pieces, reset, silence
 from tests.kit.fake_upstream import FakeUpstream, Heard, Wire
 from tests.kit.processes import needs
 
-pytestmark = [pytest.mark.real, pytest.mark.real_clock("asyncio", within_s=120)]
+pytestmark = [pytest.mark.real, pytest.mark.real_clock("asyncio")]
 
 CHAT = """
 routes:

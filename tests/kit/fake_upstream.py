@@ -146,7 +146,7 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._acting is not None and (self._eof or exc is not None):
-            self._upstream.abandoned.append(self._acting)
+            self._upstream.left(self._acting)
         self.closed.set()
         self._eof = True
         self._more.set()
@@ -309,7 +309,7 @@ class FakeUpstream:
         self.garbled: list[bytes] = []
         """Bytes that made no whole request: its sender closed in the middle, or its framing was wrong."""
         self.abandoned: list[Heard] = []
-        """Requests whose caller left, by FIN or RST, while their act was playing."""
+        """Requests among `heard` whose caller left, by FIN or RST, while their act was playing."""
         self.connections_ever = 0
         self.on_reuse: Act | None = None
         self.on_check: Act = _well
@@ -338,7 +338,8 @@ class FakeUpstream:
         self._queue.extend(acts)
 
     def forget(self) -> None:
-        """Nothing was heard, nobody has left, and nothing is queued: for one that serves several tests."""
+        """Nothing was heard, nobody has left, and nothing is queued: for one that serves several tests. Whoever leaves
+        later what was heard before is not told of: a test's end and its callers' leaving may be seen in any order."""
         self._queue.clear()
         self.heard.clear()
         self.abandoned.clear()
@@ -431,6 +432,11 @@ class FakeUpstream:
             lambda: Wire(self), "127.0.0.1", self.port, ssl=self._tls, reuse_address=True, backlog=1024
         )
         self.port = self._server.sockets[0].getsockname()[1]
+
+    def left(self, heard: Heard) -> None:
+        """The caller of a request is gone before its answer was."""
+        if any(heard is one for one in self.heard):
+            self.abandoned.append(heard)
 
     def arrived(self, wire: Wire) -> None:
         """A connection was accepted."""

@@ -16,9 +16,9 @@ from tests.mirroring.live import Live, MemoryStock, Playing, point
 from understudy.indexes.points import Point
 from understudy.indexes.writes import UNFINISHED
 from understudy.policies.service import Refused
-from understudy.proxy.mirror_reports import state_of
 from understudy.proxy.mirroring.notes import Notes, WalkNote
 from understudy.proxy.mirroring.source import SourceFailed
+from understudy.proxy.reports.mirrors import state_of
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: sidecar\r\ncontent-type: application/json\r\n"
     b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY)
 )
-ANSWER_S_MAX = 20.0
+ANSWER_S_MAX = 60.0
 
 
 class Lost(Exception):

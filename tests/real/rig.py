@@ -40,7 +40,7 @@ class Rig:
         """Store the knowledge in the fake Qdrant, as an application would have."""
         collection = Library(collections_folder(self.state)).open(KNOWLEDGE)
         points, _ = collection.scroll(None, 10_000, with_vectors=True)
-        client = QdrantClient(self.qdrant.url)
+        client = QdrantClient(self.qdrant.url, timeout=60)
         distance = models.Distance.COSINE
         client.create_collection(KNOWLEDGE, vectors_config=models.VectorParams(size=384, distance=distance))
         client.upsert(

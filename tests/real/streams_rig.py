@@ -20,27 +20,30 @@ from tests.kit.voices import VOICES, Told, Voice
 
 SECONDS_MAX = 40
 TOKENS = [f"word{n} " for n in range(60)]
-# the clocks that ring here are as short as a busy machine allows, and the others too long for it to reach
-CLOCKS = "first_content_s: 15, gap_s: 1.2"
-LATE = "headers_s: 1.2, first_content_s: 2.5, gap_s: 15"
+# a clock that rings here is short in the variant that it rings in, and the others too long for a busy machine to reach
+CLOCKS = "first_content_s: 15, gap_s: 15"
+SILENT = "first_content_s: 15, gap_s: 2"
 TWO = "[*first, {{kind: upstream, name: second, url: '{second}', headers: {{authorization: second-key}}}}]"
 PREFILL = "[*first, {{kind: upstream, name: second, url: '{second}', prefill: true}}]"
 LARGER = "{{provider: [{provider}], message: 'too long|available context|context_length|for context', outcome: caller"
 VARIANTS = {
     "error": f"stream: {{{{{CLOCKS}}}}}\n    tiers: {TWO}",
-    "late": f"stream: {{{{{LATE}}}}}\n    tiers: {TWO}",
+    "headless": f"stream: {{{{headers_s: 2, first_content_s: 15, gap_s: 15}}}}\n    tiers: {TWO}",
+    "wordless": f"stream: {{{{headers_s: 15, first_content_s: 2.5, gap_s: 15}}}}\n    tiers: {TWO}",
     "continue": f"stream: {{{{{CLOCKS}, after_first_content: continue}}}}\n    tiers: {PREFILL}",
     "across": f"stream: {{{{{CLOCKS}, after_first_content: continue}}}}\n    tiers: "
     + PREFILL.replace("prefill: true", "prefill: true, speaks: {other}"),
-    "buffer": f"stream: {{{{{CLOCKS}, after_first_content: buffer}}}}\n    tiers: {TWO}",
+    "silent-error": f"stream: {{{{{SILENT}}}}}\n    tiers: {TWO}",
+    "silent-continue": f"stream: {{{{{SILENT}, after_first_content: continue}}}}\n    tiers: {PREFILL}",
+    "silent-buffer": f"stream: {{{{{SILENT}, after_first_content: buffer}}}}\n    tiers: {TWO}",
     "alone": "tiers: [*first]",
     "paced": f"stream: {{{{contents_per_s_min: 10, contents_within_s: 0.5}}}}\n    tiers: {TWO}",
     "thinking": "stream: {{first_content_s: 1.5, gap_s: 15, keep_alive_s: 1, "
     f"patient: [{{{{models: ['think*'], first_content_s: 15}}}}]}}}}\n    tiers: {TWO}",
     "cached": f"cache: {{{{enabled: true, answers: always}}}}\n    tiers: {TWO}",
     "guarded": f"breaker: {{{{enabled: true, consecutive: 3}}}}\n    tiers: {TWO}",
-    "breaking": f"breaker: {{{{enabled: true, consecutive: 3}}}}\n    tiers: {TWO}",
-    "telling": f"breaker: {{{{enabled: true, consecutive: 3}}}}\n    tiers: {TWO}",
+    "breaking": f"breaker: {{{{enabled: true, consecutive: 3, open_s: 60}}}}\n    tiers: {TWO}",
+    "telling": f"breaker: {{{{enabled: true, consecutive: 3, open_s: 60}}}}\n    tiers: {TWO}",
     "larger": f"outcomes: [{LARGER}, follow: tier, reason: context_length}}}}]\n    tiers: {TWO}",
     "again": "retry: {{attempts: 2, base_s: 0.01}}\n    tiers: [{{kind: upstream, name: first, url: '{first}', "
     "headers: {{authorization: first-key}}, speaks: {dialect}, models: {{m: renamed}}}}, {{kind: upstream, "
@@ -67,7 +70,13 @@ server:
   admin: "${{UNDERSTUDY_ADMIN}}"
   access_log: false
   shed: {{enabled: false}}
-defaults: {{retry: {{attempts: 1}}, breaker: {{enabled: false}}, quota: {{enabled: false}}, deadline: {{total_s: 18}}}}
+defaults:
+  retry: {{attempts: 1}}
+  breaker: {{enabled: false}}
+  quota: {{enabled: false}}
+  deadline: {{total_s: 18}}
+  # whether an upstream is well is another test's: one that was silent or shut by turns is to be asked all the same
+  ramp: {{enabled: false}}
 routes:
 {routes}"""
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit import processes
-from tests.kit.processes import Process, Sidecar, free_port, needs
+from tests.kit.processes import Process, Sidecar, eventually, free_port, needs
 from understudy.policies.objectives import Counts, Course
 from understudy.proxy.control.objectives import FILE
 from understudy.proxy.dialects import KINDS
@@ -99,10 +98,6 @@ class Server:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    processes.eventually(holds, within_s=45.0)
 
 
 def told(url: str) -> Any:

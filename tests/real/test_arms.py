@@ -122,7 +122,9 @@ def test_a_fault_at_a_tier_makes_the_sdk_be_answered_by_the_next_one_and_says_so
     upstreams: tuple[Hosted, Hosted], folder: Path, tmp_path: Path
 ):
     old, new = upstreams
-    write(folder, chat(old, new, tier=", faults: [{name: dead, do: error, status: 503}]"))
+    # as long as a slow machine takes for what comes next
+    open_long = "    breaker: {open_s: 600, open_s_max: 600}\n"
+    write(folder, chat(old, new, tier=", faults: [{name: dead, do: error, status: 503}]", more=open_long))
     with Sidecar(folder, tmp_path) as plain:
         assert asked(client(plain))[1]["x-understudy-source"] == "old"
         assert "BROKEN ON PURPOSE" not in plain.logs()

@@ -194,7 +194,7 @@ def test_what_only_the_database_can_do_fails_while_it_is_away_in_its_own_words(d
 
 def test_writes_applied_to_a_local_collection_leave_what_they_leave_in_chroma(tmp_path: Path):
     dialect = DIALECTS["chroma"]
-    with ChromaService(tmp_path / "chroma") as chroma, httpx.Client(base_url=chroma.url) as http:
+    with ChromaService(tmp_path / "chroma") as chroma, httpx.Client(base_url=chroma.url, timeout=60) as http:
         base = "/api/v2/tenants/default_tenant/databases/default_database/collections"
         handle = http.post(base, json={"name": "docs"}).json()["id"]
         (tmp_path / "docs").mkdir()

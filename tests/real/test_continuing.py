@@ -80,7 +80,7 @@ def chat(*texts: str, model: str, end: str | None = None, azure: bool = False) -
 def test_a_completion_goes_on_as_more_of_its_prompt(stage: Stage, ending: Ending):
     stage.first.then(sse(completion("upon ", "a "), gap_s=0.05, ending=ending))
     stage.second.then(sse(completion("time", ".", end="stop"), gap_s=0.01))
-    client = openai.OpenAI(base_url=stage.sidecar.url + "/v1", api_key="k", max_retries=0, timeout=20)
+    client = openai.OpenAI(base_url=stage.sidecar.url + "/v1", api_key="k", max_retries=0, timeout=60)
     options: Any = {"stream_options": {"include_usage": True}}
     chunks = list(client.completions.create(model="m", prompt="Once ", max_tokens=50, stream=True, **options))
     told = [choice for chunk in chunks for choice in chunk.choices]
@@ -96,7 +96,7 @@ def test_a_completion_goes_on_as_more_of_its_prompt(stage: Stage, ending: Ending
 def test_a_completion_with_log_probabilities_is_not_gone_on_with(stage: Stage):
     before = len(stage.second.heard)
     stage.first.then(sse(completion("upon "), gap_s=0.05, ending="cut"))
-    client = openai.OpenAI(base_url=stage.sidecar.url + "/v1", api_key="k", max_retries=0, timeout=20)
+    client = openai.OpenAI(base_url=stage.sidecar.url + "/v1", api_key="k", max_retries=0, timeout=60)
     with pytest.raises(openai.APIError, match="broke off"):
         list(client.completions.create(model="m", prompt="Once ", logprobs=1, stream=True))
     assert len(stage.second.heard) == before
@@ -106,7 +106,7 @@ def test_azures_stream_is_gone_on_with_by_one_that_speaks_another_dialect(stage:
     stage.first.then(sse(chat("Hel", "lo ", model="gpt-here", azure=True), gap_s=0.05, ending="cut"))
     stage.second.then(sse(chat("you", ".", model="llama", end="stop"), gap_s=0.01))
     client = openai.AzureOpenAI(
-        azure_endpoint=stage.sidecar.url, api_key="k", api_version="2024-10-21", max_retries=0, timeout=20
+        azure_endpoint=stage.sidecar.url, api_key="k", api_version="2024-10-21", max_retries=0, timeout=60
     )
     asked: Any = [{"role": "user", "content": "Say hello."}]
     chunks = list(client.chat.completions.create(model="gpt", messages=asked, stream=True))

@@ -29,6 +29,8 @@ POLICIES = """\
 server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}"}
 defaults:
   breaker: {enabled: false}
+  # a cluster that was dead a moment ago is asked all the same: whether it is well is another test's
+  ramp: {enabled: false}
   retry: {base_s: 0.001}
 routes:
   - name: es
@@ -58,10 +60,10 @@ class Deployed(NamedTuple):
     cluster: Hosted
 
     def elastic(self) -> Elasticsearch:
-        return Elasticsearch(self.sidecar.url + "/es", max_retries=0)
+        return Elasticsearch(self.sidecar.url + "/es", max_retries=0, request_timeout=60)
 
     def open(self) -> Any:
-        return OpenSearch(self.sidecar.url + "/os", max_retries=0)
+        return OpenSearch(self.sidecar.url + "/os", max_retries=0, timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ PROMPT = "Context:\n\n[1] Refunds take 14 days.\n[2] The office is in Oslo.\n\nQ
 ASKED: list[Any] = [{"role": "user", "content": PROMPT}]
 POLICIES = """
 server: {{listen: "${{UNDERSTUDY_LISTEN}}", admin: "${{UNDERSTUDY_ADMIN}}"}}
-defaults: {{retry: {{attempts: 1}}, breaker: {{enabled: false}}}}
+# an upstream that was shut a moment ago is asked all the same: whether it is well is another test's
+defaults: {{retry: {{attempts: 1}}, breaker: {{enabled: false}}, ramp: {{enabled: false}}}}
 routes:
   - {{name: messages, match: {{prefix: /v1/messages}}, dialect: anthropic, tiers: &tiers [{{kind: upstream, name: up,
       url: "{url}"}}, {{kind: local}}]}}
@@ -66,11 +67,11 @@ class Client:
 
 
 def of_openai(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0, timeout=20)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0, timeout=60)
 
 
 def of_anthropic(url: str) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=url, api_key="k", max_retries=0, timeout=20)
+    return anthropic.Anthropic(base_url=url, api_key="k", max_retries=0, timeout=60)
 
 
 def chat(url: str) -> str:
@@ -130,7 +131,7 @@ def ollama_generate_streamed(url: str) -> Iterator[str]:
 
 
 def of_cohere(url: str) -> cohere.ClientV2:
-    return cohere.ClientV2("k", base_url=url, timeout=20)
+    return cohere.ClientV2("k", base_url=url, timeout=60)
 
 
 def cohere_chat(url: str) -> str:

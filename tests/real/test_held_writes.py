@@ -75,7 +75,7 @@ def deployed(made_state: Path, tmp_path: Path, folder: Path) -> Iterator[Deploye
 def test_killed_while_writes_come_every_acknowledged_one_is_stored_with_its_own_vector(
     deployed: Deployed, made_state: Path
 ):
-    direct = QdrantClient(deployed.qdrant.url)
+    direct = QdrantClient(deployed.qdrant.url, timeout=60)
     direct.create_collection(DOCS, models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE))
     said_yes: dict[int, str] = {}
     for number in range(ROUNDS):
@@ -106,7 +106,7 @@ def wrote(
     url: str, number: int, handles: dict[str, list[float]], said_yes: dict[int, str], killed: threading.Event
 ) -> None:
     """Store the texts of one round by their handles, again and again, until the sidecar is gone."""
-    client = QdrantClient(url, timeout=20, check_compatibility=False)
+    client = QdrantClient(url, timeout=60, check_compatibility=False)
     for n in range(1_000):
         text, handle = list(handles.items())[n % len(handles)]
         point_id = 1_000 * number + n

@@ -119,11 +119,11 @@ def test_what_each_client_was_said_yes_to_is_stored_with_its_own_vectors_after_a
         {"_op_type": "index", "_index": "docs", "_id": f"p-{n}", "vec": handles[n], "text": TEXTS[n]} for n in (1, 2)
     ]
     first = {"vec": handles[0], "text": TEXTS[0]}
-    elastic = Elasticsearch(site.url("elasticsearch"), max_retries=0)
+    elastic = Elasticsearch(site.url("elasticsearch"), max_retries=0, request_timeout=60)
     told = elastic.index(index="docs", id="p-0", document=first)
     assert (told["result"], told["_version"], told.meta.headers["x-understudy-tier"]) == ("created", -1, "queue")
     assert elasticsearch.helpers.bulk(elastic, bulk) == (2, [])
-    opened: Any = OpenSearch(site.url("opensearch"), max_retries=0)
+    opened: Any = OpenSearch(site.url("opensearch"), max_retries=0, timeout=60)
     assert opened.index(index="docs", id="p-0", body=first)["_seq_no"] == -2
     assert opensearchpy.helpers.bulk(opened, bulk) == (2, [])
     index = Pinecone(api_key="pk").Index(host=site.url("pinecone"))
@@ -167,7 +167,7 @@ def test_what_each_client_was_said_yes_to_is_stored_with_its_own_vectors_after_a
 
 def test_what_only_the_database_can_answer_is_refused_to_be_repeated_in_its_own_words(site: Site):
     handle = site.handle(TEXTS[0])
-    elastic = Elasticsearch(site.url("elasticsearch"), max_retries=0)
+    elastic = Elasticsearch(site.url("elasticsearch"), max_retries=0, request_timeout=60)
     for ask in (
         lambda: elastic.create(index="docs", id="p-0", document={"vec": handle}),
         lambda: elastic.index(index="docs", document={"vec": handle}),

@@ -80,7 +80,7 @@ def test_each_word_has_its_turn_and_a_changed_file_is_in_force_without_a_restart
         eventually(lambda: "Ask Ada." in ask("How do I reset my password?")[1])
 
         (policies / "answers" / "faq.yaml").write_text(ANSWERS + "- {question: When}\n")
-        eventually(lambda: "faq.yaml:2:3" in httpx.get(f"{sidecar.admin_url}/status").text)
+        eventually(lambda: "faq.yaml:2:3" in httpx.get(f"{sidecar.admin_url}/status", timeout=60).text)
         assert "Ask Ada." in ask("How do I reset my password?")[1]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from tests.kit.processes import QdrantService, Sidecar, eventually
+from tests.kit.processes import COMES_S_MAX, QdrantService, Sidecar, eventually, points_in
 from understudy.indexes.library import Library
 from understudy.proxy.knowledge import collections_folder
 
@@ -47,16 +47,22 @@ class Deployed(NamedTuple):
     qdrant: QdrantService
 
     def client(self) -> QdrantClient:
-        return QdrantClient(self.sidecar.url, timeout=20)
+        return QdrantClient(self.sidecar.url, timeout=60)
+
+    def mirror(self) -> dict[str, Any]:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
+            return json.load(answer)["routes"][0].get("mirror", {})
 
     def copies(self) -> dict[str, Any]:
-        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
-            status = json.load(answer)
-        return status["routes"][0].get("mirror", {}).get("copies", {})
+        return self.mirror().get("copies", {})
 
-    def in_step(self, name: str = "docs") -> bool:
-        copy = self.copies().get(name, {})
-        return copy.get("state") == "whole" and copy["points_behind"] == 0
+    def in_step(self, name: str = "docs", count: int = COUNT) -> bool:
+        """Whether the copy is whole, with so many points: one that was copied before it was filled is whole, too."""
+        mirror = self.mirror()
+        copy = mirror["copies"].get(name, {})
+        if copy.get("state") != "whole" or copy["points_behind"] or mirror["waiting"]:
+            return False
+        return points_in(self.sidecar.state, name) == count
 
 
 def vector_of(number: int) -> np.ndarray:
@@ -107,7 +113,7 @@ def deployed(request: pytest.FixtureRequest, made_state: Path, tmp_path: Path, f
 
 def test_a_dead_qdrant_is_answered_for_with_the_points_it_had_and_the_writes_that_passed(deployed: Deployed):
     # what was there before, stored past the sidecar
-    direct = QdrantClient(deployed.qdrant.url)
+    direct = QdrantClient(deployed.qdrant.url, timeout=60)
     filled(direct)
     eventually(lambda: deployed.in_step())
     client = deployed.client()
@@ -116,7 +122,7 @@ def test_a_dead_qdrant_is_answered_for_with_the_points_it_had_and_the_writes_tha
     client.set_payload("docs", {"even": "neither"}, points=[10, 11])
     filled(client, "born-here")
     before, born = answers(client), answers(client, "born-here")
-    eventually(lambda: deployed.in_step() and deployed.in_step("born-here"))
+    eventually(lambda: deployed.in_step(count=COUNT + 1 - 2) and deployed.in_step("born-here"))
     deployed.qdrant.kill()
     # what one worker has applied the other sees half a second later
     eventually(lambda: answers(client) == before)
@@ -124,19 +130,19 @@ def test_a_dead_qdrant_is_answered_for_with_the_points_it_had_and_the_writes_tha
     request = urllib.request.Request(
         deployed.sidecar.url + "/collections/docs/points/count", b"{}", {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.headers["x-understudy-source"] == "local-index"
         assert 0 <= float(answer.headers["x-understudy-staleness-s"]) < 600
 
 
 def test_what_changed_past_the_sidecar_is_put_right(deployed: Deployed):
-    direct = QdrantClient(deployed.qdrant.url)
+    direct = QdrantClient(deployed.qdrant.url, timeout=60)
     filled(direct)
     eventually(lambda: deployed.in_step())
     direct.upsert("docs", [stored(5, title="changed elsewhere"), stored(2000)])
     direct.delete("docs", [400, 401, 402])
     eventually(lambda: deployed.copies()["docs"]["repaired"] >= 5)
-    eventually(lambda: deployed.in_step())
+    eventually(lambda: deployed.in_step(count=COUNT + 1 - 3))
     before = answers(direct)
     deployed.qdrant.kill()
     client = deployed.client()
@@ -153,15 +159,15 @@ def synced(policies: Path, state: Path, qdrant: QdrantService, *words: str) -> s
         "PATH": "/usr/bin:/bin",
         "HOME": str(state),
     }
-    return subprocess.run([*command, *words], env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*command, *words], env=env, capture_output=True, text=True, timeout=COMES_S_MAX, check=False)
 
 
 def test_the_command_copies_without_a_sidecar_and_asks_one_that_runs(made_state: Path, tmp_path: Path, folder: Path):
     (folder / "p.yaml").write_text(POLICIES % {"workers": 1})
     state = tmp_path / "state"
     with QdrantService() as qdrant:
-        filled(QdrantClient(qdrant.url))
-        filled(QdrantClient(qdrant.url), "other")
+        filled(QdrantClient(qdrant.url, timeout=60))
+        filled(QdrantClient(qdrant.url, timeout=60), "other")
         done = synced(folder, state, qdrant, "--collection", "docs")
         assert (done.returncode, done.stdout) == (0, "docs: 500 points\n"), done.stderr
         collection = Library(collections_folder(state)).open("docs")
@@ -169,7 +175,7 @@ def test_the_command_copies_without_a_sidecar_and_asks_one_that_runs(made_state:
         assert collection.get([42])[0].text == "Number 42"
         assert synced(folder, state, qdrant).stdout == "docs: 500 points\nother: 500 points\n"
         with Sidecar(folder, state, env={"QDRANT": qdrant.url}, models=made_state / "models"):
-            QdrantClient(qdrant.url).delete("docs", [1])
+            QdrantClient(qdrant.url, timeout=60).delete("docs", [1])
             asked = synced(folder, state, qdrant, "--collection", "docs")
             assert (asked.returncode, asked.stdout) == (0, "docs: compared with the database, and the same\n"), asked
         assert Library(collections_folder(state)).open("docs").count == COUNT - 1
@@ -182,7 +188,7 @@ def test_the_command_copies_without_a_sidecar_and_asks_one_that_runs(made_state:
 def test_killed_with_writes_under_way_the_sidecar_makes_its_copy_good(made_state: Path, tmp_path: Path, folder: Path):
     (folder / "p.yaml").write_text(POLICIES % {"workers": 1})
     with QdrantService() as qdrant:
-        filled(QdrantClient(qdrant.url))
+        filled(QdrantClient(qdrant.url, timeout=60))
         env, state = {"QDRANT": qdrant.url}, tmp_path / "state"
         with Sidecar(folder, state, env=env, models=made_state / "models") as sidecar:
             there = Deployed(sidecar, qdrant)
@@ -192,7 +198,7 @@ def test_killed_with_writes_under_way_the_sidecar_makes_its_copy_good(made_state
                 client.upsert("docs", [stored(3000 + number * 10 + each) for each in range(10)])
                 sidecar.kill()
                 sidecar.start()
-            eventually(lambda: there.in_step())
-            before = answers(QdrantClient(qdrant.url))
+            eventually(lambda: there.in_step(count=COUNT + 30))
+            before = answers(QdrantClient(qdrant.url, timeout=60))
             qdrant.kill()
             assert answers(client) == before

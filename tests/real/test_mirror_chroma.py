@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.kit.chroma_service import ChromaService
-from tests.kit.processes import Sidecar, eventually
+from tests.kit.processes import COMES_S_MAX, Sidecar, eventually, points_in
 from tests.real.test_chroma import COUNT, IDS, VECTORS, answers, filled, same
 from understudy.indexes.library import Library
 from understudy.indexes.points import Point
@@ -59,12 +59,15 @@ class Deployed(NamedTuple):
         with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
             return json.load(answer)["routes"][0].get("mirror", {}).get("copies", {})
 
-    def in_step(self, name: str) -> bool:
+    def in_step(self, name: str, count: int) -> bool:
+        """Whether the copy is whole, with so many points: one that was copied before it was filled is whole, too."""
         copy = self.copies().get(name, {})
-        return copy.get("state") == "whole" and copy["points_behind"] == 0
+        if copy.get("state") != "whole" or copy["points_behind"]:
+            return False
+        return points_in(self.sidecar.state, name) == count
 
-    def copied(self, *names: str) -> None:
-        eventually(lambda: all(self.in_step(name) for name in names))
+    def copied(self, **counts: int) -> None:
+        eventually(lambda: all(self.in_step(name, count) for name, count in counts.items()))
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def test_a_dead_chroma_is_answered_for_with_the_records_that_were_copied(deploye
     direct = deployed.direct()
     for name in SPACES:
         stored(direct, name)
-    deployed.copied(*SPACES)
+    deployed.copied(**dict.fromkeys(SPACES, COUNT + len(BARE)))
     held = {name: deployed.client().get_collection(name) for name in SPACES}
     before = {name: (answers(collection), whole(collection)) for name, collection in held.items()}
     deployed.chroma.kill()
@@ -134,7 +137,7 @@ def test_a_dead_chroma_is_answered_for_with_the_records_that_were_copied(deploye
 
 def test_writes_through_the_sidecar_are_in_the_copy_once_chroma_is_dead(deployed: Deployed):
     stored(deployed.direct(), "docs")
-    deployed.copied("docs")
+    deployed.copied(docs=COUNT + len(BARE))
     client = deployed.client()
     collection = client.get_collection("docs", embedding_function=None)
     collection.add(ids=["new"], embeddings=VECTORS[5:6] - 0.5, documents=["A new one"], metadatas=[{"n": 99}])
@@ -145,7 +148,7 @@ def test_writes_through_the_sidecar_are_in_the_copy_once_chroma_is_dead(deployed
     born.add(ids=["a", "b"], embeddings=VECTORS[:2], documents=["one", "two"])
     records = whole(collection), whole(born)
     assert len(records[0]) == COUNT + len(BARE) + 1 - 10
-    deployed.copied("docs", "born-here")
+    deployed.copied(**{"docs": COUNT + len(BARE) + 1 - 10, "born-here": 2})
     deployed.chroma.kill()
     eventually(lambda: alike(whole(collection), records[0]) and alike(whole(born), records[1]))
     assert collection.get(ids=["new"])["documents"] == ["A new one"]
@@ -153,13 +156,13 @@ def test_writes_through_the_sidecar_are_in_the_copy_once_chroma_is_dead(deployed
 
 def test_what_changed_in_chroma_past_the_sidecar_is_put_right(deployed: Deployed):
     direct = stored(deployed.direct(), "docs")
-    deployed.copied("docs")
+    deployed.copied(docs=COUNT + len(BARE))
     direct.update(ids=IDS[5:6], embeddings=VECTORS[5:6], documents=["changed elsewhere"])
     direct.update(ids=IDS[6:7], embeddings=VECTORS[6:7] + 1)
     direct.add(ids=["elsewhere"], embeddings=VECTORS[:1] - 1)
     direct.delete(ids=IDS[280:283])
     eventually(lambda: deployed.copies()["docs"]["repaired"] >= 6)
-    deployed.copied("docs")
+    deployed.copied(docs=COUNT + len(BARE) + 1 - 3)
     records = whole(direct)
     collection = deployed.client().get_collection("docs")
     deployed.chroma.kill()
@@ -182,7 +185,7 @@ def test_the_command_copies_a_chroma_record_by_record(tmp_path: Path, folder: Pa
             "HOME": str(state),
         }
         command = [sys.executable, "-m", "understudy.proxy.cli", *words]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=COMES_S_MAX, check=False)
     assert (done.returncode, sorted(done.stdout.splitlines())) == (
         0,
         sorted(f"{name}: {COUNT + len(BARE)} points" for name in SPACES),

@@ -27,9 +27,7 @@ from pinecone import Pinecone
 
 from tests.kit.elastic_service import Cluster, FakeElastic
 from tests.kit.pinecone_service import DIMENSIONS as PINECONE_DIMENSIONS
-from tests.kit.processes import MilvusService, PineconeService, Sidecar, eventually
-from understudy.indexes.library import Library
-from understudy.proxy.knowledge import collections_folder
+from tests.kit.processes import COMES_S_MAX, MilvusService, PineconeService, Sidecar, eventually, points_in
 
 pytestmark = pytest.mark.real
 
@@ -75,7 +73,7 @@ class Deployed:
             copy = json.load(answer)["routes"][0].get("mirror", {}).get("copies", {}).get(name, {})
         if copy.get("state") != "whole" or copy["points_behind"]:
             return False
-        return Library(collections_folder(self.sidecar.state)).open(name).count == count
+        return points_in(self.sidecar.state, name) == count
 
     def synced(self, *words: str) -> str:
         """What `understudy index sync` says, asking the sidecar that runs."""
@@ -85,7 +83,7 @@ class Deployed:
             env={**self.sidecar.env, "DATABASE": self.database},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=COMES_S_MAX,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -132,11 +130,11 @@ def test_a_dead_cluster_is_answered_for_with_the_documents_it_had_and_the_writes
     eventually(lambda: deployed.in_step("docs", COUNT))
     # one by one and as a bulk, through the client
     if dialect == "elasticsearch":
-        client: Any = Elasticsearch(deployed.url, max_retries=0)
+        client: Any = Elasticsearch(deployed.url, max_retries=0, request_timeout=60)
         client.index(index="docs", id=f"p-{COUNT:03}", document=document(COUNT))
         helpers: Any = elasticsearch.helpers
     else:
-        client = OpenSearch(deployed.url, max_retries=0)
+        client = OpenSearch(deployed.url, max_retries=0, timeout=60)
         client.index(index="docs", id=f"p-{COUNT:03}", body=document(COUNT))
         helpers = opensearchpy.helpers
     bulk = [{"_op_type": "index", "_index": "docs", "_id": f"p-{n:03}", **document(n)} for n in (COUNT + 1, COUNT + 2)]

@@ -115,9 +115,9 @@ def deployed(made_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         with Sidecar(home / "policies", home / "state", env=environment, models=made_state / "models") as sidecar:
             for name, writes in WRITES.items():
                 for method, path, body in writes:
-                    answer = httpx.request(method, f"{sidecar.url}/collections/{name}{path}", json=body)
+                    answer = httpx.request(method, f"{sidecar.url}/collections/{name}{path}", json=body, timeout=60)
                     assert answer.status_code == 200, answer.text
-            yield Deployed(sidecar, qdrant, QdrantClient(url=sidecar.url, check_compatibility=False))
+            yield Deployed(sidecar, qdrant, QdrantClient(url=sidecar.url, check_compatibility=False, timeout=60))
 
 
 def filters() -> list[models.Filter]:
@@ -252,7 +252,7 @@ def test_every_read_is_answered_alike_with_qdrant_up_and_killed(deployed: Deploy
     asks = reads()
 
     def older(path: str, body: Any) -> Any:
-        answer = httpx.post(f"{deployed.sidecar.url}/collections/single/points/{path}", json=body)
+        answer = httpx.post(f"{deployed.sidecar.url}/collections/single/points/{path}", json=body, timeout=60)
         assert answer.status_code == 200, answer.text
         return answer.json()["result"]
 

@@ -87,7 +87,7 @@ class Deployed:
         return made.data[0].embedding
 
     def search(self, vector: list[float], **headers: str) -> list[str]:
-        db = QdrantClient(self.sidecar.url, headers=headers)
+        db = QdrantClient(self.sidecar.url, headers=headers, timeout=60)
         try:
             return [str(point.payload["text"]) for point in db.query_points("docs", query=vector, limit=3).points]  # pyright: ignore[reportOptionalSubscript]
         finally:
@@ -105,7 +105,7 @@ class Deployed:
         return raw.headers.get("x-understudy-built-on", "")
 
     def told(self, path: str) -> str:
-        with urllib.request.urlopen(self.sidecar.admin_url + path, timeout=10) as answered:
+        with urllib.request.urlopen(self.sidecar.admin_url + path, timeout=60) as answered:
             return answered.read().decode()
 
     def recent(self) -> list[dict[str, Any]]:
@@ -148,7 +148,9 @@ def test_an_answer_built_on_a_search_by_words_says_so_by_trace_or_by_its_vector_
 
 def logged(sidecar: Sidecar, route: str) -> list[str]:
     """What the access log says of the legs before each call of a route."""
-    lines = [json.loads(line) for line in sidecar.logs().splitlines() if line.startswith("{")]
+    # what stands behind the last end of a line is still being written
+    written = sidecar.logs().rpartition("\n")[0].splitlines()
+    lines = [json.loads(line) for line in written if line.startswith("{")]
     return [line.get("legs", "") for line in lines if line.get("route") == route]
 
 
@@ -158,7 +160,7 @@ def test_workers_tell_each_other_what_is_built_on_a_fallback(
     deployed = Deployed(state, folder, *upstreams, workers=2)
     with deployed.sidecar:
         # one connection, and so one worker: the texts of handles are each worker's own
-        with httpx.Client(base_url=deployed.sidecar.url, headers={"traceparent": TRACE}) as client:
+        with httpx.Client(base_url=deployed.sidecar.url, headers={"traceparent": TRACE}, timeout=60) as client:
             embedded = client.post("/v1/embeddings", json={"model": "m", "input": QUESTION}).json()
             body = {"query": embedded["data"][0]["embedding"], "limit": 3, "with_payload": True}
             found = client.post("/collections/docs/points/query", json=body)

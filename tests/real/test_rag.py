@@ -92,7 +92,7 @@ def test_the_script_is_answered_with_primaries_up_with_each_killed_and_with_all_
 
 
 def test_a_local_vector_is_the_primarys_vector_and_finds_the_same_points(deployed: Rig):
-    ai, db = deployed.ai(), QdrantClient(deployed.sidecar.url)
+    ai, db = deployed.ai(), QdrantClient(deployed.sidecar.url, timeout=60)
     embed = lambda: ai.embeddings.create(model="m", input=[QUESTION, "x"]).data  # noqa: E731
     search = lambda: db.query_points("knowledge", query=embed()[0].embedding, limit=5).points  # noqa: E731
     with_primaries = embed(), search()
@@ -140,7 +140,7 @@ def test_what_the_applications_own_client_sends_wrong_is_told_in_its_own_words(d
 
     deployed.openai.kill()
     deployed.qdrant.kill()
-    ai, db = deployed.ai(max_retries=0), QdrantClient(deployed.sidecar.url)
+    ai, db = deployed.ai(max_retries=0), QdrantClient(deployed.sidecar.url, timeout=60)
     with pytest.raises(openai.BadRequestError):
         ai.embeddings.create(model="m", input=[])
     with pytest.raises(UnexpectedResponse, match="384"):

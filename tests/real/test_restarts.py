@@ -15,7 +15,7 @@ pytestmark = pytest.mark.real
 RESTARTS, CALLS, CALLERS = 4, 1000, 16
 
 
-@pytest.mark.real_clock(within_s=120)
+@pytest.mark.real_clock
 async def test_replicas_that_are_restarted_in_turn_lose_no_call_of_callers_who_go_by_readiness(tmp_path: Path):
     with in_thread(answer(body={"who": "model"}, delay_s=TOOK_S)) as upstream:
         report = await restarted(upstream, tmp_path, RESTARTS, CALLS, CALLERS)

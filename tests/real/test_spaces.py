@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from tests.kit.openai_service import turned
-from tests.kit.processes import OpenAIService, QdrantService, Sidecar
+from tests.kit.processes import OpenAIService, QdrantService, Sidecar, eventually
 from understudy.indexes.library import Library
 from understudy.proxy.knowledge import KNOWLEDGE, collections_folder, models_folder
 
@@ -53,7 +52,7 @@ class Deployed:
         self.points, _ = Library(collections_folder(state)).open(KNOWLEDGE).scroll(None, 10_000, with_vectors=True)
 
     def fill(self) -> None:
-        client = QdrantClient(self.qdrant.url)
+        client = QdrantClient(self.qdrant.url, timeout=60)
         params = models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)
         client.create_collection(KNOWLEDGE, vectors_config=params)
         import numpy as np
@@ -72,7 +71,7 @@ class Deployed:
         return OpenAI(base_url=self.sidecar.url + "/v1", api_key="unused", max_retries=0)
 
     def db(self) -> QdrantClient:
-        return QdrantClient(self.sidecar.url)
+        return QdrantClient(self.sidecar.url, timeout=60)
 
     def status(self) -> dict[str, Any]:
         with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
@@ -105,20 +104,12 @@ def found(db: QdrantClient, vector: list[float]) -> list[Any]:
     return [point.id for point in db.query_points(KNOWLEDGE, query=vector, limit=10).points]
 
 
-def until(true: Callable[[], bool]) -> float:
-    """How many seconds it took to come true."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < 30
-    return time.monotonic() - began
-
-
 def test_the_embedder_dies_handles_are_searched_here_and_it_returns(deployed: Deployed):
     ai, db = deployed.ai(), deployed.db()
     source, _, vector = embedded(ai, QUESTIONS[0])
     assert (source, len(vector)) == ("openai", DIMENSIONS)
     by_primary = {text: found(db, embedded(ai, text)[2]) for text in QUESTIONS}
-    until(lambda: deployed.status()["ledger"]["entries"] >= len(QUESTIONS))
+    eventually(lambda: deployed.status()["ledger"]["entries"] >= len(QUESTIONS))
     assert not deployed.status()["handles_about"]
 
     deployed.openai.kill()
@@ -150,8 +141,8 @@ def test_the_embedder_dies_handles_are_searched_here_and_it_returns(deployed: De
     deployed.qdrant.start()
     deployed.fill()
     deployed.openai.start()
-    until(lambda: embedded(ai, "is it back?")[0] == "openai")
-    until(lambda: found_by(deployed, embedded(ai, QUESTIONS[2])[2]) == "qdrant")
+    eventually(lambda: embedded(ai, "is it back?")[0] == "openai")
+    eventually(lambda: found_by(deployed, embedded(ai, QUESTIONS[2])[2]) == "qdrant")
     # handles already given out go on working, and still no primary sees one
     for text, handle in handles.items():
         assert len(set(found(db, handle)) & set(by_primary[text])) >= 5
@@ -183,10 +174,10 @@ def found_by(deployed: Deployed, vector: list[float]) -> str:
 def test_a_handle_given_before_a_restart_is_known_for_one_after_it(deployed: Deployed):
     ai = deployed.ai()
     embedded(ai, QUESTIONS[0])
-    until(lambda: bool(deployed.status()["dimensions"]))
+    eventually(lambda: bool(deployed.status()["dimensions"]))
     deployed.openai.kill()
     handle = embedded(ai, QUESTIONS[0])[2]
-    until(lambda: (deployed.sidecar.state / "spaces.json").exists())
+    eventually(lambda: (deployed.sidecar.state / "spaces.json").exists())
     deployed.sidecar.stop()
     deployed.sidecar.start()
     assert deployed.status()["handles_about"]

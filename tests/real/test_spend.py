@@ -99,7 +99,7 @@ class Deployed(NamedTuple):
 
     def metrics(self, route: str) -> dict[tuple[str, ...], float]:
         """What `/metrics` says of a route's tokens and money: (metric, model, told, kind or currency) -> value."""
-        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=10) as told:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=60) as told:
             text = told.read().decode()
         found: dict[tuple[str, ...], float] = {}
         for name, labels, value in re.findall(r"^understudy_llm_(\w+)_total\{(.*)\} (\S+)$", text, re.MULTILINE):
@@ -239,13 +239,15 @@ def test_what_another_provider_answers_is_billed_by_its_own_words_and_its_own_pr
 
 def test_errors_cost_nothing_and_a_route_that_is_not_counted_says_nothing(deployed: Deployed):
     deployed.first.always(answer(400, body={"error": {"message": "no"}, "usage": USAGE}))
-    httpx.post(f"{deployed.sidecar.url}/v1/chat/completions", json={"model": "m", "messages": HELLO})
+    httpx.post(f"{deployed.sidecar.url}/v1/chat/completions", json={"model": "m", "messages": HELLO}, timeout=60)
     deployed.first.always(answer(body={**WHOLE, "usage": USAGE}))
-    httpx.post(f"{deployed.sidecar.url}/uncounted/v1/chat/completions", json={"model": "m", "messages": HELLO})
-    httpx.post(f"{deployed.sidecar.url}/v1/chat/completions", json={"model": "m", "messages": HELLO})
+    httpx.post(
+        f"{deployed.sidecar.url}/uncounted/v1/chat/completions", json={"model": "m", "messages": HELLO}, timeout=60
+    )
+    httpx.post(f"{deployed.sidecar.url}/v1/chat/completions", json={"model": "m", "messages": HELLO}, timeout=60)
     assert deployed.counted("openai", 1)["answers", "gpt-4o-mini-2024-07-18", "exactly"] == 1
     assert deployed.metrics("uncounted") == {}
-    with urllib.request.urlopen(deployed.sidecar.admin_url + "/status", timeout=10) as told:
+    with urllib.request.urlopen(deployed.sidecar.admin_url + "/status", timeout=60) as told:
         routes = {route["name"]: route for route in json.load(told)["routes"]}
     assert "spent" not in routes["uncounted"]
     spent = routes["openai"]["spent"]
@@ -284,19 +286,19 @@ class Spending:
     def ask(self, team: str = "one") -> httpx.Response:
         """On a connection of its own, which any of the workers may take."""
         url = self.sidecar.url + "/v1/chat/completions"
-        return httpx.post(url, json={"model": "gpt-4o-mini", "messages": HELLO}, headers={"x-team": team}, timeout=20)
+        return httpx.post(url, json={"model": "gpt-4o-mini", "messages": HELLO}, headers={"x-team": team}, timeout=60)
 
     def budget(self) -> dict[str, Any]:
-        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=10) as told:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=60) as told:
             return json.load(told)["routes"][0]["budgets"][0]
 
     def journal(self) -> list[str]:
         """What has been written down of budgets, the first thing first."""
-        told = httpx.get(self.sidecar.admin_url + "/journal", params={"family": "tier"}).json()["entries"]
+        told = httpx.get(self.sidecar.admin_url + "/journal", params={"family": "tier"}, timeout=60).json()["entries"]
         return [each["kind"] for each in sorted(told, key=lambda one: one["at"]) if "budget" in each["kind"]]
 
     def metric(self, name: str) -> float:
-        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=10) as told:
+        with urllib.request.urlopen(self.sidecar.admin_url + "/metrics", timeout=60) as told:
             found = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", told.read().decode(), re.MULTILINE)
         return sum(map(float, found))
 
@@ -333,7 +335,7 @@ def test_calls_move_to_the_cheaper_tier_and_then_the_official_client_meets_a_429
         assert spending.metric("understudy_spend_moved_total") == 2
         assert spending.metric("understudy_spend_share") == 1.0
         eventually(lambda: "budget_spent" in spending.journal())
-        (told,) = httpx.get(sidecar.admin_url + "/budgets").json()["budgets"]
+        (told,) = httpx.get(sidecar.admin_url + "/budgets", timeout=60).json()["budgets"]
         assert (told["budget"], told["refuses"]) == ("day", "yes")
 
 
@@ -359,8 +361,14 @@ def test_what_was_spent_outlives_a_restart_and_a_crash(first: Hosted, tmp_path: 
 
 
 def _book(sidecar: Sidecar) -> dict[str, float]:
-    with contextlib.closing(sqlite3.connect(Path(sidecar.state) / "spend.sqlite")) as book:
-        tokens, cost = book.execute("SELECT sum(tokens), sum(cost) FROM spent").fetchone()
+    # to be read only: who opens one that is not there yet must not make it
+    path = f"file:{Path(sidecar.state) / 'spend.sqlite'}?mode=ro"
+    try:
+        with contextlib.closing(sqlite3.connect(path, uri=True, timeout=60)) as book:
+            tokens, cost = book.execute("SELECT sum(tokens), sum(cost) FROM spent").fetchone()
+    except sqlite3.OperationalError:
+        # just being made, or just being opened after a crash
+        return {"tokens": 0, "cost": 0.0}
     return {"tokens": tokens or 0, "cost": cost or 0.0}
 
 

@@ -69,7 +69,7 @@ def afresh(first: Hosted, second: Hosted) -> None:
 @pytest.mark.parametrize("policy", ["error", "continue", "buffer"])
 def test_T1_three_chunks_then_silence(policy: str, dialect: str, sidecar: Sidecar, first: Hosted, second: Hosted):
     voice, other = VOICES[dialect](), VOICES[dialect]("second-model")
-    caller = Caller(sidecar, voice, policy)
+    caller = Caller(sidecar, voice, f"silent-{policy}")
     first.then(stream(voice, [*voice.start(), *map(voice.token, TOKENS[:3])], ending="stall"))
     second.then(whole(other, *TOKENS[3:6]) if policy == "continue" else whole(other, *TOKENS[:6]))
     got = caller.ask()
@@ -135,7 +135,7 @@ def test_T3_a_role_and_keep_alives_without_content_are_no_content(
     dialect: str, sidecar: Sidecar, first: Hosted, second: Hosted
 ):
     voice, other = VOICES[dialect](), VOICES[dialect]("second-model")
-    caller = Caller(sidecar, voice, "late")
+    caller = Caller(sidecar, voice, "wordless")
     first.then(stream(voice, [*voice.start(), *[voice.idle()] * 100], gap_s=0.1))
     second.then(whole(other, *TOKENS[:6]))
     got = caller.ask()
@@ -154,7 +154,7 @@ def test_T4_no_headers_falls_back_and_the_primary_is_tried_once(
     voice, other = VOICES[dialect](), VOICES[dialect]("second-model")
     first.then(silent)
     second.then(whole(other, "hello"))
-    got = Caller(sidecar, voice, "late").ask()
+    got = Caller(sidecar, voice, "headless").ask()
     assert (got.status, got.told.text, got.headers["x-understudy-reason"]) == (
         200,
         "hello",

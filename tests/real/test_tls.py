@@ -97,7 +97,7 @@ def place(folder: Path, tmp_path: Path) -> Iterator[Place]:
 
 
 def run(*command: str, said: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=said, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, input=said, capture_output=True, text=True, timeout=60, check=False)
 
 
 def asked(sidecar: Sidecar, http_client: httpx.Client | None = None, scheme: str = "https") -> str | None:
@@ -112,7 +112,7 @@ def asked(sidecar: Sidecar, http_client: httpx.Client | None = None, scheme: str
 def test_the_official_sdk_curl_and_openssl_are_answered_over_tls_and_plain_clients_beside_them(place: Place):
     curl, openssl, ca = needs("curl"), needs("openssl"), str(place.authority.file)
     with place.sidecar() as sidecar:
-        with httpx.Client(verify=place.authority.trusting()) as http_client:
+        with httpx.Client(verify=place.authority.trusting(), timeout=60) as http_client:
             assert asked(sidecar, http_client) == "well"
         url = f"https://localhost:{sidecar.port}/v1/chat/completions"
         got = run(curl, "-sS", "--http1.1", "--cacert", ca, "-d", '{"messages": []}', "-w", "%{ssl_verify_result}", url)
@@ -143,7 +143,7 @@ def test_without_its_certificate_nobody_is_served_and_with_it_the_access_log_say
         assert run(*trusting).returncode != 0
         mine = ("--cert", str(place.app[0]), "--key", str(place.app[1]))
         assert '"well"' in run(*trusting, *mine).stdout
-        with httpx.Client(verify=place.authority.trusting(place.app)) as http_client:
+        with httpx.Client(verify=place.authority.trusting(place.app), timeout=60) as http_client:
             assert asked(sidecar, http_client) == "well"
         assert len(place.upstream.heard) == 2
         assert metric(sidecar, "understudy_tls_handshake_failures_total") == 1
@@ -180,7 +180,7 @@ def test_a_rotated_certificate_is_in_force_and_nobody_is_dropped_and_a_broken_on
 
 
 def test_workers_speak_tls_and_the_next_process_takes_them_over(place: Place):
-    with place.sidecar(workers=2) as sidecar, httpx.Client(verify=place.authority.trusting()) as client:
+    with place.sidecar(workers=2) as sidecar, httpx.Client(verify=place.authority.trusting(), timeout=60) as client:
         assert asked(sidecar, client) == "well"
         place.rotated("second")
         eventually(lambda: all(place.common_name(sidecar) == "second" for _ in range(8)))
@@ -197,7 +197,7 @@ def test_half_a_handshake_is_closed_in_time_while_others_are_served(place: Place
         halves = [socket.create_connection(("127.0.0.1", sidecar.port), 10) for _ in range(50)]
         for number, half in enumerate(halves):
             half.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"[: number % 10])
-        with httpx.Client(verify=place.authority.trusting()) as client:
+        with httpx.Client(verify=place.authority.trusting(), timeout=60) as client:
             assert asked(sidecar, client) == "well"
         for half in halves:
             half.settimeout(60)

@@ -161,7 +161,7 @@ class Deployed(NamedTuple):
         return self.collector.spans
 
     def metric(self, result: str) -> float:
-        text = httpx.get(f"{self.sidecar.admin_url}/metrics").text
+        text = httpx.get(f"{self.sidecar.admin_url}/metrics", timeout=60).text
         found = [line for line in text.splitlines() if line.startswith(f'understudy_spans_total{{result="{result}"}}')]
         return float(found[0].rpartition(" ")[2]) if found else -1.0
 
@@ -231,7 +231,9 @@ def test_nothing_that_was_said_and_no_secret_is_in_what_the_collector_gets(deplo
     deployed.openai.chat.completions.create(model="m", messages=HELLO)
     body = {"model": "m", "messages": HELLO}
     given = {"authorization": "Bearer sk-callers"}
-    assert httpx.post(f"{deployed.sidecar.url}/v1/chat/completions?key=hidden", json=body, headers=given).is_error
+    assert httpx.post(
+        f"{deployed.sidecar.url}/v1/chat/completions?key=hidden", json=body, headers=given, timeout=60
+    ).is_error
     _, failed = deployed.spans(2)
     assert failed["failed"]
     assert failed["http.response.status_code"] == 400
@@ -244,14 +246,16 @@ def test_what_the_cache_answers_has_a_span_and_costs_no_tokens_and_a_search_name
     deployed.first.always(answer(body=WHOLE))
     for _ in range(2):
         ask = {"model": "m", "messages": HELLO, "temperature": 0}
-        assert httpx.post(f"{deployed.sidecar.url}/cached/v1/chat/completions", json=ask).status_code == 200
+        assert httpx.post(f"{deployed.sidecar.url}/cached/v1/chat/completions", json=ask, timeout=60).status_code == 200
     asked, kept = deployed.spans(2)
     assert asked["gen_ai.usage.input_tokens"] == 1000
     assert (kept["gen_ai.provider.name"], kept["kind"]) == ("understudy", 1)
     assert "gen_ai.usage.input_tokens" not in kept
     deployed.first.always(answer(body={"result": {"points": []}, "status": "ok", "time": 0.1}))
     search = {"query": [0.1, 0.2], "limit": 3}
-    assert httpx.post(f"{deployed.sidecar.url}/collections/docs/points/query", json=search).status_code == 200
+    assert (
+        httpx.post(f"{deployed.sidecar.url}/collections/docs/points/query", json=search, timeout=60).status_code == 200
+    )
     span = deployed.spans(3)[2]
     assert (span["name"], span["gen_ai.operation.name"]) == ("retrieval docs", "retrieval")
     assert (span["db.system.name"], span["db.collection.name"]) == ("qdrant", "docs")
@@ -301,5 +305,5 @@ def test_without_traces_nothing_is_sent_or_imported_until_a_reload_asks_for_it(t
         deployed.openai.chat.completions.create(model="m", messages=HELLO)
         deployed.spans(1)
         assert "google/_upb" in maps.read_text()
-        told = json.loads(httpx.get(f"{deployed.sidecar.admin_url}/status").text)
+        told = json.loads(httpx.get(f"{deployed.sidecar.admin_url}/status", timeout=60).text)
         assert "collector-key" not in json.dumps(told)

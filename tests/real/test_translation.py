@@ -75,12 +75,12 @@ def sidecar(provider: Hosted, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def gpt(sidecar: Sidecar, path: str = "/v1") -> openai.OpenAI:
     headers = {"openai-organization": "org-first", "cookie": "c=first"}
     return openai.OpenAI(
-        base_url=sidecar.url + path, api_key="first-key", max_retries=0, timeout=20, default_headers=headers
+        base_url=sidecar.url + path, api_key="first-key", max_retries=0, timeout=60, default_headers=headers
     )
 
 
 def claude(sidecar: Sidecar) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=sidecar.url, api_key="first-key", max_retries=0, timeout=20)
+    return anthropic.Anthropic(base_url=sidecar.url, api_key="first-key", max_retries=0, timeout=60)
 
 
 def streaming(stream: str, count: int | None = None, **options: Any) -> Act:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.kit.acts import answer
 from tests.kit.fake_upstream import Hosted, in_thread
-from tests.kit.processes import Sidecar, admin, eventually
+from tests.kit.processes import COMES_S_MAX, Sidecar, admin, eventually
 from tests.real.callers import Callers, Connection, Lost
 from understudy.proxy import cli
 
@@ -211,7 +211,7 @@ def test_a_forced_breaker_is_still_forced_after_a_restart_and_says_since_when_an
 
 def status_of_a_call(sidecar: Sidecar) -> int:
     try:
-        with urllib.request.urlopen(sidecar.url + "/v1/models", timeout=5) as told:
+        with urllib.request.urlopen(sidecar.url + "/v1/models", timeout=60) as told:
             return told.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -232,6 +232,7 @@ async def test_a_killed_worker_is_replaced_and_costs_only_the_calls_it_had_in_ha
             await holds(lambda: callers.answered >= 300)
             before = await asyncio.to_thread(metric, sidecar, "understudy_requests_total")
             first, second = await asyncio.to_thread(workers, sidecar)
+            at_the_kill = callers.answered
             os.kill(first["pid"], signal.SIGKILL)
             await holds(lambda: workers(sidecar)[0]["pid"] not in (None, first["pid"]) and all_ready(sidecar))
             so_far = callers.answered
@@ -243,10 +244,12 @@ async def test_a_killed_worker_is_replaced_and_costs_only_the_calls_it_had_in_ha
         now = await asyncio.to_thread(workers, sidecar)
         assert now[1]["pid"] == second["pid"]
         assert [worker["replaced"] for worker in now] == [1, 0]
-        after = await asyncio.to_thread(metric, sidecar, "understudy_requests_total")
-        assert before <= after <= callers.answered
-        # what the dead one had counted since it last reported, at most twice a second, is all that may be missing
-        assert after >= callers.answered * 0.5
+        # what the dead one had counted since it last reported is all that may be missing, and it had by `before`; a
+        # worker that is slow to be asked is told of as it was when it last reported
+        least = before + callers.answered - at_the_kill - count
+        await holds(lambda: least <= metric(sidecar, "understudy_requests_total"))
+        most = callers.answered + sum(callers.lost.values())
+        assert await asyncio.to_thread(metric, sidecar, "understudy_requests_total") <= most
         assert await asyncio.to_thread(metric, sidecar, "understudy_workers_replaced_total") == 1
         assert "worker 0 ended with signal SIGKILL" in sidecar.logs()
 
@@ -345,11 +348,21 @@ async def test_who_calls_once_more_while_draining_is_answered_and_told_that_it_w
 
         await asyncio.gather(*map(calls_on, connections))
         assert [connection.opened for connection in connections] == [1] * 6
-        with pytest.raises(Lost, match="not connected"):
-            await connections[0].call()
+        # all six may have been one worker's, and the other holds the socket until it has heard, too
+        while not await is_turned_away(connections[0]):
+            pass
         assert sidecar.child is not None
-        assert await asyncio.to_thread(sidecar.child.wait, 60) == 0
+        assert await asyncio.to_thread(sidecar.child.wait, COMES_S_MAX) == 0
         assert sidecar.logs().count("draining, for up to") == processes
+
+
+async def is_turned_away(connection: Connection) -> bool:
+    """Whether nobody takes a new connection any more."""
+    try:
+        await connection.call()
+    except Lost as lost:
+        return str(lost).startswith("not connected")
+    return False
 
 
 async def restart(times: int, sidecar: Sidecar, folder: Path) -> Sidecar:
@@ -357,7 +370,7 @@ async def restart(times: int, sidecar: Sidecar, folder: Path) -> Sidecar:
         heir = heir_of(sidecar, folder)
         heir.spawn()
         assert sidecar.child is not None
-        assert await asyncio.to_thread(sidecar.child.wait, 60) == 0, heir.logs()
+        assert await asyncio.to_thread(sidecar.child.wait, COMES_S_MAX) == 0, heir.logs()
         sidecar = heir
     return sidecar
 
@@ -389,7 +402,7 @@ async def test_the_next_process_takes_over_under_load_and_no_call_is_lost(
 
 
 @pytest.mark.slow
-@pytest.mark.real_clock(within_s=120)
+@pytest.mark.real_clock
 async def test_twenty_restarts_under_load_lose_no_call(upstream: Hosted, folder: Path, tmp_path: Path):
     await restarts_under_load(RESTARTS, upstream, folder, tmp_path, "workers: 2")
 
@@ -400,7 +413,7 @@ def test_a_stranger_on_the_port_is_not_shared_with(upstream: Hosted, folder: Pat
         heir = heir_of(alone, folder)
         heir.spawn()
         assert heir.child is not None
-        assert heir.child.wait(60) == 2
+        assert heir.child.wait(COMES_S_MAX) == 2
         assert "somebody listens there" in heir.logs()
 
 
@@ -422,7 +435,7 @@ def test_a_loop_is_seen_by_whichever_worker_it_comes_back_to_and_by_the_process_
         via = heard_via(sidecar, upstream)
         with heir_of(sidecar, folder) as heir:
             assert sidecar.child is not None
-            assert sidecar.child.wait(60) == 0
+            assert sidecar.child.wait(COMES_S_MAX) == 0
             returned = urllib.request.Request(heir.url + "/v1/chat/completions", b"{}", {"via": via.decode()})
             with pytest.raises(urllib.error.HTTPError, match="508"):
                 urllib.request.urlopen(returned, timeout=30)
