@@ -24,6 +24,7 @@ from understudy.indexes.view import View
 from understudy.indexes.writes import (
     Create,
     Delete,
+    DistanceName,
     Drop,
     DropPayload,
     DropVectors,
@@ -40,7 +41,8 @@ VECTOR_NAMES_MAX: Final = 16
 
 class Draft:
     """What some writes change, one after the other. `before` is what writes not yet in the view have changed; `noted`
-    is what was noted when the collection was created: the `distance` of vectors that only the first point shows."""
+    is what was noted when the collection was created: the `distance` of vectors that only the first point shows, or the
+    `distances` of those that have names."""
 
     def __init__(
         self,
@@ -141,10 +143,14 @@ class Draft:
     def _vectors(self, point: Point) -> dict[str, Vector]:
         for name, vector in vectors_of(point).items():
             if name not in self.shapes:
-                distance = {**self._noted, **(self._notes or {})}.get("distance", "cosine")
-                self._shape(name, VectorShape(len(vector), distance))
+                self._shape(name, VectorShape(len(vector), self._distance(name)))
         dimensions = {name: kept.dimensions for name, kept in self.shapes.items()}
         return checked_vectors(point, dimensions, sparse=True)
+
+    def _distance(self, name: str) -> DistanceName:
+        """The distance of vectors that only their first point shows."""
+        noted = {**self._noted, **(self._notes or {})}
+        return noted.get("distances", {}).get(name) or noted.get("distance", "cosine")
 
     def _shape(self, name: str, shape: VectorShape) -> None:
         if name in self.shapes:

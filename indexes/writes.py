@@ -134,6 +134,23 @@ def fitted(write: Write, names: Collection[str], without: Collection[str] = ()) 
     return write
 
 
+def sole(write: Write, names: Collection[str]) -> Write:
+    """`write` to a collection whose vectors are called `names`: where there is only one, and it has a name, a vector
+    that is written without one is that, as Weaviate has it."""
+    if not isinstance(write, Upsert | PutVectors) or len(names) != 1 or "" in names:
+        return write
+    (name,) = names
+    if all(point.vector is None for point in write.points):
+        return write
+    return replace(write, points=tuple(_called(point, name) for point in write.points))
+
+
+def _called(point: Point, name: str) -> Point:
+    if point.vector is None:
+        return point
+    return replace(point, vector=None, named={**point.named, name: point.vector})
+
+
 def _fitted(point: Point, names: Collection[str], without: Collection[str]) -> Point:
     named = {name: vector for name, vector in point.named.items() if name in names}
     return replace(point, named=named, payload=_without(point.payload, names, without))

@@ -243,8 +243,10 @@ def _whole(said: dict[str, str], name: str, unless_said: int) -> int:
 
 
 def _changes(request: Request, answer: bytes | None) -> tuple[Change, ...]:
+    if _params(request).get("tenant") or request.path.endswith(b"v1/batch/references"):
+        return _uncopied(answer)
     match = _PATH.search(request.path)
-    if match is None or _params(request).get("tenant"):
+    if match is None:
         raise Refused("unsupported", "only the database knows what this changes")
     what, method = match[1], request.method
     rest = unquote_to_bytes(match[2] or b"").decode("utf-8", "replace")
@@ -255,18 +257,29 @@ def _changes(request: Request, answer: bytes | None) -> tuple[Change, ...]:
         if method == b"DELETE":
             return deleted(capital(called), key)
         if method in (b"PUT", b"PATCH"):
-            return (replaced if method == b"PUT" else merged)(capital(called), key, request.body)
+            return (replaced if method == b"PUT" else merged)(capital(called), key, request.body, answer)
+    if what is None and rest.count("/") == 3 and rest.split("/")[2] == "references":
+        return _uncopied(answer)
     if what == b"batch/objects" and not rest and method in (b"POST", b"DELETE"):
         return (put_all if method == b"POST" else deleted_all)(request.body, answer)
     if what == b"schema":
         if method == b"POST" and not rest:
-            return created(request.body)
+            return created(request.body, answer)
         if method == b"DELETE" and rest and "/" not in rest:
             return dropped(capital(rest))
+        if "/tenants" in rest:
+            return _uncopied(answer)
         if method == b"PUT" or rest.endswith("/properties"):
             # a property more, or another setting: no object changes
             return ()
     raise Refused("unsupported", "only the database knows what this changes")
+
+
+def _uncopied(answer: bytes | None) -> tuple[Change, ...]:
+    """A class with tenants or references has no copy: what the database has carried out there changes none."""
+    if answer is None:
+        raise Refused("unsupported", "a mirror knows no tenants, and no references between objects")
+    return ()
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

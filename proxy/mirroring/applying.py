@@ -35,6 +35,7 @@ from understudy.indexes.writes import (
     Which,
     Write,
     fitted,
+    sole,
 )
 from understudy.policies.mirror import Standing
 from understudy.policies.service import Answer, Call, Refused
@@ -340,11 +341,14 @@ class Applier:
         return False
 
     def _fitted(self, local: str, write: Write) -> Write:
-        """A document's numbers are vectors where the collection has vectors of their names."""
-        if not self.fits or isinstance(write, Create | Drop):
+        """A document's numbers are vectors where the collection has vectors of their names; a vector without a name is
+        the only one that the collection has."""
+        copy = None if isinstance(write, Create | Drop) else self.stock().get(local)
+        if copy is None:
             return write
-        copy = self.stock().get(local)
-        return write if copy is None else fitted(write, [name for name in copy.shapes if name], left_out(copy.notes))
+        if self.fits:
+            return fitted(write, [name for name in copy.shapes if name], left_out(copy.notes))
+        return sole(write, [name for name in copy.shapes if not is_derived(name)])
 
     def _passed(self, job: Passed, outcome: Outcome, together: _Together) -> None:
         for local, write in self._read(job, lambda: self.dialect.applied(job.call, job.answer), outcome):

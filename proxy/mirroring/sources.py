@@ -11,6 +11,7 @@ from understudy.proxy.mirroring.milvus_source import MilvusSource
 from understudy.proxy.mirroring.pinecone_source import PineconeSource
 from understudy.proxy.mirroring.qdrant_source import QdrantSource
 from understudy.proxy.mirroring.source import Source
+from understudy.proxy.mirroring.weaviate_source import WeaviateSource
 from understudy.proxy.settings.mirror_rules import MIRRORED
 
 
@@ -25,4 +26,6 @@ def source_of(dialect: str, line: Line, names: Iterable[str] = ()) -> Source:
         return PineconeSource(line)
     if dialect == "qdrant":
         return QdrantSource(line)
+    if dialect == "weaviate":
+        return WeaviateSource(line)
     return ElasticSource(line, points_in_time=dialect == "elasticsearch")

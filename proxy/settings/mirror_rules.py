@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from understudy.proxy.settings.settings import LocalTier, Route, Settings, UpstreamTier
 from understudy.proxy.settings.spots import Fault, Place
 
-MIRRORED = ("qdrant", "chroma", "elasticsearch", "opensearch", "pinecone", "milvus")
+MIRRORED = ("qdrant", "chroma", "elasticsearch", "opensearch", "pinecone", "milvus", "weaviate")
 """Dialects of databases that can be read as a whole (`understudy.proxy.mirroring.sources` has a reader for each)."""
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.dialects.check_dialect import check_dialect, check_reading
 from tests.dialects.recorded_exchanges import recorded, request
+from tests.dialects.writing import shown
 from tests.dialects.writing import told as changed
 from understudy.indexes.faults import UnknownFilter
 from understudy.policies.service import Answer, Refused
@@ -356,6 +357,85 @@ def test_changes_deletes_and_classes_are_read():
     ],
 )
 def test_a_write_whose_effect_only_the_database_knows_is_refused(method: str, path: str, body: Any):
+    with pytest.raises(Refused):
+        changed("weaviate", method, path, body)
+
+
+def applied(method: str, path: str, body: Any, answer: Any) -> list[Any]:
+    call = WEAVIATE.read(request(method, path, body))
+    told = b"" if answer is None else json.dumps(answer).encode()
+    return [shown(change) for change in WEAVIATE.applied(call, Answer(200, [], told))]
+
+
+def test_what_the_answer_tells_of_an_object_is_believed_before_its_request():
+    asked = {"class": "alias", "id": ID, "properties": {"At": "2026-01-01T00:00:00.0Z", "no": None}, "vector": [1]}
+    stored = {"class": "Docs", "id": ID, "properties": {"at": "2026-01-01T00:00:00Z"}, "vectors": {"default": [1]}}
+    point = {"id": ID, "payload": {"at": "2026-01-01T00:00:00Z"}, "named": {"default": [1.0]}}
+    put = ("Docs", "Upsert", {"points": [point]})
+    assert applied("POST", "/v1/objects", asked, stored) == [put]
+    assert applied("PUT", f"/v1/objects/Docs/{ID}", asked, stored) == [put]
+    batch = [{**stored, "result": {"status": "SUCCESS"}}]
+    assert applied("POST", "/v1/batch/objects", {"objects": [asked]}, batch) == [put]
+
+
+@pytest.mark.parametrize("answer", [{"class": "Docs", "id": ID}, {}])
+def test_what_the_answer_leaves_out_is_as_it_was_asked_for_but_for_what_is_never_kept(answer: Any):
+    asked = {"class": "docs", "id": ID.upper(), "properties": {"At": 1, "no": None}, "vector": [1]}
+    put = ("Docs", "Upsert", {"points": [{"id": ID, "payload": {"at": 1}, "vector": [1.0]}]})
+    assert applied("POST", "/v1/objects", asked, answer) == [put]
+
+
+def test_an_object_that_the_answer_tells_without_a_vector_has_none():
+    asked = {"class": "Docs", "id": ID, "properties": {"a": 1}}
+    put = ("Docs", "Upsert", {"points": [{"id": ID, "payload": {"a": 1}}]})
+    assert applied("POST", "/v1/objects", asked, asked) == [put]
+    for nothing in ({}, {"id": ID}):
+        with pytest.raises(Refused):
+            applied("POST", "/v1/objects", asked, nothing)
+    with pytest.raises(Refused):
+        applied("PUT", f"/v1/objects/Docs/{ID}", asked, None)
+
+
+def test_a_property_that_a_merge_makes_null_goes():
+    body = {"properties": {"Gone": None, "stays": 1}, "vector": [1]}
+    assert changed("weaviate", "PATCH", f"/v1/objects/Docs/{ID}", body) == [
+        ("Docs", "PutVectors", {"points": [{"id": ID, "vector": [1.0]}]}),
+        ("Docs", "PutPayload", {"which": {"ids": [ID]}, "payload": {"stays": 1}}),
+        ("Docs", "DropPayload", {"which": {"ids": [ID]}, "keys": ["gone"]}),
+    ]
+
+
+def test_a_class_is_made_as_the_answer_says():
+    vectors = {"a": {"vectorizer": {"none": {}}, "vectorIndexConfig": {"distance": "l2-squared"}}}
+    notes = {"distances": {"a": "euclid"}}
+    assert applied("POST", "/v1/schema", {"class": "docs", "vectorConfig": vectors}, None) == [
+        ("Docs", "Create", {"notes": notes})
+    ]
+    both = {"class": "Docs", "vectorizer": "none", "vectorIndexType": "hnsw", "vectorConfig": vectors}
+    assert applied("POST", "/v1/schema", {"class": "docs"}, both) == [
+        ("Docs", "Create", {"notes": {**notes, "distance": "cosine"}})
+    ]
+    # the server's own settings have it make vectors
+    assert applied("POST", "/v1/schema", {"class": "docs"}, {"class": "Docs", "vectorizer": "text2vec-ollama"}) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "answer"),
+    [
+        ("POST", "/v1/objects", {"class": "Docs", "id": ID, "vector": [1], "tenant": "t"}, {}),
+        ("POST", "/v1/objects", {"class": "Docs", "vector": [1], "properties": {"r": [{"beacon": "x"}]}}, {"id": ID}),
+        ("PATCH", f"/v1/objects/Docs/{ID}", {"properties": {"r": [{"beacon": "x"}]}}, None),
+        ("PUT", f"/v1/objects/Docs/{ID}/references/r", [{"beacon": "x"}], None),
+        ("POST", "/v1/batch/references", [{"from": "x", "to": "y"}], []),
+        ("DELETE", f"/v1/objects/Docs/{ID}?tenant=t", None, None),
+        ("PUT", "/v1/schema/Docs/tenants", [{"name": "t"}], [{"name": "t"}]),
+        ("POST", "/v1/schema", {"class": "Docs", "multiTenancyConfig": {"enabled": True}}, None),
+    ],
+)
+def test_a_write_to_what_has_no_copy_changes_none_once_it_is_carried_out(
+    method: str, path: str, body: Any, answer: Any
+):
+    assert applied(method, path, body, answer) == []
     with pytest.raises(Refused):
         changed("weaviate", method, path, body)
 

@@ -15,10 +15,11 @@ from understudy.proxy.dialects import DIALECTS
 def told(dialect: str, method: str, path: str, body: Any = None) -> list[tuple[str, str, dict[str, Any]]]:
     """(collection, kind of write, its fields that say something) of each change, arrays as lists."""
     asked = request(method, path, body)
-    return [_told(change) for change in DIALECTS[dialect].changes(DIALECTS[dialect].read(asked))]
+    return [shown(change) for change in DIALECTS[dialect].changes(DIALECTS[dialect].read(asked))]
 
 
-def _told(change: Change) -> tuple[str, str, dict[str, Any]]:
+def shown(change: Change) -> tuple[str, str, dict[str, Any]]:
+    """A change as a collection, a kind of write, and its fields that say something."""
     return change.collection, type(change.write).__name__, _plain(change.write)
 
 

@@ -31,6 +31,7 @@ from understudy.indexes.writes import (
     VectorShape,
     Which,
     Write,
+    sole,
 )
 
 DIMENSIONS = 16
@@ -183,6 +184,35 @@ def test_vectors_have_names_dimensions_and_distances_of_their_own_and_a_point_ma
     found = library.open("docs")
     assert ids(found.search([0, 0, 0, 0], 5)) == [3, 1, 2]
     assert ids(found.search([1, 2], 5, using="title")) == [3]
+
+
+def test_vectors_that_only_their_first_point_shows_are_compared_as_was_noted_of_their_names(library: Library):
+    noted = {"distance": "dot", "distances": {"title": "euclid"}}
+    library.write("docs", [Create(notes=noted)])
+    named = {"title": _vector(2, 4), "body": _vector(3, 6)}
+    library.write("docs", [Upsert((Point(1, _vector(1), named=named),))])
+    collection = Library(library.folder).get("docs")
+    assert collection is not None
+    shapes = {name: (shape.dimensions, str(shape.distance)) for name, shape in collection.shapes.items()}
+    assert shapes == {"": (16, "dot"), "title": (4, "euclid"), "body": (6, "dot")}
+
+
+def test_a_vector_without_a_name_is_the_only_one_that_a_collection_has():
+    bare, named = Point(1, _vector(1)), Point(2, named={"a": _vector(2)})
+    for write in (Upsert((bare, named)), PutVectors((bare, named))):
+        (one, other) = points_of(sole(write, ["a"]))
+        assert (one.vector, other) == (None, named)
+        assert one.named["a"].tolist() == _vector(1).tolist()
+        for names in ([], [""], ["a", "b"], ["", "a"]):
+            assert sole(write, names) is write, "which one it is nobody knows"
+    assert points_of(sole(Upsert((named,)), ["a"])) == (named,)
+    gone = Delete(Which((1,)))
+    assert sole(gone, ["a"]) is gone
+
+
+def points_of(write: Write) -> tuple[Point, ...]:
+    assert isinstance(write, Upsert | PutVectors)
+    return write.points
 
 
 @pytest.mark.parametrize(

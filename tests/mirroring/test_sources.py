@@ -328,6 +328,11 @@ SEARCHED = {
         2,
         b"/v2/vectordb/entities/search",
     ),
+    "weaviate": (
+        {"data": {"Get": {"docs": [{"_additional": {"id": "a"}}, {"_additional": {"id": "b"}}]}}},
+        2,
+        b"/v1/graphql",
+    ),
     "elasticsearch": ({"hits": {"hits": [{"_id": "a", "_score": 1.0}, {"_id": "b"}]}}, 2, b"/docs/_search"),
     "opensearch": ({"hits": {"hits": [{"_id": "a", "_score": 1.0}, {"_id": "b"}]}}, 2, b"/docs/_search"),
 }
