@@ -165,8 +165,8 @@ class _Transport(_SelectorSocketTransport):
         super().write(data)
 
     def writelines(self, list_of_data: Any) -> None:
-        self._loop.jumping.is_stirred = True
-        super().writelines(list_of_data)
+        # the first releases of 3.12 and 3.13 forget to tell whose lines have filled the buffer; uvloop never does
+        self.write(b"".join(list_of_data))
 
     def write_eof(self) -> None:
         self._loop.jumping.is_stirred = True
