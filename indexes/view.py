@@ -125,7 +125,7 @@ class View:
     ) -> tuple[list[Point], PointId | None]:
         """See `Collection.scroll`."""
         _check_page(limit, 0)
-        start = b"" if from_id is None else id_key(canonical_id(from_id))
+        start = b"" if from_id is None else self._start_of(from_id)
         rows = [row for _, row in itertools.islice(self._in_order(start, filter), limit + 1)]
         following = self._id_of(rows[limit]) if len(rows) > limit else None
         return self._fetch(rows[:limit], with_vectors), following
@@ -161,6 +161,11 @@ class View:
             else self.tail.records[row - self._frozen_count]
             for row in rows
         ]
+
+    def _start_of(self, from_id: PointId) -> bytes:
+        """Where a page begins that begins with this id: at the spelling of it that is there, if any is."""
+        row = self.row_of(from_id)
+        return id_key(canonical_id(from_id)) if row is None else self.key_of(row)
 
     def key_of(self, row: int) -> bytes:
         """The key of a row's id."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from understudy.indexes.faults import BadPoint, IndexFault, WrongDimension
-from understudy.indexes.points import Payload, Point, PointId, Vector, canonical_id, is_derived
+from understudy.indexes.points import Payload, Point, PointId, Vector, is_derived
 from understudy.indexes.writes import (
     LEFT_OUT,
     Change,
@@ -507,8 +507,9 @@ class Applier:
         since = job.began - self.settle_s
         if max(touched.wide, touched.forgotten) >= since:
             return Verdict(again=True)
-        there = {canonical_id(point.id): point for point in self.texted(job.points)}
-        ids = dict.fromkeys([*there, *map(canonical_id, job.asked)])
+        # ids as their dialect spells them: only to some of these databases are two spellings of a UUID one
+        there = {point.id: point for point in self.texted(job.points)}
+        ids = dict.fromkeys([*there, *job.asked])
         skipped = {each for each in ids if each in touched.ids and touched.ids[each][1] >= since}
         if self.touches is not None:
             theirs = self.touches.touched(job.local, list(ids), since)
@@ -517,7 +518,7 @@ class Applier:
             skipped.update(theirs)
         verdict = Verdict(skipped=[each for each in ids if each in skipped])
         compared = [each for each in ids if each not in skipped]
-        have = {canonical_id(point.id): point for point in copy.get(compared, with_vectors=True)}
+        have = {point.id: point for point in copy.get(compared, with_vectors=True)}
         put = [there[each] for each in compared if each in there and not same(there[each], have.get(each), job.shapes)]
         gone = tuple(have[each].id for each in compared if each not in there and each in have)
         writes: list[Write] = [Upsert(tuple(put))] if put else []
@@ -569,11 +570,11 @@ class _Together:
 def ids_of(write: Write) -> list[PointId] | None:
     """The points that a write is about; None where a filter, or the whole, decides."""
     if isinstance(write, Upsert | PutVectors):
-        return [canonical_id(point.id) for point in write.points]
+        return [point.id for point in write.points]
     if isinstance(write, Create | Drop):
         return None
     which: Which = write.which
-    return None if which.filter is not None else [canonical_id(each) for each in which.ids]
+    return None if which.filter is not None else list(which.ids)
 
 
 def left_out(notes: Mapping[str, Any]) -> frozenset[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,21 @@ def test_search_scroll_and_count_agree_with_qdrant_in_memory(distance: str, tmp_
             break
         following = next_id
     assert ours.count_matching(asked) == theirs.count("docs", count_filter=theirs_filter).count
+
+
+def test_a_scroll_goes_on_at_the_spelling_of_a_uuid_that_is_there(tmp_path: Path):
+    vector = np.ones(DIMENSIONS, np.float32)
+    # in the order of the ids, each of these lies far from its canonical spelling, but for the last
+    spelt = [f"{n:032x}" for n in range(5)] + [f"A{n:07X}-0000-0000-0000-000000000000" for n in range(5)]
+    spelt.append(str(uuid.UUID(int=2**128 - 1)))
+    collection = _collection(tmp_path, [Point(each, vector) for each in spelt])
+    pages, following = list[str](), None
+    for _ in spelt:
+        (point,), following = collection.scroll(following, 1)
+        pages.append(str(point.id))
+    assert (pages, following) == (spelt, None)
+    # one that asks by another spelling than the canonical one begins there, too
+    assert [point.id for point in collection.scroll("F" * 32, 2)[0]] == spelt[-1:]
 
 
 def test_a_filter_too_selective_for_the_graph_is_answered_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

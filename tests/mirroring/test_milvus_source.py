@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from tests.kit.acts import answer
 from tests.kit.fake_upstream import FakeUpstream
 from tests.kit.milvus_service import Collection, FakeMilvus, Key, Order, quick
 from tests.mirroring.live import MemoryStock, Playing
+from understudy.indexes.library import Library
 from understudy.indexes.points import Point
 from understudy.indexes.writes import LEFT_OUT, Upsert, VectorShape, fitted
 from understudy.policies.pace import Pace
@@ -515,3 +517,36 @@ async def test_the_tap_and_a_comparison_agree_about_every_row(tmp_path: Path):
         await play.kept(3)
         assert play.mirror.held["docs"].repaired == 2
         assert (copy.points[3].payload, 4 in copy.points) == ({"k": "other"}, False)
+
+
+@pytest.mark.real_clock
+async def test_keys_that_are_uuids_are_what_is_written_and_no_other_spelling(tmp_path: Path):
+    keys = [spelt for n in range(20) for spelt in (uuid.UUID(int=n).hex, str(uuid.UUID(int=2**127 + n)).upper())]
+    milvus = milvus_of(*keys, kind="VarChar")
+    (tmp_path / "library").mkdir()
+    library = Library(tmp_path / "library")
+    async with Playing(tmp_path, Tapped(milvus), library, MILVUS, settle_s=0.0) as play:  # type: ignore[arg-type]
+        await play.kept(pause_s=0)
+        held = play.mirror.held["docs"]
+        assert held.standing.whole
+
+        async def compared() -> int:
+            before = held.repaired
+            await play.walker.walk("docs", held)
+            return held.repaired - before
+
+        def there() -> set[Any]:
+            copy = library.get("docs")
+            assert copy is not None
+            return {point.id for point in copy.scroll(None, 100)[0]}
+
+        assert there() == set(keys)
+        assert await compared() == 0
+        row = {"id": keys[0], "vector": [3.0, 4.0], "k": 1}
+        await play.ask("POST", V2 + "entities/upsert", {"collectionName": "docs", "data": row})
+        await play.settled()
+        held.standing.doubt([keys[0], keys[1]], 0.0)
+        await play.walker.look_up_unsure("docs", held)
+        assert (await compared(), there()) == (0, set(keys))
+        del milvus.collections["docs"].rows[keys[1]]
+        assert (await compared(), there()) == (1, set(keys) - {keys[1]})
