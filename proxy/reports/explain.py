@@ -26,11 +26,13 @@ from understudy.proxy.settings.rules import addresses, claims_of, parse_address
 from understudy.proxy.settings.settings import LocalTier, Match, Outcome, Route, Secret, Settings, Tier, UpstreamTier
 from understudy.proxy.settings.spots import join, masked, named, shown
 from understudy.proxy.settings.trace import Traces
+from understudy.proxy.settings.types import MASK
 
 Order = Sequence[tuple[str, str]]
 """The layers of a stack from outside in, and why each stands where it does."""
 
 BUILT_IN = "built in"
+SECRET_WORDS = frozenset({"APIKEY", "CREDENTIAL", "CREDENTIALS", "KEY", "PASSWORD", "SECRET", "TOKEN"})
 OFF_UNLESS_WRITTEN = {"fault": "faults", "split": "split", "shadow": "shadow", "watch": "watch", "mirror": "mirror"}
 """Layers that are only there where the settings have this key."""
 _TIER = "server.health.tier"
@@ -143,7 +145,9 @@ class _Described:
         return f"{spot.place}, {' and '.join(spot.variables)}" if spot.variables else spot.place
 
     def value(self, path: str, value: object) -> dict[str, Any]:
-        return {"value": _plain(value), "from": self.place(path)}
+        spot = self._origins.get(path)
+        hides = isinstance(value, str) and spot is not None and any(map(_names_a_secret, spot.variables))
+        return {"value": MASK if hides else _plain(value), "from": self.place(path)}
 
     def policy(self, owner: Struct, name: str, at: str) -> dict[str, Any]:
         """The values of the policy `name` of a route or tier; nothing where it has none."""
@@ -190,6 +194,11 @@ class _Described:
             else:
                 values[name] = self.value(path, value)
         return values
+
+
+def _names_a_secret(variable: str) -> bool:
+    """Whether an environment variable is called as those are that hold secrets: some gateways want one in the URL."""
+    return not SECRET_WORDS.isdisjoint(variable.upper().split("_"))
 
 
 def _structs(value: object) -> list[Struct]:

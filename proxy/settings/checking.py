@@ -18,8 +18,8 @@ from understudy.proxy.settings import settings
 from understudy.proxy.settings.filling import Filled, Unfilled, fill, read_secret
 from understudy.proxy.settings.policy_files import PolicyFile, Unfolding, kind_of, spot_of
 from understudy.proxy.settings.scalars import Bare, closest, did_you_mean, names_of, quote_hint, read_scalar, unwrap
-from understudy.proxy.settings.settings import Secret
 from understudy.proxy.settings.spots import Branch, Fault, Leaf, Pairs, Row, Spot, Tree, join, named, shown
+from understudy.proxy.settings.types import MASK, Secret
 
 VALUES_MAX = 50_000
 """How many values one file may come to: anchors make long lists of short files."""
@@ -189,7 +189,7 @@ class Checker:
         if not isinstance(node, ScalarNode):
             return self._wrong(node, expected, key)
         secret = isinstance(bare.type, inspect.CustomType)
-        leaf = Leaf(self._spot(node, key), UNSET, "***" if secret else shown(node.value))
+        leaf = Leaf(self._spot(node, key), UNSET, MASK if secret else shown(node.value))
         try:
             filled = self._filled(node, secret=secret)
             leaf = replace(leaf, spot=self._spot(node, key)._replace(variables=filled.heard if filled else ()))

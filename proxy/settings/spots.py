@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET, Struct
 
-from understudy.proxy.settings.settings import Secret
+from understudy.proxy.settings.types import MASK, Secret
 
 SHOWN_CHARS_MAX = 60
 """How much of a file's own words is repeated in a fault."""
@@ -222,7 +222,7 @@ def named(name: str) -> str:
 def masked(value: object) -> str:
     """A value as people may see it."""
     if isinstance(value, Secret):
-        return "***"
+        return MASK
     if isinstance(value, bool):
         return "true" if value else "false"
     return "-" if value is None else str(value)

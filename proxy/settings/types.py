@@ -30,6 +30,10 @@ EnvName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="
 FilePath = Annotated[str, Meta(extra={"file": True}, description="a file, its path seen from the policy file's folder")]
 
 
+MASK = "***"
+"""What stands for a secret wherever people can read."""
+
+
 class Secret(str):
     """A string that does not print: logs, errors, `explain` and `/status` show `***`.
 
@@ -43,10 +47,10 @@ class Secret(str):
         return "'***'"
 
     def __str__(self) -> str:
-        return "***"
+        return MASK
 
     def __format__(self, spec: str) -> str:
-        return format("***", spec)
+        return format(MASK, spec)
 
     def reveal(self) -> str:
         """The value itself, for the one place that sends it."""

@@ -116,6 +116,13 @@ def test_it_says_what_the_path_becomes_and_who_is_missing_and_keeps_secrets(tmp_
     assert "k3y" not in text
 
 
+def test_what_came_from_a_variable_that_is_called_a_secret_is_not_shown_whatever_it_became_part_of(tmp_path: Path):
+    route = ROUTE.replace("https://a.example/base", "https://a.example/${GATE_TOKEN}/v1")
+    text = explain(read(tmp_path, route, {"GATE_TOKEN": "s3cr3t", "KEY": "k3y"}), "POST", "/rag")
+    assert "s3cr3t" not in text
+    assert any(line.split()[:2] == ["url", "***"] and line.endswith("GATE_TOKEN") for line in text.splitlines())
+
+
 def test_a_tier_of_several_endpoints_shows_each_and_a_tier_of_one_has_nothing_to_balance(tmp_path: Path):
     several = explain(read(tmp_path, ENDPOINTS, {"KEY": "k3y", "B": "http://b"}), "POST", "/rag")
     lines = [line.split() for line in several.splitlines()]
