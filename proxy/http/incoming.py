@@ -160,7 +160,7 @@ class Incoming(asyncio.Protocol):
         self._head = head
         self._entry, self._path = listener.claimed(head)
         if length > self._body_bytes_max():
-            raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
+            raise self._too_large()
         self._to_come = length
         if head.chunked:
             self._chunked = ChunkedBody()
@@ -203,7 +203,7 @@ class Incoming(asyncio.Protocol):
             self._body.append(content)
         self._body_bytes += len(content)
         if self._body_bytes > self._body_bytes_max():
-            raise BadRequest(f"the request's body is larger than {self._body_bytes_max()} bytes", status=413)
+            raise self._too_large()
         self._dry_bytes = 0 if content else self._dry_bytes + end - at
         if self._dry_bytes > self.listener.limits.head_bytes_max:
             raise BadRequest("too much between the chunks of the request's body, or after them")
@@ -226,6 +226,10 @@ class Incoming(asyncio.Protocol):
 
     def _body_bytes_max(self) -> int:
         return self._entry.body_bytes_max if self._entry else self.listener.limits.body_bytes_max
+
+    def _too_large(self) -> BadRequest:
+        why = f"the request's body is larger than {self._body_bytes_max()} bytes, the policies' body_bytes_max"
+        return BadRequest(why, status=413)
 
     def _drips(self, now: float) -> bool:
         """Whether the body comes too slowly: each stretch of it buys only so much more time."""
