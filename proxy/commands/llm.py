@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from understudy.proxy.cli import WELL, Complaint
+from understudy.proxy.cli import NOT_WELL, WELL, Complaint
 from understudy.proxy.settings.llm import Llm
 
 Groups = Any  # argparse names the type of add_subparsers() only privately
@@ -33,12 +33,16 @@ def add_to(groups: Groups) -> None:
 
 def serve_model(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
+    from understudy.models.errors import ModelError
+
     logging.basicConfig(level="INFO", stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     host, _, port = str(arguments.listen).rpartition(":")
     try:
         asyncio.run(_served(arguments, host.strip("[]"), int(port)))
     except (OSError, ValueError) as error:
         raise Complaint(f"{arguments.listen} can't be listened on: {error}") from None
+    except ModelError as fault:
+        raise Complaint(str(fault), NOT_WELL) from None
     finally:
         # a decoder in the middle of a token would be waited for; nobody hears it any more
         sys.stderr.flush()
@@ -61,7 +65,8 @@ async def _served(arguments: argparse.Namespace, host: str, port: int) -> None:
         waiting_max=arguments.waiting,
         wait_s_max=arguments.wait_s,
     )
-    await serve(serving, host, port, stop)
+    # a sidecar would only start us again: it asks how we are, and tells its operators
+    await serve(serving, host, port, stop, stays=arguments.with_parent)
 
 
 def _until_the_end(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -51,6 +51,7 @@ class Serving:
         self.wait_s_max = wait_s_max
         self.decoder: Decoder | None = None
         self.reason = "the model is being loaded"
+        self.fault: ModelError | None = None
         self._waiting = 0
         self._turn = asyncio.Semaphore(1)
         self._thread = ThreadPoolExecutor(1, "decoder")
@@ -60,7 +61,7 @@ class Serving:
         try:
             decoder = await asyncio.get_running_loop().run_in_executor(self._thread, Decoder, self.folder)
         except ModelError as fault:
-            self.reason = str(fault)
+            self.reason, self.fault = str(fault), fault
             log.error("the model can't be served: %s", fault)
             return
         self.decoder, self.reason = decoder, ""
@@ -159,16 +160,23 @@ class Serving:
             self._waiting -= 1
 
 
-async def serve(serving: Serving, host: str, port: int, stop: asyncio.Event) -> None:
-    """Serve until `stop`. Raises OSError for an address that can't be had."""
+async def serve(serving: Serving, host: str, port: int, stop: asyncio.Event, *, stays: bool) -> None:
+    """Serve until `stop`; where the model can't be loaded, say so until then, or end unless it `stays`.
+
+    Raises OSError for an address that can't be had, ModelError.
+    """
     # a caller who has gone away is not decoded for
     runner = web.AppRunner(serving.app(), handler_cancellation=True, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
         loading = asyncio.create_task(serving.load())
+        if not stays:
+            loading.add_done_callback(lambda _: stop.set() if serving.fault else None)
         await stop.wait()
         loading.cancel()
+        if serving.fault is not None and not stays:
+            raise serving.fault
     finally:
         await runner.cleanup()
 
