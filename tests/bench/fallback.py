@@ -36,15 +36,17 @@ import numpy as np
 from tests.bench.likeness import SQUAD, Squad
 from tests.bench.retrieval import Bar, Quality, Rankings, quality
 from tests.kit.processes import OpenAIService, QdrantService, Sidecar, embeddings_route, eventually
+from understudy.indexes.library import Library
+from understudy.proxy.knowledge import collections_folder
 
 K = 10
 DIMENSIONS = 1536
 BATCH = 64
 KEPT_MIN = 0.95
 READY_S_MAX = 900.0
-QUIET_S = 3.0
 COLLECTION = "passages"
 SPACE = "text-embedding-3-small"
+OURS = "all-MiniLM-L6-v2"
 POLICIES = (
     """\
 server: {listen: "${UNDERSTUDY_LISTEN}", admin: "${UNDERSTUDY_ADMIN}", access_log: false}
@@ -143,23 +145,21 @@ class Site:
         self.qdrant = QdrantService()
         env = {"OPENAI": self.openai.url, "QDRANT": self.qdrant.url}
         self.sidecar = Sidecar(self.policies, self.state, env=env, models=models, ready_s_max=300)
-        self._since = 0.0
 
     def status(self) -> Any:
         """What the sidecar says of itself."""
         with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
             return json.load(answer)
 
-    def is_copied(self) -> bool:
-        """Whether the mirror has all points, and each its vector of the local model's, and has had them for a while:
-        the shadow index looks once a second what has come."""
+    def is_copied(self, count: int) -> bool:
+        """Whether the mirror has all points, and each its vector of the local model's."""
         status = self.status()
         copies = next(route["mirror"]["copies"] for route in status["routes"] if "mirror" in route)
         copy = copies.get(COLLECTION, {})
-        shadow = status["local"].get("shadow_index", {}).get(COLLECTION, {})
-        is_so = copy.get("state") == "whole" and copy["points_behind"] == 0 and shadow.get("waiting") == 0
-        self._since = (self._since or time.monotonic()) if is_so else 0.0
-        return is_so and time.monotonic() - self._since > QUIET_S
+        if copy.get("state") != "whole" or copy["points_behind"]:
+            return False
+        there = Library(collections_folder(self.state)).open(COLLECTION)
+        return there.count >= count and there.beside(OURS)[1] == 1.0
 
 
 def asked(site: Site, questions: Sequence[Question]) -> Told:
@@ -188,14 +188,14 @@ def measure(site: Site, passages: Sequence[Passage], questions: Sequence[Questio
             np.save(kept, np.concatenate(rows).astype(np.float32))
         Application(site.qdrant.port).store(passages, np.load(kept))
         with site.sidecar:
-            eventually(site.is_copied, within_s=READY_S_MAX)
+            eventually(lambda: site.is_copied(len(passages)), within_s=READY_S_MAX)
             told["alive"] = asked(site, questions)
             site.openai.kill()
             told["handle"] = asked(site, questions)
             site.qdrant.kill()
             told["dark"] = asked(site, questions)
             site.openai.start()
-            eventually(lambda: _is_back(site), within_s=60)
+            eventually(lambda: _is_back(site))
             told["copied"] = asked(site, questions)
     return told
 

@@ -276,6 +276,13 @@ class Sidecar(Process):
         return f"http://127.0.0.1:{self.admin_port}"
 
 
+def put_in_place(path: Path, text: str) -> None:
+    """As an editor does it: a new file in the old one's place, so that nobody reads half of it, or nothing."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.rename(path)
+
+
 def points_in(state: Path, name: str) -> int:
     """How many points a local collection has; 0 where there is none, or where it is just being replaced."""
     from understudy.indexes.faults import IndexFault

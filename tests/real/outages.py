@@ -28,6 +28,8 @@ from understudy.indexes import knowledge_files
 from understudy.models.embedder import load
 from understudy.proxy.knowledge import build_knowledge, collections_folder, models_folder
 
+CALLERS_MAX = 32
+"""An application has no more workers: on a machine that is too slow for the rate, calls come as fast as they go."""
 LEGS = ("embed", "retrieve", "generate", "stream")
 OF_OPENAI = ("embed", "generate", "stream")
 QUESTIONS = ("What is a breaker?", "How do I reload the policies?", "What is a vector space?", "Who answers at last?")
@@ -92,6 +94,8 @@ class Run:
             killer = asyncio.create_task(self._kill_and_raise())
             callers: set[asyncio.Task[None]] = set()
             for number in range(self.report.requests):
+                while len(callers) >= CALLERS_MAX:
+                    await asyncio.wait(callers, return_when=asyncio.FIRST_COMPLETED)
                 task = asyncio.create_task(self._call(number, self.dice.choice(LEGS), self.dice.choice(QUESTIONS)))
                 callers.add(task)
                 task.add_done_callback(callers.discard)

@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from tests.kit.acts import answer, sse
 from tests.kit.fake_upstream import Hosted, in_thread
-from tests.kit.processes import Sidecar, eventually
+from tests.kit.processes import Sidecar, eventually, put_in_place
 
 pytestmark = pytest.mark.real
 
@@ -77,9 +77,7 @@ def told(sidecar: Sidecar, path: str) -> str:
 
 
 def write(folder: Path, text: str) -> None:
-    new = folder / ".new"
-    new.write_text(text)
-    new.rename(folder / "chat.yaml")
+    put_in_place(folder / "chat.yaml", text)
 
 
 def test_a_split_sends_a_stable_share_of_users_and_raising_it_moves_nobody_back(

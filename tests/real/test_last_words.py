@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.kit.processes import Sidecar, eventually
+from tests.kit.processes import Sidecar, eventually, put_in_place
 
 pytestmark = pytest.mark.real
 
@@ -76,10 +76,11 @@ def test_each_word_has_its_turn_and_a_changed_file_is_in_force_without_a_restart
         source, text = ask("Zzyzx?", route="alone")
         assert (source, text.endswith("Call 555-0100.")) == ("message", True)
 
-        (policies / "answers" / "faq.yaml").write_text(ANSWERS.replace("Follow the link.", "Ask Ada."))
+        faq = policies / "answers" / "faq.yaml"
+        put_in_place(faq, ANSWERS.replace("Follow the link.", "Ask Ada."))
         eventually(lambda: "Ask Ada." in ask("How do I reset my password?")[1])
 
-        (policies / "answers" / "faq.yaml").write_text(ANSWERS + "- {question: When}\n")
+        put_in_place(faq, ANSWERS + "- {question: When}\n")
         eventually(lambda: "faq.yaml:2:3" in httpx.get(f"{sidecar.admin_url}/status", timeout=60).text)
         assert "Ask Ada." in ask("How do I reset my password?")[1]
 

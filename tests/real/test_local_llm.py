@@ -120,7 +120,15 @@ def test_the_child_comes_back_and_knows_no_key(sidecar: Sidecar, port: int):
 
 def _child_of(pid: int) -> int:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return next((int(each) for each in children if b"llm" in Path(f"/proc/{each}/cmdline").read_bytes()), 0)
+    return next((int(each) for each in children if b"llm" in _command_of(each)), 0)
+
+
+def _command_of(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        # it has ended since it was named
+        return b""
 
 
 def test_an_environment_is_told_without_its_secrets():

@@ -14,6 +14,7 @@ import pytest
 from openai import OpenAI
 from qdrant_client import QdrantClient
 
+from tests.kit.processes import COMES_S_MAX
 from tests.real.rig import Rig, rig
 
 pytestmark = pytest.mark.real
@@ -33,7 +34,7 @@ def run_script(made: Rig) -> str:
         env={**os.environ, **made.env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=COMES_S_MAX,
         check=False,
     )
     assert done.returncode == 0, done.stderr + made.sidecar.logs()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.processes import Sidecar, needs
+from tests.kit.processes import COMES_S_MAX, Sidecar, needs
 
 pytestmark = pytest.mark.real
 REPOSITORY = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def run(words: list[str], sidecar: Sidecar, **env: str) -> str:
     bin_folder = str(Path(sys.executable).parent)
     environ = {**os.environ, **env, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     environ |= {"UNDERSTUDY_LISTEN": f"127.0.0.1:{sidecar.port}", "UNDERSTUDY_ADMIN": f"127.0.0.1:{sidecar.admin_port}"}
-    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=COMES_S_MAX, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -16,14 +16,14 @@ import pytest
 
 from tests.kit.acts import answer
 from tests.kit.fake_upstream import in_thread
-from tests.kit.processes import Sidecar, eventually
+from tests.kit.processes import COMES_S_MAX, Sidecar, eventually
 
 pytestmark = pytest.mark.real
 
 LATE_S = 0.05
 CROWD = 48
 """Callers of low priority, each with one call in hand: two dozen milliseconds of reading a body for each of them."""
-WAIT_S = 60.0
+WAIT_S = COMES_S_MAX
 ANSWER = {"choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}]}
 SMALL = json.dumps({"model": "m", "messages": [{"role": "user", "content": "?"}]}).encode()
 LARGE = json.dumps({"model": "m", "messages": [{"a": 1}] * 20_000}, separators=(",", ":")).encode()
@@ -129,7 +129,8 @@ def test_while_the_loop_is_really_late_low_calls_are_shed_critical_ones_are_answ
         (folder / "routes.yaml").write_text(POLICY.format(late_s=LATE_S) + "".join(routes))
         with Sidecar(folder, tmp_path / "state") as sidecar:
             assert [status_of(sidecar, name) for name in names] == [200, 200, 200]
-            assert metric(sidecar, "understudy_shed_pressure") == 0
+            # a machine that is as busy as that has a moment of its own
+            eventually(lambda: metric(sidecar, "understudy_shed_pressure") == 0)
             sizes = {"low": (LARGE, CROWD), "normal": (SMALL, 2), "critical": (SMALL, 2)}
             with crowds(sidecar, sizes) as asking:
                 low, normal, critical = (asking[name] for name in names)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.kit.acts import answer, sse
 from tests.kit.fake_upstream import Hosted, in_thread
-from tests.kit.processes import Sidecar, admin, eventually
+from tests.kit.processes import COMES_S_MAX, Sidecar, admin, eventually, put_in_place
 from tests.real.streams_rig import Gate, held
 
 pytestmark = pytest.mark.real
@@ -50,16 +50,13 @@ def upstream() -> Iterator[Hosted]:
 
 
 def write(folder: Path, text: str) -> None:
-    """As an editor does: a new file in the old one's place."""
-    new = folder / ".new"
-    new.write_text(text)
-    new.rename(folder / "chat.yaml")
+    put_in_place(folder / "chat.yaml", text)
 
 
 def post(sidecar: Sidecar, body: bytes = b"{}", path: str = "/v1/chat/completions") -> http.client.HTTPResponse:
     request = urllib.request.Request(sidecar.url + path, data=body, headers={"content-type": "application/json"})
     try:
-        return urllib.request.urlopen(request, timeout=30)
+        return urllib.request.urlopen(request, timeout=COMES_S_MAX)
     except urllib.error.HTTPError as error:
         return error  # pyright: ignore[reportReturnType]
 
@@ -150,7 +147,7 @@ def test_sigterm_makes_it_unready_at_once_and_calls_in_hand_are_answered(
         asking.join(60)
         assert (answers[0].status, answers[0].headers["connection"]) == (200, "close")
         assert sidecar.child is not None
-        assert sidecar.child.wait(60) == 0
+        assert sidecar.child.wait(COMES_S_MAX) == 0
 
 
 def test_a_stream_still_open_at_the_drain_deadline_is_told_so_in_band(upstream: Hosted, folder: Path, tmp_path: Path):
@@ -164,7 +161,7 @@ def test_a_stream_still_open_at_the_drain_deadline_is_told_so_in_band(upstream: 
         assert b'"error"' in rest
         assert b"[DONE]" not in rest
         assert sidecar.child is not None
-        assert sidecar.child.wait(60) == 0
+        assert sidecar.child.wait(COMES_S_MAX) == 0
 
 
 def test_the_access_log_is_json_and_holds_no_body_no_query_and_no_key(upstream: Hosted, folder: Path, tmp_path: Path):
@@ -183,8 +180,15 @@ def test_the_access_log_is_json_and_holds_no_body_no_query_and_no_key(upstream: 
             assert secret not in sidecar.logs()
 
 
-def test_a_call_that_comes_before_the_local_tier_is_loaded_is_answered_all_the_same(state: Path):
-    sidecar = Sidecar(None, state)
+def test_a_call_that_comes_before_the_local_tier_is_loaded_is_answered_all_the_same(state: Path, folder: Path):
+    write(
+        folder,
+        "server: {listen: '${UNDERSTUDY_LISTEN}', admin: '${UNDERSTUDY_ADMIN}'}\nroutes:\n"
+        "  - {name: embeddings, match: {path: /v1/embeddings}, dialect: openai-embeddings, tiers: [{kind: local}],\n"
+        # as long as a slow machine takes to load it
+        f"     deadline: {{total_s: {COMES_S_MAX}}}}}\n",
+    )
+    sidecar = Sidecar(folder, state)
     sidecar.ready_path = "/livez"
     with sidecar:
         body = json.dumps({"model": "m", "input": "as soon as it listens"}).encode()

@@ -82,7 +82,7 @@ class Place:
     def common_name(self, sidecar: Sidecar) -> str:
         """Whom the certificate names that a new connection is shown."""
         with (
-            socket.create_connection(("127.0.0.1", sidecar.port), 5) as raw,
+            socket.create_connection(("127.0.0.1", sidecar.port), 60) as raw,
             self.authority.trusting().wrap_socket(raw, server_hostname="localhost") as tls,
         ):
             shown = tls.getpeercert()
@@ -129,7 +129,7 @@ def test_the_official_sdk_curl_and_openssl_are_answered_over_tls_and_plain_clien
         plain = urllib.request.Request(f"http://127.0.0.1:{place.plain_port}/v1/chat/completions", b'{"messages": []}')
         with urllib.request.urlopen(plain, timeout=30) as answered:
             assert answered.status == 200
-        assert metric(sidecar, "understudy_tls_handshake_failures_total") == 2
+        eventually(lambda: metric(sidecar, "understudy_tls_handshake_failures_total") == 2)
         assert metric(sidecar, "understudy_tls_certificate_expires_seconds") > time.time() + 86400
         assert status(sidecar)["tls"]["client_certificates"] == "none"
         assert "PRIVATE" not in sidecar.logs()
@@ -146,7 +146,7 @@ def test_without_its_certificate_nobody_is_served_and_with_it_the_access_log_say
         with httpx.Client(verify=place.authority.trusting(place.app), timeout=60) as http_client:
             assert asked(sidecar, http_client) == "well"
         assert len(place.upstream.heard) == 2
-        assert metric(sidecar, "understudy_tls_handshake_failures_total") == 1
+        eventually(lambda: metric(sidecar, "understudy_tls_handshake_failures_total") == 1)
         eventually(lambda: sidecar.logs().count('"client":"O=Acme,CN=app"') == 2)
 
 
@@ -194,7 +194,7 @@ def test_workers_speak_tls_and_the_next_process_takes_them_over(place: Place):
 
 def test_half_a_handshake_is_closed_in_time_while_others_are_served(place: Place):
     with place.sidecar() as sidecar:
-        halves = [socket.create_connection(("127.0.0.1", sidecar.port), 10) for _ in range(50)]
+        halves = [socket.create_connection(("127.0.0.1", sidecar.port), 60) for _ in range(50)]
         for number, half in enumerate(halves):
             half.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"[: number % 10])
         with httpx.Client(verify=place.authority.trusting(), timeout=60) as client:
@@ -207,7 +207,7 @@ def test_half_a_handshake_is_closed_in_time_while_others_are_served(place: Place
             except ConnectionResetError:
                 pass
             half.close()
-        assert metric(sidecar, "understudy_tls_handshake_failures_total") == 50
-        plain = socket.create_connection(("127.0.0.1", place.plain_port), 5)
+        eventually(lambda: metric(sidecar, "understudy_tls_handshake_failures_total") == 50)
+        plain = socket.create_connection(("127.0.0.1", place.plain_port), 60)
         with plain, pytest.raises(ssl.SSLError):
             place.authority.trusting().wrap_socket(plain, server_hostname="localhost")

@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from tests.kit.acts import answer, pieces
 from tests.kit.fake_upstream import Hosted, in_thread
-from tests.kit.processes import Sidecar, eventually
+from tests.kit.processes import Sidecar, eventually, put_in_place
 from tests.kit.voices import VOICES
 
 pytestmark = pytest.mark.real
@@ -286,10 +286,13 @@ def test_a_collector_that_takes_nothing_costs_no_call_and_is_counted(deployed: D
 def test_what_is_left_is_sent_when_the_sidecar_ends(tmp_path: Path):
     with _deployed(tmp_path, TRACES) as deployed:
         deployed.first.always(answer(body=WHOLE))
+        deployed.openai.chat.completions.create(model="m", messages=HELLO)
+        # what sends them is loaded by then: a slow machine takes longer for that than an end waits for it
+        deployed.spans(1)
         for _ in range(20):
             deployed.openai.chat.completions.create(model="m", messages=HELLO)
         deployed.sidecar.stop()
-        assert len(deployed.collector.spans) == 20
+        assert len(deployed.collector.spans) == 21
 
 
 def test_without_traces_nothing_is_sent_or_imported_until_a_reload_asks_for_it(tmp_path: Path):
@@ -300,7 +303,7 @@ def test_without_traces_nothing_is_sent_or_imported_until_a_reload_asks_for_it(t
         assert "google/_upb" not in maps.read_text(), "protobuf's own library is only there where spans are sent"
         assert deployed.metric("exported") == -1.0
         policies = (deployed.policies / "p.yaml").read_text()
-        (deployed.policies / "p.yaml").write_text(policies.replace("reload_s: 0.1", f"reload_s: 0.1\n  {TRACES}"))
+        put_in_place(deployed.policies / "p.yaml", policies.replace("reload_s: 0.1", f"reload_s: 0.1\n  {TRACES}"))
         eventually(lambda: deployed.metric("exported") == 0)
         deployed.openai.chat.completions.create(model="m", messages=HELLO)
         deployed.spans(1)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.kit.acts import answer
 from tests.kit.fake_upstream import Hosted, in_thread
-from tests.kit.processes import COMES_S_MAX, Sidecar, admin, eventually
+from tests.kit.processes import COMES_S_MAX, Sidecar, admin, eventually, put_in_place
 from tests.real.callers import Callers, Connection, Lost
 from understudy.proxy import cli
 
@@ -164,7 +164,7 @@ def test_a_forced_breaker_is_obeyed_by_every_worker_also_after_a_reload_until_to
         assert force(sidecar, "chat/model", "forced-open") == 200
         eventually(lambda: {asked() for _ in range(8)} == {503})
         before = sidecar.logs().count("in force")
-        (folder / "chat.yaml").write_text(policies(upstream, server=server, route="    deadline: {total_s: 7}\n"))
+        put_in_place(folder / "chat.yaml", policies(upstream, server=server, route="    deadline: {total_s: 7}\n"))
         eventually(lambda: sidecar.logs().count("in force") > before)
         assert {asked() for _ in range(8)} == {503}
         assert modes(sidecar) == {("forced-open", "open")}
