@@ -242,7 +242,7 @@ def test_the_health_check_asks_the_admin_port_and_says_no_when_nobody_is_there(t
     def asked(admin: str) -> int:
         # -I -S: with nothing but the standard library, as promised.
         run = [sys.executable, "-I", "-S", *command[1:]]
-        return subprocess.run(run, env={"UNDERSTUDY_ADMIN": admin}, capture_output=True, timeout=30).returncode
+        return subprocess.run(run, env={"UNDERSTUDY_ADMIN": admin}, capture_output=True, timeout=120).returncode
 
     with in_thread(answer(200)) as sidecar:
         assert asked(sidecar.host_port) == 0

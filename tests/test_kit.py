@@ -432,7 +432,7 @@ async def test_connecting_to_a_deaf_port_hangs():
 def test_an_upstream_on_a_thread_serves_synchronous_clients():
     with in_thread(answer(200, body=b"hello")) as upstream:
         for ending in ("answered", "refused"):
-            client = http.client.HTTPConnection("127.0.0.1", upstream.port, timeout=5)
+            client = http.client.HTTPConnection("127.0.0.1", upstream.port, timeout=60)
             if ending == "answered":
                 client.request("GET", "/x")
                 assert client.getresponse().read() == b"hello"
@@ -525,7 +525,7 @@ def _suite_of(text: str, tmp_path: Path, **env: str) -> str:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"]
     surroundings = {name: value for name, value in os.environ.items() if name not in {"CI", "PYTEST_ADDOPTS"}}
     ran = subprocess.run(
-        command, cwd=tmp_path, env={**surroundings, **env}, capture_output=True, text=True, timeout=180
+        command, cwd=tmp_path, env={**surroundings, **env}, capture_output=True, text=True, timeout=600
     )
     return ran.stdout
 

@@ -34,7 +34,7 @@ PROMPT = (
 
 
 def ask(port: int, *, stream: bool) -> tuple[http.client.HTTPResponse, str]:
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     body = {"model": "m", "stream": stream, "messages": [{"role": "user", "content": PROMPT}]}
     client.request("POST", "/openai/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     response = client.getresponse()

@@ -258,6 +258,9 @@ class Sidecar(Process):
             eventually(self._all_are_ready, within_s=self.ready_s_max)
 
     def _all_are_ready(self) -> bool:
+        assert self.child is not None
+        if self.child.poll() is not None:
+            raise RuntimeError(f"{self.command} ended with {self.child.returncode}:\n{self.logs()}")
         try:
             workers = json.loads(admin(self, "/status")[1]).get("workers", [])
         except (OSError, http.client.HTTPException):
