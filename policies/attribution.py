@@ -26,7 +26,7 @@ PRIOR_S = SHAPE * DAY_S
 """What is believed of a rate before anything was seen: about one failure a day, and that with little conviction."""
 TIMES_WORSE = 2.0
 DOUBT_MAX = 0.05
-LIKENESS_MIN = 0.4
+LIKENESS_MIN = 0.42
 """A change that another explains away is not accused beside it: its share of the explanations must be as much."""
 BEFORE_S_MAX = 7 * DAY_S
 AFTER_S_MAX = DAY_S

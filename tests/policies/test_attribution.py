@@ -64,11 +64,14 @@ def history(seed: int, *, guilty: bool, named: bool, bursts: bool = False) -> tu
     return suspects(changes, seen, [Spell(0.0, now)], now, [failing]), culprit
 
 
+@pytest.mark.parametrize("bursts", [False, True])
 @pytest.mark.parametrize("named", [False, True])
-def test_the_guilty_change_is_found_first_in_four_of_five_histories_and_innocents_are_left_alone(named: bool):
+def test_the_guilty_change_is_found_first_in_four_of_five_histories_and_innocents_are_left_alone(
+    named: bool, bursts: bool
+):
     first, accused_innocents = 0, 0
     for seed in range(200):
-        ranked, culprit = history(seed, guilty=True, named=named)
+        ranked, culprit = history(seed, guilty=True, named=named, bursts=bursts)
         first += ranked[0].change == culprit
         accused_innocents += sum(one.is_accused for one in ranked if one.change != culprit)
     assert first >= 160
