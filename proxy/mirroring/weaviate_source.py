@@ -166,6 +166,9 @@ class WeaviateSource:
         # without a cursor, even an empty one, they would come in the order in which they were put
         query = {"class": name, "limit": str(limit), "after": cursor, "include": "vector"}
         points = await self._line.ask("GET", "/v1/objects", query=query, read=_points)
+        if any(str(point.id) <= cursor for point in points):
+            # the walk would never end
+            raise SourceFailed(f"{name}: objects do not come after a cursor: that takes Weaviate 1.18")
         following = str(points[-1].id) if len(points) >= limit else ""
         return Page(tuple(await self._whole(name, notes, points)), following)
 

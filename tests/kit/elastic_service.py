@@ -19,7 +19,7 @@ import copy
 import json
 import threading
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -191,13 +191,18 @@ async def _errors(request: web.Request, handler: Any) -> web.StreamResponse:
     return response
 
 
-class Cluster:
-    """A FakeElastic on a thread with a loop of its own, for tests whose clients are synchronous; `kill` ends it."""
+class Faked(Protocol):
+    """A database that is played."""
 
-    def __init__(self, elastic: FakeElastic) -> None:
-        self.elastic = elastic
+    def app(self) -> web.Application: ...
+
+
+class Cluster:
+    """A fake on a thread with a loop of its own, for tests whose clients are synchronous; `kill` ends it."""
+
+    def __init__(self, fake: Faked) -> None:
         self._loop = asyncio.new_event_loop()
-        self._runner = web.AppRunner(elastic.app())
+        self._runner = web.AppRunner(fake.app())
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake cluster", daemon=True)
         self._thread.start()
         self.port = self._do(self._started())

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -37,6 +38,11 @@ _NEAR = re.compile(
     r"(?:,\s*targetVectors:\s*(\[[^\]]*\]))?\s*\},\s*limit:\s*(\d+)\s*\)\s*\{(.*)\}\s*\}\s*\}",
     re.DOTALL,
 )
+_DISTANCES: dict[str, Callable[[Any, Any], Any]] = {
+    "cosine": lambda row, asked: 1 - row @ asked / np.linalg.norm(row) / np.linalg.norm(asked),
+    "dot": lambda row, asked: -(row @ asked),
+    "l2-squared": lambda row, asked: ((row - asked) ** 2).sum(),
+}
 _ZEROS = re.compile(r"(\.\d*?)0+(Z|[+-]\d\d:\d\d)$")
 
 
@@ -105,9 +111,10 @@ class FakeWeaviate:
     async def _created(self, request: web.Request) -> web.Response:
         asked = await request.json()
         name = asked.pop("class")
+        name = name[:1].upper() + name[1:]
         if name in self.classes:
             raise _Told(422, f"class name {name} already exists")
-        self.make(name[:1].upper() + name[1:], **{key: value for key, value in asked.items() if value is not None})
+        self.make(name, **{key: value for key, value in asked.items() if value is not None})
         return web.json_response(self.classes[name])
 
     async def _dropped(self, request: web.Request) -> web.Response:
@@ -293,19 +300,23 @@ class FakeWeaviate:
             raise web.HTTPNotFound(text='{"code":404,"message":"path was not found"}')
 
     def _nearest(self, name: str, vector: list[float], target: str, limit: int) -> list[tuple[Fields, float]]:
-        """By cosine, exactly; equal ones by their ids."""
+        """By the distance that the class has for them, exactly; equal ones by their ids."""
+        said = self.classes[name]
+        configured = said.get("vectorConfig") or {}
+        if not target and len(configured) == 1 and "vectorIndexType" not in said:
+            target = next(iter(configured))
+        config = (configured.get(target) or said).get("vectorIndexConfig") or {}
+        distance = _DISTANCES[config.get("distance", "cosine")]
         asked = np.array(vector, np.float32)
         found: list[tuple[Fields, float]] = []
-        for one in self.objects.get(name, {}).values():
-            vectors = one.get("vectors", {})
-            held = vectors.get(target) if target else one.get("vector") or next(iter(vectors.values()), None)
+        for one in self.objects[name].values():
+            held = one.get("vectors", {}).get(target) if target else one.get("vector")
             if held is None:
                 continue
             row = np.array(held, np.float32)
             if len(row) != len(asked):
                 raise _Told(422, f"vector lengths don't match: {len(row)} vs {len(asked)}")
-            cosine = float(row @ asked / np.linalg.norm(row) / np.linalg.norm(asked))
-            found.append((one, 1 - cosine))
+            found.append((one, float(distance(row, asked))))
         return sorted(found, key=lambda each: (each[1], each[0]["id"]))[:limit]
 
 

@@ -68,9 +68,12 @@ class Deployed:
     def url(self) -> str:
         return self.sidecar.url + "/db"
 
-    def in_step(self, name: str, count: int) -> bool:
+    def copies(self) -> dict[str, Any]:
         with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
-            copy = json.load(answer)["routes"][0].get("mirror", {}).get("copies", {}).get(name, {})
+            return json.load(answer)["routes"][0].get("mirror", {}).get("copies", {})
+
+    def in_step(self, name: str, count: int) -> bool:
+        copy = self.copies().get(name, {})
         if copy.get("state") != "whole" or copy["points_behind"]:
             return False
         return points_in(self.sidecar.state, name) == count
