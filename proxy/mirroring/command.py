@@ -165,6 +165,8 @@ async def _there(arguments: argparse.Namespace, kept: Kept, progress: Progress) 
     lines: list[Line] = []
     while pending:
         await asyncio.sleep(POLL_S)
+        # before how they stand is read, which the keeper writes down before it takes a note away
+        done = {local for local in pending if not mirror.notes.has_note("sync", local)}
         await loop.run_in_executor(None, mirror.read)
         for local, name in list(pending.items()):
             note = await loop.run_in_executor(None, mirror.notes.walk_seen, local)
@@ -172,7 +174,7 @@ async def _there(arguments: argparse.Namespace, kept: Kept, progress: Progress) 
                 progress(local, note.seen, max(note.total, note.seen), note.changed)
             held = mirror.held.get(local)
             refused = held.refused if held is not None else ""
-            if mirror.notes.has_note("sync", local) and not refused:
+            if local not in done and not refused:
                 continue
             del pending[local]
             standing = held.standing if held is not None else Standing()

@@ -16,8 +16,9 @@ of keys that is known to be whole, because it counts no more rows than came:
 
 The cursor holds the bounds of the ranges that are left. Counts are asked for by query: the statistics of a collection
 know nothing of deletes. Keys are looked up by query too, since `entities/get` puts texts between quotes as they are.
-Reads are of consistency Strong, so that what a write has been told of is in them; before Milvus 2.5 it reads at the
-collection's own level whatever is asked. A row that was inserted twice under one key counts twice, and comes once.
+Reads are of consistency Strong, so that a write that was answered is in them; before Milvus 2.6 (2.5 until May 2025)
+they are of the collection's own, whatever is asked. A row that was inserted twice under one key counts twice, and comes
+once.
 """
 
 from __future__ import annotations

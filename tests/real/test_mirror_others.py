@@ -78,6 +78,11 @@ class Deployed:
             return False
         return points_in(self.sidecar.state, name) == count
 
+    def keeps(self) -> bool:
+        """Whether the sidecar keeps the copies, and the command would only ask it to."""
+        with urllib.request.urlopen(self.sidecar.admin_url + "/status", timeout=30) as answer:
+            return json.load(answer)["routes"][0].get("mirror", {}).get("keeper", False)
+
     def synced(self, *words: str) -> str:
         """What `understudy index sync` says, asking the sidecar that runs."""
         command = [sys.executable, "-m", "understudy.proxy.cli", "index", "sync", "database", *words]
@@ -216,6 +221,7 @@ def test_a_dead_milvus_is_answered_for_with_the_rows_it_had_and_the_writes_that_
     milvus(direct, "collections/create", dimension=DIMENSIONS, metricType="COSINE")
     milvus(direct, "entities/insert", data=[row(n) for n in range(COUNT)])
     deployed = deploy(stack, tmp_path, made_state / "models", "milvus", direct, ", sync: by-hand")
+    eventually(deployed.keeps)
     assert "docs: compared with the database" in deployed.synced("--collection", "docs")
     eventually(lambda: deployed.in_step("docs", COUNT))
     through = deployed.url
