@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 
 from understudy.proxy.sidecar import Sidecar
 
-TICK_S = 0.25
+TICK_S, TICK_S_MAX = 0.25, 5.0
 TICK_SHARE = 0.01
-"""Of the process's time, looking takes no more than this: with a thousand routes it looks less often."""
+"""Of the process's time, looking takes no more than this: with a thousand routes it looks less often. Whatever it took,
+as where the garbage collector went through everything meanwhile, the next look is soon enough to matter."""
 LOOK_S, CACHE_LOOK_S = 1.0, 0.5
 AT_ONCE_MAX = 16
 """Services asked at once; the others wait for the next look."""
@@ -22,8 +23,9 @@ AT_ONCE_MAX = 16
 log = logging.getLogger("understudy.health")
 
 
-async def keep_healthy(sidecar: Sidecar) -> None:
-    """Until it is cancelled. What is an error of our own ends nothing else."""
+async def keep_healthy(sidecar: Sidecar, *, cpu: Callable[[], float] = time.thread_time) -> None:
+    """Until it is cancelled. What is an error of our own ends nothing else. `cpu` tells the CPU time of this thread:
+    what others do meanwhile is none of the looks'."""
     if not sidecar.health.is_leader:
         return
     meanings, prompts = sidecar.meanings, sidecar.prompts
@@ -33,7 +35,7 @@ async def keep_healthy(sidecar: Sidecar) -> None:
     loop = asyncio.get_running_loop()
     try:
         while True:
-            began = time.process_time()
+            began = cpu()
             try:
                 sidecar.health.look()
                 for name in sidecar.checkup.due(sidecar.world.clock()):
@@ -42,7 +44,7 @@ async def keep_healthy(sidecar: Sidecar) -> None:
                         task.add_done_callback(lambda _, name=name: asking.pop(name, None))
             except Exception:
                 log.exception("health could not be looked at")
-            await asyncio.sleep(max(TICK_S, (time.process_time() - began) / TICK_SHARE))
+            await asyncio.sleep(min(TICK_S_MAX, max(TICK_S, (cpu() - began) / TICK_SHARE)))
     finally:
         tasks = [*looking, *asking.values()]
         for task in tasks:

@@ -48,7 +48,7 @@ class Ward:
 
     async def __aenter__(self) -> Self:
         await self.sidecar.start()
-        self._keeping = self._loop.create_task(keep_healthy(self.sidecar))
+        self._keeping = self._loop.create_task(keep_healthy(self.sidecar, cpu=lambda: 0.0))
         return self
 
     async def __aexit__(self, *_: object) -> None:
