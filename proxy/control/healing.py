@@ -37,11 +37,11 @@ class OfHealth:
         return (await self._health.check(component)).passed
 
 
-async def keep_recovering(sidecar: Sidecar, *, wall: Callable[[], float] = time.time) -> None:
-    """Recover until cancelled, in the one process of several that finds out what is ill."""
+async def keep_recovering(sidecar: Sidecar, *, wall: Callable[[], float] = time.time, frugal: bool = True) -> None:
+    """Recover until cancelled, in the one process of several that finds out what is ill; `frugal` is for Rungs."""
     if not sidecar.health.is_leader:
         return
-    checks, rungs = OfHealth(sidecar.health), Rungs(sidecar)
+    checks, rungs = OfHealth(sidecar.health), Rungs(sidecar, frugal=frugal)
     recovery = sidecar.recovery = Recoverer(sidecar, checks, rungs, wall=wall, dice=sidecar.world.dice)
     done = sidecar.health.subscribe(lambda _one, _before: recovery.wake())
     try:

@@ -75,11 +75,16 @@ class Place(NamedTuple):
 
 
 class Rungs:
-    """The rungs of one process."""
+    """The rungs of one process.
 
-    def __init__(self, sidecar: Sidecar) -> None:
+    `frugal` is whether what runs in a thread has the lowest priority and its CPU time counted. On a clock that jumps
+    neither means anything: how long it takes, and what it then owes, would be the machine's doing.
+    """
+
+    def __init__(self, sidecar: Sidecar, *, frugal: bool = True) -> None:
         self._sidecar = sidecar
-        self._thread = ThreadPoolExecutor(1, "recovery", _after_all_others)
+        self._frugal = frugal
+        self._thread = ThreadPoolExecutor(1, "recovery", _after_all_others if frugal else None)
         self._all: dict[str, Callable[[str], Awaitable[Climbed]]] = {
             "reset_pool": self._reset_pool,
             "resolve_again": self._resolve_again,
@@ -294,11 +299,12 @@ class Rungs:
         began = time.process_time()
         why = await sidecar.knowing.reload_model(sidecar.settings.local, models_folder(sidecar.state))
         # an upper bound: calls were answered meanwhile
-        cpu_s = time.process_time() - began
+        cpu_s = time.process_time() - began if self._frugal else 0.0
         return Climbed("failed", why, cpu_s) if why else Climbed("done", "loaded anew", cpu_s)
 
     async def _in_thread(self, work: Callable[[], Any]) -> tuple[Any, float]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, counted, work)
+        result, cpu_s = await asyncio.get_running_loop().run_in_executor(self._thread, counted, work)
+        return result, cpu_s if self._frugal else 0.0
 
     def _embedder(self) -> Any:
         """The local model. Raises Refused."""

@@ -45,7 +45,9 @@ async def ward_of(folder: Path, first: FakeUpstream, second: FakeUpstream, recov
     server = f"{SERVER}  recovery: {recovery}\n"
     async with Ward(folder, ROUTES.format(first=first.url, second=second.url), server) as ward:
         loop = asyncio.get_running_loop()
-        healing = loop.create_task(keep_recovering(ward.sidecar, wall=lambda: 1_800_000_000.0 + loop.time()))
+        healing = loop.create_task(
+            keep_recovering(ward.sidecar, wall=lambda: 1_800_000_000.0 + loop.time(), frugal=False)
+        )
         yield ward
         healing.cancel()
         await asyncio.gather(healing, return_exceptions=True)

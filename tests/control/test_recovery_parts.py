@@ -56,7 +56,7 @@ LOCAL_TIER = "      - {name: own, kind: local}"
 async def healing(ward: Ward) -> AsyncGenerator[None]:
     """With recovery at work."""
     loop = asyncio.get_running_loop()
-    task = loop.create_task(keep_recovering(ward.sidecar, wall=lambda: 1_800_000_000.0 + loop.time()))
+    task = loop.create_task(keep_recovering(ward.sidecar, wall=lambda: 1_800_000_000.0 + loop.time(), frugal=False))
     yield
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

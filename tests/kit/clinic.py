@@ -53,7 +53,9 @@ class Clinic:
         self.probes: dict[str, Probe] = {}
         self.seen: dict[str, Verdict] = {}
         self.checks = 0
-        self.recoverer = Recoverer(self.sidecar, self, Rungs(self.sidecar), wall=self.now, dice=lambda: 0.99)
+        self.recoverer = Recoverer(
+            self.sidecar, self, Rungs(self.sidecar, frugal=False), wall=self.now, dice=lambda: 0.99
+        )
 
     def now(self) -> float:
         return 1_800_000_000.0 + asyncio.get_running_loop().time()
