@@ -91,12 +91,20 @@ class State(msgspec.Struct):
 
 
 class Foresight:
-    """Reads, looks, and has something to say to whoever asks."""
+    """Reads, looks, and has something to say to whoever asks. `below` tells what we stand on, as `beneath` does."""
 
     page = "forecasts"
 
-    def __init__(self, seen: Foreseen, state: Path, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        seen: Foreseen,
+        state: Path,
+        *,
+        wall: Callable[[], float] = time.time,
+        below: Callable[[Path, float], tuple[float, list[Reading]]] | None = None,
+    ) -> None:
         self._seen = seen
+        self._below = below or beneath
         self._state = state
         self._path = state / FILE
         self._wall = wall
@@ -131,7 +139,7 @@ class Foresight:
         loop = asyncio.get_running_loop()
         readings = self._seen.readings(now)
         own_bytes = sum(reading.used for reading in readings if reading.what == "process_memory")
-        memory_bytes, disk = await loop.run_in_executor(None, beneath, self._state, own_bytes)
+        memory_bytes, disk = await loop.run_in_executor(None, self._below, self._state, own_bytes)
         self._forecasts.add(now, [*with_memory(readings, memory_bytes), *disk])
         is_new = self._forecasts.series.keys() - {(one.what, one.name) for one in self.outlooks}
         if not 0 <= now - self._looked_at < (READ_S if is_new else LOOK_S):

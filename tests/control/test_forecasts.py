@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.control.test_objectives import settings_of
+from tests.control.watched import half_full
 from understudy.policies.events import Event
 from understudy.policies.forecast import ADVICE, DAY_S, HOUR_S, Reading
 from understudy.policies.observe import SECONDS
@@ -68,7 +69,7 @@ async def leaking(foresight: Foresight, seen: Seen, hours: float, *, after_s: fl
 
 async def test_what_will_be_full_within_a_day_is_a_warning_with_what_to_do_about_it(tmp_path: Path):
     seen = Seen()
-    foresight = Foresight(seen, tmp_path)
+    foresight = Foresight(seen, tmp_path, below=half_full)
     now = await leaking(foresight, seen, 5)
     settings = settings_of("chat", alerts=Alerts(labels={"cluster": "c1"}, runbook_url="https://wiki/"))
     [alert] = [one for one in foresight.alerts(settings, now) if dict(one.labels)["resource"] == "pool"]
@@ -97,7 +98,7 @@ async def test_a_warning_is_told_by_the_desk_and_wakes_nobody(tmp_path: Path):
 
         agreement = counts
 
-    foresight = Foresight(seen, tmp_path)
+    foresight = Foresight(seen, tmp_path, below=half_full)
     now = await leaking(foresight, seen, 5)
     lookout = Lookout(Counted(), tmp_path, Senders())  # pyright: ignore[reportArgumentType]
     lookout.beside = [foresight]
@@ -118,7 +119,7 @@ async def test_a_warning_is_told_by_the_desk_and_wakes_nobody(tmp_path: Path):
 
 async def test_what_does_no_harm_when_full_is_shown_and_not_warned_of(tmp_path: Path):
     seen = Seen()
-    foresight = Foresight(seen, tmp_path)
+    foresight = Foresight(seen, tmp_path, below=half_full)
     for step in range(300):
         seen.said = [Reading("cache", "chat", min(100, step), 100)]
         await foresight.once(BEGIN + 30 * step)
@@ -129,11 +130,11 @@ async def test_what_does_no_harm_when_full_is_shown_and_not_warned_of(tmp_path: 
 
 async def test_a_restart_remembers_and_tells_nothing_twice(tmp_path: Path):
     seen = Seen()
-    foresight = Foresight(seen, tmp_path)
+    foresight = Foresight(seen, tmp_path, below=half_full)
     now = await leaking(foresight, seen, 5)
     assert (tmp_path / FILE).exists()
     foresight.save(foresight._encoded())  # pyright: ignore[reportPrivateUsage]
-    again = Foresight(seen, tmp_path)
+    again = Foresight(seen, tmp_path, below=half_full)
     again.recall()
     before = len(seen.told)
     await again.once(now + 30)
@@ -144,7 +145,7 @@ async def test_a_restart_remembers_and_tells_nothing_twice(tmp_path: Path):
 @pytest.mark.parametrize("broken", [b"", b"\xff", b"\x81\xa9forecasts\x91\x91\x01", b"{}"])
 async def test_what_can_not_be_read_is_no_reason_not_to_start(tmp_path: Path, broken: bytes):
     (tmp_path / FILE).write_bytes(broken)
-    foresight = Foresight(Seen(), tmp_path)
+    foresight = Foresight(Seen(), tmp_path, below=half_full)
     foresight.recall()
     await foresight.once(BEGIN)
     assert foresight.told()["trends"] == []
@@ -158,7 +159,7 @@ def load(calls: int, failed: int = 0, *, bucket: int = 7) -> Loads:
 
 async def test_calls_that_stop_at_an_hour_when_there_always_are_some_are_unusual(tmp_path: Path):
     seen = Seen()
-    foresight = Foresight(seen, tmp_path)
+    foresight = Foresight(seen, tmp_path, below=half_full)
     end_stretch = foresight._end_stretch  # pyright: ignore[reportPrivateUsage]
     judge = foresight._judge  # pyright: ignore[reportPrivateUsage]
     calls, first = 0, int(BEGIN // 300)
@@ -184,7 +185,7 @@ async def test_calls_that_stop_at_an_hour_when_there_always_are_some_are_unusual
     assert [event.kind for event in seen.told if event.kind == "anomaly"] == ["anomaly"]
     assert ("understudy_anomaly", {"route": "chat", "what": "calls"}, oddity.spreads) in foresight.families()[3][3]
     foresight.save(foresight._encoded())  # pyright: ignore[reportPrivateUsage]
-    again = Foresight(seen, tmp_path)
+    again = Foresight(seen, tmp_path, below=half_full)
     again.recall()
     assert again._flagged == {("chat", "calls")}  # pyright: ignore[reportPrivateUsage]
     # nobody is told by an alert: it is for who looks
@@ -193,7 +194,7 @@ async def test_calls_that_stop_at_an_hour_when_there_always_are_some_are_unusual
 
 async def test_a_worker_that_began_anew_is_no_stretch_without_calls(tmp_path: Path):
     seen = Seen()
-    foresight = Foresight(seen, tmp_path)
+    foresight = Foresight(seen, tmp_path, below=half_full)
     for stretch, counted in enumerate((1000, 2000, 10, 20)):
         seen.counted = {"chat": load(counted)}
         await foresight.once(BEGIN + 300 * stretch)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.control.test_forecasts import Seen
 from tests.control.test_objectives import settings_of
+from tests.control.watched import half_full
 from tests.kit.acts import answer
 from tests.kit.fake_upstream import FakeUpstream
 from tests.kit.unwell import Ward
@@ -68,7 +69,7 @@ async def test_a_running_sidecar_reads_everything_that_may_fill_up(tmp_path: Pat
 @pytest.mark.parametrize("what", [what for what, advice in ADVICE.items() if advice.warns])
 async def test_whatever_leaks_is_warned_of_half_a_day_before_with_what_to_do_about_it(tmp_path: Path, what: str):
     seen, settings = Seen(), settings_of("chat")
-    foresight = Foresight(seen, tmp_path)
+    foresight = Foresight(seen, tmp_path, below=half_full)
     warned_at_h = -1.0
     for step in range(31 * 60):
         hours = step / 60

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from understudy.policies.forecast import Reading
 from understudy.policies.objectives import Counts
 from understudy.proxy.changes import Fact
 from understudy.proxy.control.wire import Family, Sample
@@ -27,6 +29,12 @@ def settings_of(**server: Any) -> Settings:
 
 def sample(name: str, value: float, **labels: str) -> Sample:
     return name, labels, value
+
+
+def half_full(_state: Path, _own_bytes: float) -> tuple[float, list[Reading]]:
+    """What a sidecar stands on, in tests of something else: the disk of the machine that they run on fills up, or
+    does not, for reasons of its own."""
+    return 4e9, [Reading("disk", "state folder", 2e10, 5e10)]
 
 
 class Metrics:
