@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 from understudy.policies.service import Answer, Call, Failed, Refused, Service
@@ -250,6 +250,8 @@ def _reset_s(text: str, wall: Callable[[], float]) -> float | None:
     if duration is not None and any(duration.groups()):
         return sum(float(part or 0) * unit_s for part, unit_s in zip(duration.groups(), _UNITS_S, strict=True))
     try:
-        return datetime.fromisoformat(text).timestamp() - wall()
+        moment = datetime.fromisoformat(text)
+        # without an offset it would be taken for a time of this machine's own zone
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - wall()
     except (ValueError, OverflowError, OSError):
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +27,16 @@ def read(block: bytes) -> list[Allowance]:
     return list(allowances(block, lambda: NOW_WALL))
 
 
+@pytest.fixture
+def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose own zone is not UTC."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
 @pytest.mark.parametrize(
     ("block", "remaining", "reset_s"),
     [
@@ -42,8 +54,14 @@ def read(block: bytes) -> list[Allowance]:
             0,
             60,
         ),
+        (
+            b"anthropic-ratelimit-requests-remaining: 0\r\nanthropic-ratelimit-requests-reset: 2027-01-15T08:01:00\r\n",
+            0,
+            60,
+        ),
     ],
 )
+@pytest.mark.usefixtures("far_from_greenwich")
 def test_every_spelling_is_understood(block: bytes, remaining: float, reset_s: float):
     (said,) = read(b"content-type: application/json\r\n" + block + b"server: x\r\n")
     assert (said.remaining, said.reset_s) == (remaining, pytest.approx(reset_s))
