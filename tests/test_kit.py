@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from hypothesis import strategies as some
 
 from tests.kit.acts import answer, broken, drip, early, hang_up, interim, pieces, raw, reset, silence, sse
 from tests.kit.fake_upstream import FakeUpstream, deaf_port, in_thread
-from tests.kit.virtual_clock import START_S, Stuck, Untidy, VirtualClockLoop, packets_in_hand, run, run_on
+from tests.kit.virtual_clock import START_S, Stuck, Untidy, VirtualClockLoop, run, run_on
 from tests.kit.weather import Outages, Weather, call_of, calls, weathered
 from understudy.policies.service import Answer, Call, Failed, Refused
 
@@ -85,45 +84,6 @@ async def test_ticks_among_which_nobody_says_anything_wait_for_nothing_and_what_
             await asyncio.sleep(1)
         assert loop.graces - before < 10
         assert (await asked).endswith(b"hello")
-
-
-async def test_what_the_kernel_has_in_hand_is_waited_for_before_the_clock_jumps(monkeypatch: pytest.MonkeyPatch):
-    reader, writer = socket.socketpair()
-    looked: list[bool] = []
-
-    def packets_in_hand() -> bool:
-        # they are delivered while it is looked for the third time, as by a thread of the kernel that had no core
-        looked.append(True)
-        if len(looked) == 3:
-            writer.send(b"x")
-        return len(looked) < 3
-
-    monkeypatch.setattr("tests.kit.virtual_clock.packets_in_hand", packets_in_hand)
-    loop = asyncio.get_running_loop()
-    came = asyncio.Event()
-    reader.setblocking(False)
-    loop.add_reader(reader, came.set)
-    began = loop.time()
-    async with asyncio.timeout(1.0):
-        await came.wait()
-    assert (len(looked), loop.time()) == (3, began)
-    loop.remove_reader(reader)
-    reader.close()
-    writer.close()
-
-
-def test_a_kernel_that_says_nothing_of_its_packets_has_none_in_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    told = tmp_path / "softnet_stat"
-    monkeypatch.setattr("tests.kit.virtual_clock.SOFTNET", told)
-    for text, expected in (
-        (None, False),
-        ("00000001 00000000\n", False),
-        ("0b896f2a " + "00000000 " * 14 + "\n", False),
-        ("0b896f2a " + "00000000 " * 10 + "0000001a 00000000\n", True),
-    ):
-        if text is not None:
-            told.write_text(text)
-        assert packets_in_hand() is expected
 
 
 def _busy_for(real_s: float) -> None:

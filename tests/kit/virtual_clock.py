@@ -41,6 +41,7 @@ START_S = 1000.0
 
 IO_GRACE_S = 0.005
 GRACES_MAX = 20
+PARTING_S, PARTINGS_MAX = 0.001, 20
 STUCK_S_MAX = 60.0
 REAL_S_MAX = 300.0
 """When a test counts as hung: longer than anything it waits for itself, so that no two clocks race."""
@@ -284,9 +285,14 @@ def run_on(make_loop: Callable[[], asyncio.AbstractEventLoop], story: Coroutine[
 
 
 async def _tasks_that_stay() -> list[str]:
-    """The tasks still there after every callback that was due has had its turn."""
+    """The tasks still there after every callback that was due has had its turn, and what was sent has been heard: a
+    handshake that was called off ends when its other side is told so."""
     for _ in range(10):
         await asyncio.sleep(0)
+    for _ in range(PARTINGS_MAX):
+        if len(asyncio.all_tasks()) == 1:
+            break
+        await asyncio.sleep(PARTING_S)
     return [_described(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
