@@ -74,7 +74,7 @@ async def row(two: TwoSpaces, embedder: str, database: str, whose: str, searches
     for _ in range(searches):
         two.skipped_s += 1.0
         # as every second in the sidecar
-        two.provenance.drain(1.0)
+        two.provenance.drain(60.0)
         if whose == "unknown":
             wanted, vector = _unknown(two, rng)
         elif len(pool) < POOL or rng.random() < 0.125:

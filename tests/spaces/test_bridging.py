@@ -75,7 +75,7 @@ class Desk:
         for at in range(0, len(texts), size):
             answer = await self.two.embed(*texts[at : at + size])
             assert answer.status == 200
-            self.two.provenance.drain(1.0)
+            self.two.provenance.drain(60.0)
             await self.bridges.once()
 
     async def ingested(self, count: int = len(DOCUMENTS)) -> None:
@@ -211,13 +211,13 @@ async def test_what_passes_another_worker_is_gathered_too_and_most_of_it_are_doc
     desk.two.provenance.pairing = neighbour.offer
     for at in range(0, len(DOCUMENTS), BATCH):
         assert (await desk.two.embed(*DOCUMENTS[at : at + BATCH])).status == 200
-        desk.two.provenance.drain(1.0)
+        desk.two.provenance.drain(60.0)
         desk.now_s += PASS_ON_S
         await neighbour.once()
         await desk.bridges.once()
     for question in QUESTIONS[: QUESTIONS_WAITING_MAX + 20]:
         await desk.two.embed(question)
-        desk.two.provenance.drain(1.0)
+        desk.two.provenance.drain(60.0)
     assert neighbour.told["waiting"] == QUESTIONS_WAITING_MAX
     # it stops before it has passed them on
     await neighbour.close()
@@ -234,7 +234,7 @@ async def test_what_nobody_gathers_is_bounded_and_what_rotted_on_the_way_is_pass
     desk.two.provenance.pairing = neighbour.offer
     for at in range(PASSED_FILES_MAX + 2):
         await desk.two.embed(*DOCUMENTS[at * BATCH : (at + 1) * BATCH])
-        desk.two.provenance.drain(1.0)
+        desk.two.provenance.drain(60.0)
         desk.now_s += PASS_ON_S
         await neighbour.once()
     passed = sorted((desk.folder / "bridges").glob("*.passed"))
@@ -272,7 +272,7 @@ async def test_it_takes_no_more_than_its_share_nothing_during_an_outage_and_litt
     desk.outage = True
     for at in range(0, 1_300, BATCH):
         await desk.two.embed(*DOCUMENTS[at : at + BATCH])
-        desk.two.provenance.drain(1.0)
+        desk.two.provenance.drain(60.0)
     await desk.bridges.once()
     assert desk.span["pairs"] == 0
     assert desk.bridges.told["waiting"] == WAITING_MAX

@@ -161,7 +161,7 @@ async def test_points_deleted_while_they_are_embedded_break_nothing(desk: Desk, 
 async def test_a_handle_searches_a_copy_in_the_primarys_space_by_our_vectors_of_its_texts(tmp_path: Path):
     two = TwoSpaces(tmp_path, DOCUMENTS, collection_space=FAR)
     true = await two.vector(QUESTIONS[6])
-    two.provenance.drain(1.0)
+    two.provenance.drain(60.0)
     two.embedder_up = False
     handle = await two.vector(QUESTIONS[6])
     two.database_up = False

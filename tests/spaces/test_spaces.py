@@ -46,7 +46,7 @@ async def test_while_the_embedder_is_up_its_own_vectors_are_given_and_remembered
     vector = await two.vector(QUESTIONS[0])
     assert np.allclose(vector, far(QUESTIONS[0]))
     assert len(two.provenance.ledger) == 0
-    two.provenance.drain(1.0)
+    two.provenance.drain(60.0)
     assert len(two.provenance.ledger) == 1
     assert not two.provenance.is_armed
 
@@ -228,7 +228,7 @@ async def test_a_vector_of_the_wrong_length_is_told_so_and_not_searched(two: Two
 async def test_a_mirror_in_the_primarys_space_is_searched_by_vectors_and_by_the_words_of_handles(tmp_path: Path):
     two = TwoSpaces(tmp_path, DOCUMENTS, collection_space=FAR)
     vector = await two.vector(QUESTIONS[6])
-    two.provenance.drain(1.0)
+    two.provenance.drain(60.0)
     two.embedder_up = False
     handle = await two.vector(QUESTIONS[6])
     two.database_up = False
@@ -245,7 +245,7 @@ async def test_a_mirror_in_the_primarys_space_is_searched_by_vectors_and_by_the_
 async def test_a_handle_is_embedded_anew_for_the_database_where_nothing_local_can_answer(tmp_path: Path):
     two = TwoSpaces(tmp_path, DOCUMENTS)
     await two.embed("the first of all")
-    two.provenance.drain(1.0)
+    two.provenance.drain(60.0)
     two.embedder_up = False
     handle = await two.vector(QUESTIONS[8])
     body = {"query": handle, "limit": 3}
@@ -304,7 +304,7 @@ async def test_T45_a_write_with_a_handle_is_refused_in_the_dialect_to_be_repeate
 async def test_a_write_goes_on_with_its_own_vectors_where_the_policy_says_so_and_the_embedder_is_back(tmp_path: Path):
     two = TwoSpaces(tmp_path, DOCUMENTS, spaces=Spaces(handles_in_writes="embed"))
     await two.embed("the first of all")
-    two.provenance.drain(1.0)
+    two.provenance.drain(60.0)
     two.embedder_up = False
     handles = [await two.vector(QUESTIONS[n]) for n in range(2)]
     packed = base64.b64encode(np.asarray(handles[1], np.float32).tobytes()).decode()
@@ -342,7 +342,7 @@ async def test_a_restart_remembers_that_handles_are_about_and_how_long_vectors_a
     first = TwoSpaces(tmp_path / "a", DOCUMENTS, provenance=Provenance(wall=lambda: wall[0], path=path))
     first.provenance.obey(Ledger(watch_s=100), never_alone=False)
     await first.embed("x")
-    first.provenance.drain(1.0)
+    first.provenance.drain(60.0)
     first.embedder_up = False
     handle = await first.vector(QUESTIONS[0])
     assert first.provenance.tick()
@@ -383,7 +383,7 @@ async def test_a_replica_knows_by_the_second_level_what_another_has_handed_out(t
         TwoSpaces(tmp_path / name, DOCUMENTS, provenance=replica(level(shelf, caches))) for name in ("a", "b")
     )
     vector = await two.vector(QUESTIONS[2])
-    two.provenance.drain(1.0)
+    two.provenance.drain(60.0)
     two.embedder_up = False
     handle = await two.vector(QUESTIONS[3])
     await asyncio.sleep(1)
