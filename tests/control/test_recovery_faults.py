@@ -293,7 +293,6 @@ async def test_a_model_that_gives_wrong_numbers_leaves_the_gpu_or_gets_a_new_ses
         assert embedder.provider == "cpu"
 
 
-@pytest.mark.virtual_clock(stuck_s_max=110.0)
 async def test_a_model_that_could_not_be_loaded_is_loaded_once_it_can_be(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ):
