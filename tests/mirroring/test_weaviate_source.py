@@ -463,6 +463,8 @@ async def test_an_error_that_graphql_tells_in_a_200_is_no_count(tmp_path: Path):
         {"data": {"Aggregate": {"Docs": [{"meta": {}}]}}},
         {"data": None},
         {"data": {"Aggregate": {"Docs": [{"meta": {"count": "7"}}]}}},
+        # what the shards that answered have
+        {"data": {"Aggregate": {"Docs": [{"meta": {"count": 7}}]}}, "errors": [{"message": "a shard is away"}]},
         ["what"],
     ],
 )
