@@ -384,6 +384,8 @@ class Sidecar:
         if places is not None:
             self._accepting = Accepting(places)
             self.access_log.shared = True
+        if self._needs_local():
+            self.knowing.expect_load()
         self._addresses = addresses(self.settings)
         for number, address in enumerate(self._addresses):
             listener = Listener(

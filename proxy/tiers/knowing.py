@@ -244,7 +244,7 @@ class Knowing:
         `prepare` is called in a thread once the model is there, and may write collections. Never raises: what could
         not be loaded is logged, and refused with its reason from then on.
         """
-        loading = self._loading = asyncio.get_running_loop().create_future()
+        loading = self.expect_load()
         try:
             self._shelf, self._without_shelf = await _tried(
                 lambda: _library(collections, local.collections_bytes_max, self), "no_local_index"
@@ -256,6 +256,12 @@ class Knowing:
         finally:
             self._loading = None
             loading.set_result(None)
+
+    def expect_load(self) -> asyncio.Future[None]:
+        """Have calls wait from now on, as `load` is to come: who is let in before it has begun is no worse off."""
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().create_future()
+        return self._loading
 
     async def loaded(self, until: float) -> None:
         """Wait while we are being loaded, but no longer than `until`: better a late answer at start-up than none."""

@@ -33,6 +33,13 @@ async def test_a_call_waits_for_the_loading_and_not_past_its_own_time(monkeypatc
     known = Knowing()
     tier = local_tier(LocalTier(), space="s", dialect=DIALECTS["openai-embeddings"], knowing=known)
     now = asyncio.get_running_loop().time
+    # callers are let in before it begins
+    known.expect_load()
+    early = call_of("embed", "x")
+    early.until = now() + 30
+    first = asyncio.ensure_future(tier(early))
+    await asyncio.sleep(0.01)
+    assert not first.done()
     loading = asyncio.ensure_future(known.load(Local(), models=tmp_path, collections=tmp_path))
     await asyncio.sleep(0)
 
@@ -48,8 +55,9 @@ async def test_a_call_waits_for_the_loading_and_not_past_its_own_time(monkeypatc
     await asyncio.sleep(0)
     assert not waiting.done()
     release.set()
-    with pytest.raises(Refused) as refused:
-        await waiting
-    assert refused.value.reason == "no_local_model"
+    for one in (waiting, first):
+        with pytest.raises(Refused) as refused:
+            await one
+        assert refused.value.reason == "no_local_model"
     await loading
     await known.close()
