@@ -21,7 +21,7 @@ pytestmark = pytest.mark.real
 
 CALLERS = 8
 CALLS_EACH = 150
-SLOW_S = 0.3
+SLOW_S = 1.0
 
 SERVICE = """
 import asyncio, sys
