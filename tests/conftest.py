@@ -68,7 +68,7 @@ def _run_to_end(item: pytest.Function, test: Callable[..., Coroutine[Any, Any, N
             virtual = item.get_closest_marker("virtual_clock")
             virtual_clock.run(test(*args, **kwargs), **(virtual.kwargs if virtual else {}))
             return
-        make_loop = asyncio.new_event_loop if "asyncio" in real.args else uvloop.new_event_loop
+        make_loop = virtual_clock.PlainLoop if "asyncio" in real.args else uvloop.new_event_loop
         within_s = real.kwargs.get("within_s", REAL_TEST_S_MAX)
         virtual_clock.run_on(make_loop, _within(test(*args, **kwargs), within_s))
 

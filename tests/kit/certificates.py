@@ -30,6 +30,8 @@ class Authority:
                 "2",
                 "-subj",
                 f"/CN={name}",
+                "-addext",
+                "keyUsage=critical,keyCertSign,cRLSign",
                 "-keyout",
                 f"{name}.key",
                 "-out",
@@ -42,7 +44,9 @@ class Authority:
         """A certificate and its key: NAME.pem, NAME.key."""
         requested = ("-subj", subject or f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
         openssl("req", *_KEY, *requested, folder=self.folder)
-        (self.folder / f"{name}.names").write_text(f"subjectAltName={names}\n")
+        (self.folder / f"{name}.names").write_text(
+            f"subjectAltName={names}\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+        )
         signed = ("-CA", self.file.name, "-CAkey", f"{self.name}.key", "-CAcreateserial", "-days", str(days))
         openssl(
             *("x509", "-req", "-in", f"{name}.csr", *signed, "-extfile", f"{name}.names", "-out", f"{name}.pem"),

@@ -158,16 +158,29 @@ class JumpingSelector(selectors.BaseSelector):
         self._inner.close()
 
 
-class _Transport(_SelectorSocketTransport):
+class _PausingTransport(_SelectorSocketTransport):
+    """A socket's transport as in Python 3.11: the first releases of 3.12 and 3.13 forget to tell whose lines have
+    filled the buffer, which uvloop never does."""
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.write(b"".join(list_of_data))
+
+
+class PlainLoop(asyncio.SelectorEventLoop):
+    """asyncio's own event loop, for what must hold there as well."""
+
+    def _make_socket_transport(
+        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
+    ) -> _PausingTransport:
+        return _PausingTransport(self, sock, protocol, waiter, extra, server)
+
+
+class _Transport(_PausingTransport):
     """A socket's transport that says when it is written to, which no selector sees."""
 
     def write(self, data: Any) -> None:
         self._loop.jumping.is_stirred = True
         super().write(data)
-
-    def writelines(self, list_of_data: Any) -> None:
-        # the first releases of 3.12 and 3.13 forget to tell whose lines have filled the buffer; uvloop never does
-        self.write(b"".join(list_of_data))
 
     def write_eof(self) -> None:
         self._loop.jumping.is_stirred = True

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.kit.acts import answer, broken, hang_up, sse
+from tests.kit.certificates import Authority
 from tests.kit.fake_upstream import FakeUpstream
 from tests.tiers.upstream_bench import Bench, taken
 from understudy.proxy.settings.settings import Tls
@@ -17,26 +17,12 @@ from understudy.proxy.settings.settings import Tls
 OK = answer(200, body={"choices": []})
 
 
-def openssl(*arguments: str, folder: Path) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
-
-
-def made_authority(folder: Path, name: str) -> None:
-    """A CA of our own, and a certificate for 127.0.0.1 and upstream.test that it signed."""
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    authority = ("-x509", "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem")
-    openssl("req", *key, *authority, folder=folder)
-    openssl("req", *key, "-subj", "/CN=up", "-keyout", f"{name}-up.key", "-out", f"{name}-up.csr", folder=folder)
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:upstream.test\n")
-    signed = ("-CA", f"{name}.pem", "-CAkey", f"{name}.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
-    openssl("x509", "-req", "-in", f"{name}-up.csr", *signed, "-out", f"{name}-up.pem", folder=folder)
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two authorities, and for each a certificate for 127.0.0.1 and upstream.test that it signed."""
     folder = tmp_path_factory.mktemp("certificates")
-    made_authority(folder, "good")
-    made_authority(folder, "wrong")
+    for name in ("good", "wrong"):
+        Authority(folder, name).vouches(f"{name}-up", subject="/CN=up", names="IP:127.0.0.1,DNS:upstream.test")
     return folder
 
 
