@@ -16,7 +16,8 @@ import asyncio
 import functools
 import inspect
 import os
-from collections.abc import Callable, Coroutine, Generator
+import time
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,16 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 def _why_skipped(told: object) -> str:
     return str(told[2]) if isinstance(told, tuple) else str(told)
+
+
+# --- what tests ask for --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose own zone is not UTC."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()

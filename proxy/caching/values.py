@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from hashlib import blake2b
 from math import inf
 from typing import Literal
@@ -16,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from understudy.policies.service import Answer, End, HeldStream, Sink, Stream
+from understudy.proxy.http.heads import seconds_of
 
 SOURCE = "cache"
 PIECE_BYTES = 16 * 1024
@@ -142,9 +142,8 @@ def told_s(answer: Answer) -> float | None:
 def _apart_s(date: bytes, expires: bytes) -> float:
     """Seconds from one HTTP date to another; 0 where either is none, as an `Expires: 0` is meant (RFC 9111 5.3)."""
     try:
-        ends, begins = (parsedate_to_datetime(each.decode("latin-1")) for each in (expires, date))
-        return (ends - begins).total_seconds()
-    except (TypeError, ValueError):
+        return seconds_of(expires.decode("latin-1")) - seconds_of(date.decode("latin-1"))
+    except ValueError:
         return 0.0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from understudy.policies.service import Headers
@@ -109,3 +111,15 @@ def origin_form(method: bytes, target: bytes, host: bytes | None) -> bytes:
 def header_safe(text: str) -> bytes:
     """`text` as a header value: printable ASCII, bounded."""
     return re.sub(rb"[^\x20-\x7e]+", b" ", text[:512].encode("ascii", "replace"))
+
+
+def seconds_of(date: str) -> float:
+    """An HTTP date in seconds since the epoch, all three forms of which are in UTC (RFC 9110 section 5.6.7).
+
+    Raises ValueError.
+    """
+    try:
+        told = parsedate_to_datetime(date)
+        return (told if told.tzinfo is not None else told.replace(tzinfo=UTC)).timestamp()
+    except OverflowError as error:
+        raise ValueError(str(error)) from None

@@ -10,7 +10,6 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -18,6 +17,7 @@ import aiohttp
 import msgspec
 
 from understudy.policies.pace import Pace
+from understudy.proxy.http.heads import seconds_of
 from understudy.proxy.mirroring.source import Busy, Gone, SourceFailed
 from understudy.proxy.settings.settings import UpstreamTier, at_endpoint, endpoints_of
 from understudy.proxy.tiers.upstream import tls_context
@@ -177,6 +177,6 @@ def _retry_after_s(told: str | None) -> float | None:
     if told.strip().isdigit():
         return float(told)
     try:
-        return max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+        return max(0.0, seconds_of(told) - time.time())
     except ValueError:
         return None

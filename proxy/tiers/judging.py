@@ -6,7 +6,6 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -14,7 +13,7 @@ import msgspec
 from understudy.policies.outcomes import Outcomes, Said, Verdict
 from understudy.policies.service import Answer, Call, Failed, Headers
 from understudy.proxy.dialects.base import Dialect
-from understudy.proxy.http.heads import IDEMPOTENT
+from understudy.proxy.http.heads import IDEMPOTENT, seconds_of
 from understudy.proxy.settings.outcomes import provider_of, sets_key, shipped, table_of
 from understudy.proxy.settings.settings import LocalTier, Route, Tier
 
@@ -229,8 +228,8 @@ def _seconds(text: str, unit_s: float) -> float | None:
 
 def _seconds_until(date: str, wall_clock: Callable[[], float]) -> float | None:
     try:
-        return parsedate_to_datetime(date).timestamp() - wall_clock()
-    except (ValueError, OverflowError):
+        return seconds_of(date) - wall_clock()
+    except ValueError:
         return None
 
 
