@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,13 @@ from tests.kit.fake_upstream import FakeUpstream
 from tests.kit.milvus_service import FakeMilvus, Rows, quick
 from tests.kit.pinecone_service import DIMENSIONS, Index, make_app
 from tests.mirroring.live import MemoryStock, Playing
+from tests.mirroring.served import Crash, Mortal, Served, numbers
 from understudy.indexes.points import Point
 from understudy.policies.pace import Pace
 from understudy.policies.service import Answer, Call
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.mirroring.line import Line
-from understudy.proxy.mirroring.source import Described, Gone, Page, Source, SourceFailed, Unmirrorable
+from understudy.proxy.mirroring.source import Described, Gone, Source, SourceFailed, Unmirrorable
 from understudy.proxy.mirroring.sources import source_of
 from understudy.proxy.settings.settings import UpstreamTier
 
@@ -37,21 +36,11 @@ KINDS = ("elasticsearch", "elasticsearch without vectors in _source", "opensearc
 Fields = dict[str, Any]
 
 
-class Crash(BaseException):
-    """As if the process had ended here."""
-
-
-def numbers(seed: int, dimensions: int = 8) -> list[float]:
-    return [float(x) for x in np.random.default_rng(seed).normal(size=dimensions).astype(np.float32)]
-
-
-class Database:
-    """A fake with a collection `docs`, on a port; `before` sees what the reader asks, and may answer in its place."""
+class Database(Served):
+    """A fake with a collection `docs`."""
 
     def __init__(self, kind: str) -> None:
         self.dialect = kind.partition(" ")[0]
-        self.before: Callable[[web.Request], Any] = lambda _request: None
-        self.asked: list[str] = []
         if self.dialect == "pinecone":
             self.index = Index()
             self.index.namespaces["docs"] = self.documents = {f"id-{n:04}": _record(n) for n in range(COUNT)}
@@ -67,26 +56,12 @@ class Database:
             self.documents = {f"id-{n:04}": _document(n) for n in range(COUNT)}
             self.elastic.make("docs", {"vec": VEC[self.dialect], "title": {"type": "text"}}, self.documents)
             app = self.elastic.app()
-        app.middlewares.append(self._heard())
-        self._runner = web.AppRunner(app)
-
-    @asynccontextmanager
-    async def source(self) -> AsyncIterator[Source]:
-        """Its reader."""
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        tier = UpstreamTier(name="database", url=f"http://127.0.0.1:{self._runner.addresses[0][1]}")
-        source = source_of(self.dialect, Line(tier, Pace(1e9), dice=lambda: 0.5))
-        try:
-            yield source
-        finally:
-            await source.close()
-            await self._runner.cleanup()
+        super().__init__(self.dialect, app)
 
     def pages(self) -> int:
         """How many pages were asked for."""
         if self.dialect == "pinecone":
-            return self.asked.count("GET /vectors/list")
+            return sum(each.startswith("GET /vectors/list?") for each in self.asked)
         if self.dialect == "milvus":
             return sum(each["outputFields"] == ["*"] for each in self.milvus.told("entities/query"))
         return sum("sort" in each for each in self.elastic.searches)
@@ -100,28 +75,13 @@ class Database:
             for name, each in self.documents.items()
         }
 
-    def _heard(self) -> Any:
-        @web.middleware
-        async def heard(request: web.Request, handler: Any) -> web.StreamResponse:
-            self.asked.append(f"{request.method} {request.path}")
-            said = self.before(request)
-            if asyncio.iscoroutine(said):
-                said = await said
-            return said if isinstance(said, web.StreamResponse) else await handler(request)
 
-        return heard
-
-
-class Tapped:
+class Tapped(Mortal):
     """The source as a walk sees it, which ends with the process before one page; and the database as callers see it."""
 
     def __init__(self, database: Database, source: Source) -> None:
+        super().__init__(source)
         self._database = database
-        self._source = source
-        self.collections, self.described = source.collections, source.described
-        self.fetch = source.fetch
-        self.dies_before = 0
-        self._pages = 0
 
     async def __call__(self, call: Call) -> Answer:
         document = json.loads(call.request.body)
@@ -129,12 +89,6 @@ class Tapped:
         self._database.documents[called] = document
         said = {"_index": "docs", "_id": called, "_version": 2, "result": "updated", "_shards": {"failed": 0}}
         return Answer(200, [(b"content-type", b"application/json")], json.dumps(said).encode())
-
-    async def page(self, of: Described, cursor: str, limit: int) -> Page:
-        self._pages += 1
-        if self._pages == self.dies_before:
-            raise Crash
-        return await self._source.page(of, cursor, limit)
 
 
 def _record(n: int) -> Fields:
@@ -264,7 +218,7 @@ async def test_a_point_in_time_that_is_over_has_the_walk_begin_anew(tmp_path: Pa
     async with database.source() as source, playing(tmp_path, database, source, stock) as play:
         await play.kept()
         assert held(stock) == database.expected()
-        assert database.asked.count("POST /docs/_pit") == 2
+        assert sum(each.startswith("POST /docs/_pit?") for each in database.asked) == 2
         assert not database.elastic.opened
 
 

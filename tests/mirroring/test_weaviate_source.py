@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +13,12 @@ from aiohttp import web
 
 from tests.kit.weaviate_service import FakeWeaviate
 from tests.mirroring.live import MemoryStock, Playing
+from tests.mirroring.served import Crash, Mortal, Served, numbers
 from understudy.indexes.points import Point
 from understudy.indexes.writes import VectorShape
-from understudy.policies.pace import Pace
 from understudy.policies.service import Answer, Call
 from understudy.proxy.dialects import DIALECTS
-from understudy.proxy.mirroring.line import Line
-from understudy.proxy.mirroring.source import Described, Gone, Page, Source, SourceFailed, Unmirrorable
-from understudy.proxy.mirroring.sources import source_of
-from understudy.proxy.settings.settings import UpstreamTier
+from understudy.proxy.mirroring.source import Described, Gone, Source, SourceFailed, Unmirrorable
 
 COUNT = 600
 """Three pages."""
@@ -38,21 +32,13 @@ KINDS = ("one vector", "named vectors", "a cluster", "without GraphQL")
 Fields = dict[str, Any]
 
 
-class Crash(BaseException):
-    """As if the process had ended here."""
-
-
-def numbers(seed: int, dimensions: int = 8) -> list[float]:
-    return [float(x) for x in np.random.default_rng(seed).normal(size=dimensions).astype(np.float32)]
-
-
 def uid(n: int) -> str:
     # in another order than they are put in
     return str(uuid.UUID(int=(n * 7919) % 100_003 + (1 << 96)))
 
 
-class Database:
-    """A fake with a class `Docs`, on a port; `before` sees what the reader asks, and may answer in its place."""
+class Database(Served):
+    """A fake with a class `Docs`."""
 
     def __init__(self, kind: str = "one vector", count: int = COUNT) -> None:
         self.fake = FakeWeaviate()
@@ -62,12 +48,7 @@ class Database:
         self.objects = self.fake.make("Docs", **({"vectorConfig": NAMED} if self.named else {}))
         for n in range(count):
             self.store(n)
-        self.before: Callable[[web.Request], Any] = lambda _request: None
-        self.asked: list[str] = []
-        self.url = ""
-        app = self.fake.app()
-        app.middlewares.append(self._heard())
-        self._runner = web.AppRunner(app)
+        super().__init__("weaviate", self.fake.app())
 
     def store(self, n: int, seed: int | None = None) -> str:
         """An object; every seventh lacks a vector."""
@@ -77,20 +58,6 @@ class Database:
             vectors = {"vectors": {"title": numbers(seed or n), "body": numbers(n + 5000, 4)}}
         self.fake.store("Docs", uid(n), {"properties": about, **(vectors if n % 7 else {})})
         return uid(n)
-
-    @asynccontextmanager
-    async def source(self) -> AsyncIterator[Source]:
-        """Its reader."""
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        tier = UpstreamTier(name="database", url=self.url)
-        source = source_of("weaviate", Line(tier, Pace(1e9), dice=lambda: 0.5))
-        try:
-            yield source
-        finally:
-            await source.close()
-            await self._runner.cleanup()
 
     def pages(self) -> int:
         """How many pages were asked for, without the first look at each class."""
@@ -103,28 +70,14 @@ class Database:
             for called, each in self.fake.objects[name].items()
         }
 
-    def _heard(self) -> Any:
-        @web.middleware
-        async def heard(request: web.Request, handler: Any) -> web.StreamResponse:
-            self.asked.append(f"{request.method} {request.path_qs}")
-            said = self.before(request)
-            if asyncio.iscoroutine(said):
-                said = await said
-            return said if isinstance(said, web.StreamResponse) else await handler(request)
 
-        return heard
-
-
-class Tapped:
+class Tapped(Mortal):
     """The source as a walk sees it, which ends with the process before one page; and the database as callers see it,
     over its socket."""
 
     def __init__(self, database: Database, source: Source) -> None:
+        super().__init__(source)
         self._database = database
-        self._source = source
-        self.collections, self.described, self.fetch = source.collections, source.described, source.fetch
-        self.dies_before = 0
-        self._pages = 0
 
     async def __call__(self, call: Call) -> Answer:
         request = call.request
@@ -135,12 +88,6 @@ class Tapped:
             session.request(request.method.decode(), url, data=request.body, headers=content) as told,
         ):
             return Answer(told.status, [(b"content-type", b"application/json")], await told.read())
-
-    async def page(self, of: Described, cursor: str, limit: int) -> Page:
-        self._pages += 1
-        if self._pages == self.dies_before:
-            raise Crash
-        return await self._source.page(of, cursor, limit)
 
 
 def held(stock: MemoryStock, name: str = "Docs") -> Fields:
