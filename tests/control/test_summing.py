@@ -118,8 +118,9 @@ def test_a_worker_that_is_loading_hides_nothing_of_what_the_others_do_and_is_sai
     reading["local"]["bridges"] = {"reason": "", "waiting": 3, "passed_over": 0, "spaces": {"far 4": {"pairs": 0}}}
     whole = {"reason": "", "waiting": 5, "passed_over": 1, "spaces": {"far 4": {"pairs": 7}}}
     assert merged_status([gathering, reading])["local"]["bridges"] == whole
+    gathering["local"]["shadow_index"] = {"docs": {"embedded": 3}}
     local = merged_status([gathering, reading, loading])["local"]
-    assert (local["ready"], local["reason"]) == (False, "warming")
+    assert (local["ready"], local["reason"], local["shadow_index"]) == (False, "warming", {"docs": {"embedded": 3}})
     assert local["bridges"] == whole | {"reason": "a worker has not loaded the local model yet"}
     reading["local"]["bridges"]["reason"] = "it has not looked"
     assert merged_status([gathering, reading])["local"]["bridges"] == whole | {"reason": "it has not looked"}

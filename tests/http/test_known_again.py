@@ -51,7 +51,9 @@ async def test_a_body_beyond_the_bound_is_refused_behind_a_head_that_is_known_to
         caller = await house.caller()
         assert await asks(caller, said(b"5", b"first"), said(b"10", b"just right")) == [b"ok", b"ok"]
         caller.say(said(b"11", b"just wrong."))
-        assert (await caller.hears()).status == 413
+        refused = await caller.hears()
+        assert refused.status == 413
+        assert b"larger than 10 bytes, the policies' body_bytes_max" in refused.body
 
 
 async def test_what_comes_behind_a_known_head_and_its_body_is_the_next_request():

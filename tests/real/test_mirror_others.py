@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,19 @@ routes:
 """
 
 
+def run_sync(policies: Path, env: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """`understudy index sync database`, to its end, whatever that is."""
+    command = [sys.executable, "-m", "understudy.proxy.cli", "index", "sync", "database", *words]
+    return subprocess.run(
+        [*command, "--policies", str(policies)],
+        env=dict(env),
+        capture_output=True,
+        text=True,
+        timeout=COMES_S_MAX,
+        check=False,
+    )
+
+
 class Deployed:
     """A sidecar with one mirrored route, `/db`, and its database."""
 
@@ -85,15 +98,7 @@ class Deployed:
 
     def synced(self, *words: str) -> str:
         """What `understudy index sync` says, asking the sidecar that runs."""
-        command = [sys.executable, "-m", "understudy.proxy.cli", "index", "sync", "database", *words]
-        done = subprocess.run(
-            [*command, "--policies", str(self.policies)],
-            env={**self.sidecar.env, "DATABASE": self.database},
-            capture_output=True,
-            text=True,
-            timeout=COMES_S_MAX,
-            check=False,
-        )
+        done = run_sync(self.policies, {**self.sidecar.env, "DATABASE": self.database}, *words)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,9 +22,9 @@ from weaviate.classes.config import Configure, VectorDistances
 from weaviate.classes.init import AdditionalConfig, Timeout
 
 from tests.kit.elastic_service import Cluster
-from tests.kit.processes import COMES_S_MAX, Sidecar, eventually, free_port
+from tests.kit.processes import Sidecar, eventually, free_port
 from tests.kit.weaviate_service import FakeWeaviate
-from tests.real.test_mirror_others import Deployed
+from tests.real.test_mirror_others import Deployed, run_sync
 from understudy.indexes.library import Library
 from understudy.proxy.knowledge import collections_folder
 
@@ -82,16 +81,9 @@ class Site:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`understudy index sync database`, where no sidecar runs."""
-        command = [sys.executable, "-m", "understudy.proxy.cli", "index", "sync", "database", *words]
         addresses = {"UNDERSTUDY_LISTEN": "127.0.0.1:1", "UNDERSTUDY_ADMIN": "127.0.0.1:2"}
-        return subprocess.run(
-            [*command, "--policies", str(self.policies)],
-            env={**os.environ, **addresses, "DATABASE": self.cluster.url, "UNDERSTUDY_STATE": str(self.state)},
-            capture_output=True,
-            text=True,
-            timeout=COMES_S_MAX,
-            check=False,
-        )
+        there = {"DATABASE": self.cluster.url, "UNDERSTUDY_STATE": str(self.state)}
+        return run_sync(self.policies, {**os.environ, **addresses, **there}, *words)
 
     def deployed(self) -> Deployed:
         sidecar = Sidecar(self.policies, self.state, env={"DATABASE": self.cluster.url}, models=self.models)
