@@ -20,6 +20,7 @@ from understudy.proxy.dialects import DIALECTS, KINDS, naming_of
 from understudy.proxy.handles import Handles, learning
 from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
+from understudy.proxy.http.stepping import Steps
 from understudy.proxy.mirroring.copies import Copies
 from understudy.proxy.peeks import Peek
 from understudy.proxy.routes import Table
@@ -72,6 +73,7 @@ class Assembler:
         world: World,
         state: Path,
         *,
+        steps: Steps,
         pseudonym: bytes,
         knowing: Knowing,
         provenance: Provenance,
@@ -82,6 +84,7 @@ class Assembler:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._world = world
+        self._steps = steps
         self._state = state
         self._pseudonym = pseudonym
         self._knowing = knowing
@@ -160,7 +163,7 @@ class Assembler:
         pool = before.pools.get(key) if before and before.tiers.get(key) == tier else None
         if pool is None:
             try:
-                pool = make_pool(tier, self._loop, self._world.clock, dice=self._world.dice)
+                pool = make_pool(tier, self._loop, self._world.clock, dice=self._world.dice, steps=self._steps)
             except OSError as error:
                 raise CannotStart(f"route {route.name}, tier {tier.name}: tls.ca_file: {error}") from None
         pools[key] = pool

@@ -35,6 +35,7 @@ from understudy.proxy.health.prompts import Prompts
 from understudy.proxy.http.door import Listener
 from understudy.proxy.http.forwarding import new_pseudonym
 from understudy.proxy.http.pool import Pool
+from understudy.proxy.http.stepping import Steps
 from understudy.proxy.http.unix import UnixPlace
 from understudy.proxy.knowledge import load_local, watch_collections
 from understudy.proxy.mirroring.copies import Copies
@@ -91,6 +92,7 @@ class Sidecar:
     ) -> None:
         self.policies, self.state, self.environ = policies, state, environ
         self.loop = asyncio.get_running_loop()
+        self.steps = Steps(self.loop)
         self.shedder = Shedder(Shedding())
         self.knowing = Knowing()
         self.prompter = Prompter(self.knowing, state)
@@ -242,6 +244,7 @@ class Sidecar:
         return Assembler(
             self.world,
             self.state,
+            steps=self.steps,
             pseudonym=self.pseudonym,
             knowing=self.knowing,
             provenance=self.provenance,
@@ -398,6 +401,7 @@ class Sidecar:
                 logged=self.access_log,
                 route_names=lambda: list(self.stack.routes),
                 pseudonym=self.pseudonym,
+                steps=self.steps,
             )
             listener.tls = context_for(address, self.settings, self.stack.tls)
             if places is not None and self._accepting is not None:

@@ -295,8 +295,13 @@ class Door(Incoming):
             body = answer.body
             if exchange.is_plain and answer.status == 200 and not answer.reason and len(body) <= JOINED_BYTES_MAX:
                 exchange.body_bytes = len(body)
-                if self._transport is not None and not self._transport.is_closing():
-                    self._transport.write(exchange.plain(answer, body))
+                transport = self._transport
+                if transport is not None and not transport.is_closing():
+                    if exchange.keep_alive:
+                        self.listener.steps.write(transport, exchange.plain(answer, body))
+                    else:
+                        # the connection is closed behind it, so that it can't wait for others
+                        transport.write(exchange.plain(answer, body))
                 self.finished(exchange, "done")
                 return
             body = b"" if body_is_absent(exchange.request.method, answer.status) else body

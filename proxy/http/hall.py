@@ -68,9 +68,10 @@ class Hall:
         logged: Logged | None = None,
         route_names: Callable[[], list[str]] = list,
         pseudonym: bytes = b"",
+        steps: Steps | None = None,
     ) -> None:
         self.loop = loop
-        self.steps = Steps(loop)
+        self.steps = steps or Steps(loop)
         self.pseudonym = pseudonym
         self.clock = clock or loop.time
         self.port = port

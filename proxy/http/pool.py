@@ -22,7 +22,7 @@ from understudy.policies.service import Failed, Refused
 from understudy.proxy.http.eyeballs import first_connected
 from understudy.proxy.http.names import Names, Resolve
 from understudy.proxy.http.resuming import ResumingContext
-from understudy.proxy.http.stepping import in_task
+from understudy.proxy.http.stepping import Steps, in_task
 from understudy.proxy.http.upstream import Connection
 
 WIND_UP_S = 1.0
@@ -56,8 +56,10 @@ class Pool:
         clock: Callable[[], float] | None = None,
         dice: Callable[[], float] = random.random,
         resolve: Resolve | None = None,
+        steps: Steps | None = None,
     ) -> None:
         self.loop = loop
+        self.steps = steps or Steps(loop)
         self.host = host
         self.port = port
         self.connections_max = connections_max

@@ -7,7 +7,8 @@
 Nearly every call waits once, for its upstream. While hardly anything else is going on it goes on at once, in the turn
 of the loop in which it is told. Under load it goes on a turn later, together with all the others that were told: the
 same stretch of code thirty times in a row finds itself in the processor's caches, which is worth a sixth of its cost
-(26.6 against 31.7 µs a call with 32 connections).
+(26.6 against 31.7 µs a call with 32 connections). What they write then goes out together as well, behind the last of
+them: a reader on another core is woken once and not for each, which is worth another tenth (32.3 against 36.1).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ T = TypeVar("T")
 
 AT_ONCE_MAX = 2
 """While no more coroutines than this are under way, each goes on at once."""
+HELD_BYTES_MAX = 4 * 1024
+"""What is longer goes out at once: thirty answers of 21 KiB would push each other out of the processor's caches."""
 
 
 class Waiter(Generic[T]):
@@ -99,14 +102,24 @@ async def in_task() -> None:
 
 
 class Steps:
-    """All the coroutines that are stepped by hand on one loop, and when each goes on."""
+    """All the coroutines that are stepped by hand on one loop: when each goes on, and when what it writes goes out."""
 
-    __slots__ = ("_ready", "loop", "under_way")
+    __slots__ = ("_held", "_ready", "loop", "under_way")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.under_way = 0
         self._ready: list[Stepped] = []
+        self._held: list[tuple[asyncio.WriteTransport, bytes]] | None = None
+        """What is written while many go on, and goes out behind the last of them."""
+
+    def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        """Write now, or with all that is written in this stretch. Whoever writes so has nothing more to say on this
+        transport before the loop's next turn, and does not close it before."""
+        if self._held is None or len(data) > HELD_BYTES_MAX:
+            transport.write(data)
+        else:
+            self._held.append((transport, data))
 
     def go_on(self, stepped: Stepped) -> None:
         """Step it: now, or with all the others of this turn of the loop."""
@@ -119,8 +132,16 @@ class Steps:
 
     def _step_all(self) -> None:
         ready, self._ready = self._ready, []
-        for stepped in ready:
-            stepped.step()
+        held = self._held = []
+        try:
+            for stepped in ready:
+                stepped.step()
+        finally:
+            self._held = None
+            for transport, data in held:
+                # somebody behind it may have given the connection up
+                if not transport.is_closing():
+                    transport.write(data)
 
 
 class Stepped:

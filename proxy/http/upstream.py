@@ -24,7 +24,7 @@ from understudy.policies.service import Answer, Failed
 from understudy.policies.streaming import Clocks, Held, Watch
 from understudy.proxy.http.heads import body_is_absent, trailer_line
 from understudy.proxy.http.response_head import ResponseHead, check_status_line, whole_head
-from understudy.proxy.http.stepping import Waiter
+from understudy.proxy.http.stepping import Steps, Waiter
 from understudy.proxy.http.tunnel import OFFERED, UPGRADE_LINES, Tunnel
 from understudy.proxy.http.upstream_stream import PRIMING_BYTES_MAX, Reading, UpstreamStream
 
@@ -70,6 +70,7 @@ class Owner(Protocol):
 
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
+    steps: Steps
 
     def give_back(self, connection: Connection) -> None: ...
     def lost(self, connection: Connection) -> None: ...
@@ -185,10 +186,8 @@ class Connection(asyncio.Protocol):
         self._due_is_callers = due_is_callers
         if due < self._timer_due:
             self._expect_by(due)
-        if not body:
-            transport.write(head)
-        elif len(body) <= JOINED_BYTES_MAX:
-            transport.write(head + body)
+        if len(body) <= JOINED_BYTES_MAX:
+            self._pool.steps.write(transport, head + body if body else head)
         else:
             transport.writelines((head, body))
         return waiter

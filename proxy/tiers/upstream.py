@@ -18,6 +18,7 @@ from understudy.proxy.http.heads import IDEMPOTENT, NOT_FORWARDED, kept, takes_t
 from understudy.proxy.http.names import Resolve
 from understudy.proxy.http.pool import Pool
 from understudy.proxy.http.resuming import resuming_context
+from understudy.proxy.http.stepping import Steps
 from understudy.proxy.http.tunnel import UPGRADE_LINES
 from understudy.proxy.http.unix import UnixPool
 from understudy.proxy.http.upstream import PASSED_WHOLE_BYTES_MAX, Connection, DeadConnection, Terms
@@ -131,8 +132,10 @@ def make_pool(
     *,
     dice: Callable[[], float] = random.random,
     resolve: Resolve | None = None,
+    steps: Steps | None = None,
 ) -> Pool:
-    """The connections to a tier's upstream; the first is opened by the first call."""
+    """The connections to a tier's upstream; the first is opened by the first call. `steps` are those of the loop, by
+    which requests go out together."""
     target = Target(settings)
     kind = UnixPool if settings.socket else Pool
     pool = kind(
@@ -150,6 +153,7 @@ def make_pool(
         clock=clock,
         dice=dice,
         resolve=resolve,
+        steps=steps,
     )
     if isinstance(pool, UnixPool):
         pool.path = settings.socket or ""

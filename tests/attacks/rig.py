@@ -16,6 +16,7 @@ from tests.attacks import oracle
 from understudy.policies.service import Service
 from understudy.proxy.dialects import DIALECTS
 from understudy.proxy.http.door import Listener
+from understudy.proxy.http.stepping import Steps
 from understudy.proxy.http.upstream import Connection
 from understudy.proxy.routes import Table
 from understudy.proxy.settings.settings import Limits, LocalTier, Match, Route, Tier, UpstreamTier
@@ -147,6 +148,7 @@ class Lines:
     def __init__(self, rig: Rig) -> None:
         self.loop = rig.loop
         self.clock = rig.loop.time
+        self.steps = rig.steps
         self._rig = rig
         self._idle: list[Connection] = []
         self.closed = False
@@ -194,6 +196,7 @@ class Rig:
         self.loop = asyncio.get_running_loop()
         self.events = 0
         self.echoes: list[Echo] = []
+        self.steps = Steps(self.loop)
         self._dialect = DIALECTS[dialect]
         route = Route(
             name="here",
@@ -204,7 +207,7 @@ class Rig:
         world = World(clock=self.loop.time, sleep=asyncio.sleep, dice=lambda: 0.0)
         self.parts = assemble(route, self._dialect, world, self._make_tier)
         table = Table([(match, self.parts) for match in route.claims])
-        self.listener = Listener(self.loop, 80, table.find, DIALECTS["plain"], limits or Limits())
+        self.listener = Listener(self.loop, 80, table.find, DIALECTS["plain"], limits or Limits(), steps=self.steps)
 
     def _make_tier(self, _route: Route, tier: Tier, _endpoint: str) -> Service:
         assert not isinstance(tier, LocalTier)

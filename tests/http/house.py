@@ -24,6 +24,7 @@ from understudy.proxy.http.door import Listener
 from understudy.proxy.http.exchange import Exchange
 from understudy.proxy.http.forwarding import Marks
 from understudy.proxy.http.pool import Pool
+from understudy.proxy.http.stepping import Steps
 from understudy.proxy.routes import Table
 from understudy.proxy.settings.settings import Endpoint, Limits, LocalTier, Match, Route, Tier, UpstreamTier
 from understudy.proxy.stack import World, assemble
@@ -195,6 +196,7 @@ class House:
         self.logged: list[tuple[int, str, Call | None]] = []
         self.pools: list[Pool] = []
         self.loop = asyncio.get_running_loop()
+        self.steps = Steps(self.loop)
         self._dialect = dialect
         self._is_one_tier = endpoints > 0
         self._dice = dice
@@ -232,6 +234,7 @@ class House:
             logged=Notes(self.logged),
             route_names=lambda: ["here"],
             pseudonym=self._pseudonym,
+            steps=self.steps,
         )
         self._server = await self.loop.create_server(self.listener, "127.0.0.1", 0, backlog=1024)
         self.port = self.listener.port = self._server.sockets[0].getsockname()[1]
@@ -241,7 +244,7 @@ class House:
 
     def _make_tier(self, _route: Route, tier: Tier, _endpoint: str) -> Service:
         assert not isinstance(tier, LocalTier)
-        pool = make_pool(tier, self.loop, self.loop.time)
+        pool = make_pool(tier, self.loop, self.loop.time, steps=self.steps)
         self.pools.append(pool)
         return upstream_tier(tier, DIALECTS[self._dialect], pool, self.loop.time, self._marks)
 

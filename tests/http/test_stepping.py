@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from understudy.proxy.http.stepping import AT_ONCE_MAX, Stepped, Steps, Waiter
+from understudy.proxy.http.stepping import AT_ONCE_MAX, HELD_BYTES_MAX, Stepped, Steps, Waiter
 
 
 def new() -> tuple[Steps, Stepped]:
@@ -51,6 +51,48 @@ async def test_under_load_those_who_were_told_go_on_together_a_turn_later():
     await asyncio.sleep(0)
     assert heard == list(range(len(waiters)))
     assert steps.under_way == 0
+
+
+class Wire(asyncio.WriteTransport):
+    """Writes down in what order things happened."""
+
+    def __init__(self, happened: list[bytes]) -> None:
+        super().__init__()
+        self.happened = happened
+        self.closing = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.happened.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+
+async def test_what_is_written_together_goes_out_behind_the_last_of_those_who_go_on_together():
+    steps, _ = new()
+    happened: list[bytes] = []
+    waiters = [waiter() for _ in range(AT_ONCE_MAX + 3)]
+    given_up = Wire(happened)
+    long = b"x" * (HELD_BYTES_MAX + 1)
+
+    async def saying(told: Waiter[int]) -> None:
+        number = await told
+        happened.append(b"goes on")
+        if number == 0:
+            steps.write(given_up, b"to nobody")
+        steps.write(Wire(happened), b"%d" % number if number != 1 else long)
+        given_up.closing = True
+
+    for told in waiters:
+        Stepped().start(saying(told), steps)
+    await asyncio.sleep(0)
+    for number, told in enumerate(waiters):
+        told.tell(number)
+    await asyncio.sleep(0)
+    assert happened == [b"goes on", b"goes on", long, b"goes on", b"goes on", b"goes on", b"0", b"2", b"3", b"4"]
+    # who is alone on the road waits for nobody
+    steps.write(Wire(happened), b"at once")
+    assert happened[-1] == b"at once"
 
 
 @pytest.mark.parametrize("wait_s", [0, 5])
