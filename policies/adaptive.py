@@ -199,7 +199,7 @@ class Additive(Learner):
             self._gap_best_s = min(gap_s, self._gap_best_s + (gap_s - self._gap_best_s) * CREEP)
         else:
             self._usual_s = self._base_s = self._gap_s = self._gap_best_s = usual_s = took_s
-            self._crowd = waiting
+            self._crowd = float(waiting)
         self._answered_at = now
         if usual_s > self._base_s * WAITING or self._bound < UNBOUND:
             self._foresee(now, waiting, min(call.until - now + took_s, self.patience_s))
@@ -283,6 +283,10 @@ class Gradient(Learner):
         "_sums",
         "_until",
     )
+
+    _sums: list[float]
+    _counts: list[int]
+    _peak: int
 
     def __init__(self, rules: AdaptiveRules, patience_s: float = UNBOUND) -> None:
         super().__init__(rules, patience_s)

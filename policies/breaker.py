@@ -21,27 +21,13 @@ several processes agree (`understudy.policies.agreement`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from understudy.policies.agreement import Said, newer
+from understudy.policies.forcing import Mode
 from understudy.policies.service import Answer, Call, End, Failed, Refused, Service
 
 State = Literal["closed", "open", "half-open"]
-Mode = Literal["auto", "forced-open", "disabled", "metrics-only"]
-MODES: tuple[Mode, ...] = ("auto", "forced-open", "disabled", "metrics-only")
-
-
-class Forced(NamedTuple):
-    """What an operator has said of a tier's breakers, or of one endpoint's; when, in seconds of the wall clock, and who
-    says so."""
-
-    route: str
-    tier: str
-    endpoint: str
-    mode: Mode
-    since: float = 0.0
-    by: str = ""
-
 
 UNCOUNTED = -1
 """A ticket by which nothing is counted."""

@@ -85,10 +85,11 @@ def chain(links: Sequence[Link], heart: Deadline, *, clock: Callable[[], float],
             answer = await first.service(call)
         except (Refused, Failed) as without:
             story = _Story(absent)
-            if story.missed(first, call, without):
-                return await one_by_one(call, present[1:], story)
-            return story.last_word(call, stood_in_for=stood_in_for)
-        return _taken(answer, first, call, absent)
+            if not story.missed(first, call, without):
+                return story.last_word(call, stood_in_for=stood_in_for)
+        else:
+            return _taken(answer, first, call, absent)
+        return await one_by_one(call, present[1:], story)
 
     async def one_by_one(call: Call, asked: Sequence[Link], story: _Story) -> Answer:
         kept_back: list[Link] = []

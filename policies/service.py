@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from mypy_extensions import mypyc_attr
+
 if TYPE_CHECKING:
     from understudy.policies.questions import Question
     from understudy.policies.spans import Span
@@ -238,6 +240,7 @@ class Sink(Protocol):
     def cut(self, reason: str) -> None: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Stream:
     """A body that arrives in pieces and is pushed, so that no chunk costs a task.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import understudy.policies
-from understudy.proxy.version import VERSION
+from understudy.proxy.version import VERSION, how_it_runs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,7 +103,7 @@ def parser(word: str = "") -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=f"understudy {VERSION}")
+    top.add_argument("--version", action="version", version=f"understudy {VERSION}, {how_it_runs()}")
     groups = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run.add_to(groups)
     if word != "run":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from understudy.policies.breaker import Forced
+from understudy.policies.forcing import Forced
 from understudy.policies.tiering import Pin
 from understudy.proxy.durable import replace_file
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from understudy.policies.breaker import Forced
+from understudy.policies.forcing import Forced
 from understudy.policies.questions import Publish, Questions, Told
 from understudy.policies.shed import Shedder
 from understudy.proxy.accepting import BACKLOG, Accepting
@@ -406,7 +406,7 @@ class Sidecar:
             listener.tls = context_for(address, self.settings, self.stack.tls)
             if places is not None and self._accepting is not None:
                 listener.port = places[place][number].getsockname()[1]
-                self._accepting.add(listener)
+                self._accepting.add(listener.door)
                 self.listeners.append(listener)
                 continue
             try:
@@ -439,9 +439,9 @@ class Sidecar:
             place = UnixPlace(path)
             self._unix_places.append(place)
             log.info("listening on %s", address)
-            return await self.loop.create_unix_server(listener, sock=place.socket, backlog=BACKLOG)
+            return await self.loop.create_unix_server(listener.door, sock=place.socket, backlog=BACKLOG)
         host, port = parse_address(address)
-        server = await self.loop.create_server(listener, host, port, backlog=BACKLOG)
+        server = await self.loop.create_server(listener.door, host, port, backlog=BACKLOG)
         listener.port = server.sockets[0].getsockname()[1]
         log.info("listening on %s://%s:%d", "http" if listener.tls is None else "https", host, listener.port)
         return server

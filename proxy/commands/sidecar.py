@@ -8,7 +8,7 @@ import sys
 from typing import Any
 from urllib.parse import quote
 
-from understudy.policies.breaker import MODES
+from understudy.policies.forcing import MODES
 from understudy.proxy.cli import NOT_WELL, WELL, Complaint, Groups, console
 from understudy.proxy.commands.admin_client import add_admin, ask, ask_json, print_told
 

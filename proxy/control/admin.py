@@ -13,8 +13,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client.exposition import generate_latest
 
-from understudy.policies.breaker import MODES, Forced, Mode
 from understudy.policies.chain import Rank
+from understudy.policies.forcing import MODES, Forced, Mode
 from understudy.policies.forecast import Reading
 from understudy.policies.objectives import Counts
 from understudy.policies.tiering import RANKS, Pin
@@ -42,7 +42,7 @@ from understudy.proxy.settings.rules import parse_address
 from understudy.proxy.settings.settings import Settings
 from understudy.proxy.sidecar import Sidecar
 from understudy.proxy.stack import EndpointParts, RouteParts
-from understudy.proxy.version import VERSION
+from understudy.proxy.version import VERSION, how_it_runs
 
 if TYPE_CHECKING:
     from understudy.proxy.control.learning import Learner
@@ -337,6 +337,7 @@ def status_of(sidecar: Sidecar) -> dict[str, Any]:
         "ready": not unready,
         "unready_because": unready,
         "version": VERSION,
+        "runs": how_it_runs(),
         "uptime_s": round(time.time() - sidecar.started_at, 1),
         "policies": {
             "folder": str(sidecar.policies),

@@ -26,7 +26,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 from understudy.policies.agreement import Said, newer
-from understudy.policies.breaker import Forced
+from understudy.policies.forcing import Forced
 from understudy.policies.forecast import Reading
 from understudy.policies.health import Diagnosis
 from understudy.policies.objectives import Counts
@@ -61,7 +61,7 @@ from understudy.proxy.orders import Orders
 from understudy.proxy.reports.metrics import METRICS
 from understudy.proxy.settings.reading import BadPolicies
 from understudy.proxy.settings.settings import Settings
-from understudy.proxy.version import VERSION
+from understudy.proxy.version import VERSION, how_it_runs
 
 if TYPE_CHECKING:
     from understudy.proxy.control.learning import Learner
@@ -373,6 +373,7 @@ class Parent:
             "ready": not unready,
             "unready_because": unready,
             "version": VERSION,
+            "runs": how_it_runs(),
             "uptime_s": round(time.time() - self._started_at, 1),
             **merged_status(statuses),
             "alerts": self.lookout.status() if self.lookout is not None else [],

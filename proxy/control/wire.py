@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from understudy.policies.agreement import Said
-from understudy.policies.breaker import Forced
 from understudy.policies.events import Event
+from understudy.policies.forcing import Forced
 from understudy.policies.forecast import Reading
 from understudy.policies.health import Diagnosis
 from understudy.policies.questions import Told as QuestionTold

@@ -95,12 +95,7 @@ class Door(Incoming):
                 return
             if self._phase != "head":
                 self._since = now
-            at = 0
-            # nothing is read after a request that said it was the last
-            while at < len(data) and not self._failing and not self._deaf:
-                at = self._read_head(data, at) if self._head is None else self._read_body(data, at)
-            if at < len(data) and not self._failing:
-                self._keep_for_later(data[at:])
+            self._read(data)
         except BadRequest as bad:
             self._refuse(bad.status, REFUSED_FOR.get(bad.status, "bad_request"), bad.detail)
         except Exception as error:
@@ -110,6 +105,14 @@ class Door(Incoming):
             # what was sent ahead waits in the socket until we are done with what we have
             self._read_paused = True
             self._transport.pause_reading()
+
+    def _read(self, data: bytes) -> None:
+        """Read requests, as far as they have come; nothing is read after one that said it was the last."""
+        at = 0
+        while at < len(data) and not self._failing and not self._deaf:
+            at = self._read_head(data, at) if self._head is None else self._read_body(data, at)
+        if at < len(data) and not self._failing:
+            self._keep_for_later(data[at:])
 
     def _keep_for_later(self, data: bytes) -> None:
         """What came behind an offer to speak another protocol is for whoever takes it."""
@@ -122,7 +125,7 @@ class Door(Incoming):
     def eof_received(self) -> bool:
         if self._current is not None:
             # who hangs up wants no answer; a close in order would wait until what is written has been read
-            self._abort()
+            self.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
@@ -281,7 +284,7 @@ class Door(Incoming):
             log.exception("an answer on route %s could not be sent", entry.name)
             if answer.stream is not None:
                 answer.stream.close()
-            self._abort()
+            self.abort()
 
     def _send_answer(self, exchange: Exchange, answer: Answer) -> None:
         if exchange.is_begun:
@@ -400,7 +403,7 @@ class Door(Incoming):
         if exchange.request.offers:
             self._go_on(exchange)
         if abort:
-            self._abort()
+            self.abort()
         elif not exchange.keep_alive:
             self._close_gently()
         elif self._queue:
@@ -415,7 +418,7 @@ class Door(Incoming):
         """Close what has been idle or slow for too long, and interrupt a call that has outlived its deadline."""
         limits = self.listener.limits
         if self._takes_nothing(now, limits.idle_s):
-            self._abort()
+            self.abort()
             return
         current = self._current
         if current is not None:
@@ -438,7 +441,7 @@ class Door(Incoming):
         elif (self._phase == "idle" and waited_s > limits.idle_s) or (
             self._phase == "lingering" and waited_s > LINGER_S
         ):
-            self._abort()
+            self.abort()
 
     def _takes_nothing(self, now: float, patience_s: float) -> bool:
         """Whether nothing of what we have written was taken for that long: who reads so must not hold an upstream."""
@@ -461,11 +464,9 @@ class Door(Incoming):
         """What has been written for the caller and not yet been taken by the kernel."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
-
-    abort = _abort
 
     def drain(self) -> None:
         """Close now if nothing is in hand; otherwise the answer says `connection: close`."""
@@ -479,7 +480,7 @@ class Door(Incoming):
             current.stream.close()
             current.cut("draining")
         else:
-            self._abort()
+            self.abort()
 
     def _turn_away(self, transport: asyncio.Transport) -> None:
         """Answer without having read anything, and close: we are full, or on the way out."""
@@ -534,5 +535,6 @@ class Door(Incoming):
 class Listener(Hall):
     """One address that is listened on: whoever comes to it gets a door."""
 
-    def __call__(self) -> Door | Greeter:
+    def door(self) -> Door | Greeter:
+        """The door of who comes now."""
         return Door(self) if self.tls is None else Greeter(self, Door(self))

@@ -24,6 +24,8 @@ _IDS_BITS = 192
 _NEITHER_IS_ZERO = (1 << 64) | 1
 TRACE = frozenset((b"traceparent", b"tracestate"))
 FORWARDED_FOR = b"x-forwarded-for"
+Peer = tuple[str, int] | tuple[str, int, int, int] | str | None
+"""A connection's other end as asyncio tells it: by IPv4, by IPv6, by a Unix socket; None where it has gone already."""
 IN_CIRCLES = "this request has been here before: an upstream leads back to this sidecar"
 
 
@@ -76,7 +78,7 @@ def forwarded_for(request: Request) -> bytes:
     return b"%b: %b, " % (FORWARDED_FOR, before) if before else b"%b: " % FORWARDED_FOR
 
 
-def address_of(peer: tuple[str, int] | str | None) -> bytes:
+def address_of(peer: Peer) -> bytes:
     """The address of a peer as asyncio tells it; a Unix socket's has none."""
     return peer[0].encode() if isinstance(peer, tuple) else b""
 

@@ -14,7 +14,7 @@ from understudy.policies.service import Hop
 from understudy.proxy.dialects.base import BadRequest, Dialect
 from understudy.proxy.http.behind import Behind
 from understudy.proxy.http.exchange import Entry, Exchange
-from understudy.proxy.http.forwarding import IN_CIRCLES, address_of, goes_in_circles
+from understudy.proxy.http.forwarding import IN_CIRCLES, Peer, address_of, goes_in_circles
 from understudy.proxy.http.greeter import subject_of
 from understudy.proxy.http.request_head import HeadMemory, RequestHead
 from understudy.proxy.http.stepping import Steps
@@ -114,7 +114,7 @@ class Hall:
     @staticmethod
     def hop(transport: asyncio.Transport) -> Hop:
         """What is known of a connection and of who is at its other end."""
-        address = address_of(cast("tuple[str, int] | str | None", transport.get_extra_info("peername")))
+        address = address_of(cast("Peer", transport.get_extra_info("peername")))
         if transport.get_extra_info("ssl_object") is None:
             return Hop(address, b"http")
         return Hop(address, b"https", subject_of(transport))

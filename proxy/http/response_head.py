@@ -63,6 +63,10 @@ class ResponseHead:
         self.is_plain = False
         self.raw = b""
         self.status = 0
+        self.block = self._read_lines(raw)
+
+    def _read_lines(self, raw: bytes) -> bytes:
+        """Take from the head what concerns us. Returns the lines that go on."""
         passed: list[bytes] = []
         options: set[bytes] = set()
         first, *lines = raw[:-4].split(b"\r\n")
@@ -80,7 +84,7 @@ class ResponseHead:
         if options:
             passed = [line for line in passed if line.partition(b":")[0].lower() not in options]
         passed.append(b"")
-        self.block = b"\r\n".join(passed)
+        return b"\r\n".join(passed)
 
     def _take(self, line: bytes, means: Means, passed: list[bytes], options: set[bytes]) -> None:
         name, _, value = line.partition(b":")

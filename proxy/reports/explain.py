@@ -13,7 +13,7 @@ from typing import Any, cast
 from msgspec import UNSET, Struct
 
 from understudy.models.space import same_space
-from understudy.policies.breaker import Forced
+from understudy.policies.forcing import Forced
 from understudy.policies.outcomes import FOLLOWS
 from understudy.proxy.dialects import KINDS
 from understudy.proxy.health.components import components_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from understudy.policies.breaker import MODES
+from understudy.policies.forcing import MODES
 from understudy.policies.questions import Questions
 from understudy.policies.shed import Shedder
 from understudy.proxy.caching.caches import Caches

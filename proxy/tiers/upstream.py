@@ -74,11 +74,10 @@ class Target:
             # the caller's span is the one above ours, and ours the one above theirs: a head like this comes but once
             front = self._front(request, between=True)
         else:
-            front: Front | None = None if remembered is None else remembered.get(self)
-            if front is None:
-                front = self._front(request)
-                if remembered is not None:
-                    remembered[self] = front
+            known: Front | None = None if remembered is None else remembered.get(self)
+            front = known or self._front(request)
+            if known is None and remembered is not None:
+                remembered[self] = front
         tail = b"\r\n"
         if front.untraced:
             if not call.trace:
@@ -233,11 +232,13 @@ class _Upstream:
             if connection is None or call.until <= started:
                 connection = await self._connected(connection, call)
             is_new = connection.uses == 0
+            answer: Answer | None = None
             try:
                 answer = await self._exchanged(connection, call)
             except DeadConnection:
                 if is_new or not _is_repeatable(call):
                     raise
+            if answer is None:
                 # the upstream had given the connection up before we used it: once more, on a new one
                 answer = await self._exchanged(await self._connected(None, call), call)
         except DeadConnection:

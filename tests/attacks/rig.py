@@ -217,7 +217,7 @@ class Rig:
         """Say these packets at a new door and wait until nothing moves any more."""
         before = {id(echo): len(echo.written) for echo in self.echoes}
         pipe = Pipe(self.loop, self)
-        pipe.plug(self.listener())
+        pipe.plug(self.listener.door())
         for packet in packets:
             pipe.deliver(packet)
             await asyncio.sleep(0)

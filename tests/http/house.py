@@ -236,7 +236,7 @@ class House:
             pseudonym=self._pseudonym,
             steps=self.steps,
         )
-        self._server = await self.loop.create_server(self.listener, "127.0.0.1", 0, backlog=1024)
+        self._server = await self.loop.create_server(self.listener.door, "127.0.0.1", 0, backlog=1024)
         self.port = self.listener.port = self._server.sockets[0].getsockname()[1]
         if self._ticking:
             self._tick()

@@ -149,7 +149,7 @@ if has_ipv6():
             return await ask(call)
 
         async with House(service=service) as house:
-            server = await loop.create_server(house.listener, "::1", 0)
+            server = await loop.create_server(house.listener.door, "::1", 0)
             reader, writer = await asyncio.open_connection("::1", server.sockets[0].getsockname()[1])
             writer.write(request("GET", "/six"))
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kit.weather import call_of
-from understudy.policies.breaker import MODES, Breaker, breaker
+from understudy.policies.breaker import Breaker, breaker
+from understudy.policies.forcing import MODES
 from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Stream
 from understudy.proxy.settings.settings import Breaker as Rules
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy.policies.breaker import Forced
+from understudy.policies.forcing import Forced
 from understudy.policies.tiering import Pin
 from understudy.proxy.orders import FILE, ORDERS_MAX, Orders, order_text, orders_of
 
