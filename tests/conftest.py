@@ -8,6 +8,8 @@
   `--hypothesis-profile default` looks further.
 - `slow` tests run in CI, or when named with `-m slow`; `gpu` tests run where there is an NVIDIA device, and
   `beside("data/set")` tests where that lies beside the checkout. Elsewhere they are deselected, which is no skip.
+- `PYTHONPATH=build/compiled` has the same tests try the package as it is built: what every call runs through is
+  compiled there, and `interpreted` tests, which look inside of that, are left out.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from tests.kit import virtual_clock
+from understudy.proxy.version import how_it_runs
 
 REAL_TEST_S_MAX = 600.0
 """Longer than anything a test waits for itself, on the slowest of machines."""
@@ -94,6 +97,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out.add("gpu")
     else:
         left_out.add("no_gpu")
+    if how_it_runs() == "compiled":
+        left_out.add("interpreted")
     # A file or test named on the command line is wanted, however slow.
     if any("::" in argument for argument in config.args):
         left_out.discard("slow")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.bench.workloads import Workload
 from tests.kit.processes import REPOSITORY, free_port
+from understudy.proxy.version import VERSION, how_it_runs
 
 POLICIES = REPOSITORY / "policies"
 NGINX = ("/usr/sbin/nginx", "/usr/local/sbin/nginx")
@@ -314,7 +315,7 @@ SUBJECTS = (
         "understudy",
         "the policies as shipped, access log on",
         understudy,
-        _of_packages("understudy"),
+        lambda: f"understudy {VERSION} ({how_it_runs()})",
     ),
     Subject(
         "aiohttp",

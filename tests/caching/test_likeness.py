@@ -15,7 +15,7 @@ import pytest
 
 from tests.kit.pairs import NEAR_MISSES, SAME_MEANING
 from understudy.policies.likeness import BANDS, Bucket, Likeness
-from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Request, Service
+from understudy.policies.service import Answer, Call, Failed, HeldStream, Refused, Request, Service, Stream
 from understudy.policies.wording import wording_of
 from understudy.proxy.caching.caches import Caches
 from understudy.proxy.dialects import DIALECTS
@@ -427,14 +427,14 @@ async def test_a_streamed_answer_is_kept_once_it_is_whole_and_given_as_a_stream_
 
 
 async def test_a_stream_that_breaks_or_is_left_is_passed_on_and_not_kept():
-    class Broken(HeldStream):
+    class Broken(Stream):
         def relay(self, sink: Any) -> None:
             sink.write(b'data: {"choices":[{"delta":{"content":"Hal"}}]}\n\n')
             self.finish("cut")
             sink.cut("reset")
 
     async def breaking(_call: Call) -> Answer:
-        return Answer(200, [], stream=Broken([]))
+        return Answer(200, [], stream=Broken())
 
     bench = Bench("openai-chat", "serve", upstream=breaking)
     assert b"Hal" in (await bench.chat("What is the fee?", stream=True)).body
@@ -500,6 +500,7 @@ async def test_a_body_that_cannot_be_read_is_the_upstreams_business(body: bytes)
 # --- in the stack --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.interpreted
 async def test_off_it_is_not_in_the_stack_at_all_nor_where_no_two_calls_are_alike():
     for dialect, mode in (
         ("openai-chat", "off"),

@@ -114,6 +114,7 @@ async def test_what_a_stream_begins_with_goes_out_in_one_piece_with_its_head(goe
         assert (got.whole, got.body, counted.writes) == (True, b"roleword", 1)
 
 
+@pytest.mark.interpreted
 async def test_a_streams_head_is_read_once_and_not_again_while_the_connection_says_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ):

@@ -96,6 +96,7 @@ def header(answer: Answer, name: bytes) -> bytes | None:
 # --- off -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.interpreted
 async def test_what_is_off_is_not_in_the_stack():
     planned = [PlannedFault(do="abort")]
     unused = put_together(arms=ARM)
