@@ -17,6 +17,7 @@ from tests.kit.acts import answer, sse
 from tests.kit.fake_upstream import Hosted, in_thread
 from tests.kit.processes import COMES_S_MAX, Sidecar, admin, eventually, put_in_place
 from tests.real.streams_rig import Gate, held
+from understudy.proxy.version import VERSION, how_it_runs
 
 pytestmark = pytest.mark.real
 
@@ -59,6 +60,16 @@ def post(sidecar: Sidecar, body: bytes = b"{}", path: str = "/v1/chat/completion
         return urllib.request.urlopen(request, timeout=COMES_S_MAX)
     except urllib.error.HTTPError as error:
         return error  # pyright: ignore[reportReturnType]
+
+
+def test_the_sidecar_says_which_version_it_is_and_whether_that_was_compiled(
+    upstream: Hosted, folder: Path, tmp_path: Path
+):
+    write(folder, policies(upstream))
+    with Sidecar(folder, tmp_path) as sidecar:
+        status = json.loads(admin(sidecar, "/status")[1])
+    # the tests were given the same package as the sidecar
+    assert (status["version"], status["runs"]) == (VERSION, how_it_runs())
 
 
 def test_a_changed_file_is_in_force_soon_a_bad_one_never_and_both_are_told(
