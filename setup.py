@@ -82,13 +82,18 @@ class Build(build_ext):
 
     def build_extensions(self) -> None:
         for extension in list(self.extensions):
+            if extension not in self.extensions:
+                continue
             try:
                 self.build_extension(extension)
             except Exception as error:
                 self.warn(f"{extension.name} is not compiled: {error}")
-                self.extensions.remove(extension)
-                if extension in PYTHON:
-                    self.extensions = [one for one in self.extensions if one not in PYTHON]
+                self._leave_out(PYTHON if extension in PYTHON else [extension])
+
+    def _leave_out(self, extensions: list[Extension]) -> None:
+        self.extensions = [one for one in self.extensions if one not in extensions]
+        for one in extensions:
+            Path(self.get_ext_fullpath(one.name)).unlink(missing_ok=True)
 
 
 PYTHON = compiled()

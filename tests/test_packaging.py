@@ -168,6 +168,17 @@ def test_a_built_wheel_holds_every_file_of_the_five_folders(tmp_path: Path):
     assert b"understudy = understudy.proxy.cli:main" in entry_points
 
 
+@pytest.mark.slow
+def test_where_no_compiler_is_a_wheel_is_made_all_the_same_and_nothing_of_it_is_compiled(tmp_path: Path):
+    tree = _copy_of_the_tree(tmp_path / "tree")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", *_build_arguments(), "-w", str(tmp_path), "."]
+    subprocess.run(command, cwd=tree, env={**os.environ, "CC": "false"}, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("understudy-*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    assert not [name for name in inside if name.endswith(COMPILED)]
+    assert {f"understudy/{file}" for file in _files()} <= inside
+
+
 # --- imports run one way -------------------------------------------------------------------------------------------
 
 
