@@ -47,7 +47,8 @@ $(VENV)/.installed-test: pyproject.toml | $(PY)
 	touch $@ $(VENV)/.installed
 
 # The package as users install it, with what every call runs through compiled (setup.py), beside the editable one.
-build/compiled/.installed: pyproject.toml setup.py $(wildcard */*.py */*/*.py) | $(PY)
+PACKAGED = $(foreach folder,envoy indexes models policies proxy,$(wildcard $(folder)/*.* $(folder)/*/*.*))
+build/compiled/.installed: pyproject.toml setup.py $(filter-out %.so,$(PACKAGED)) | $(PY)
 	rm -rf build/compiled build/lib.* build/bdist.*
 	$(PY) -m pip install --disable-pip-version-check -q --no-deps --target build/compiled .
 	touch $@
