@@ -143,27 +143,28 @@ class Peer:
     )
 
     def __init__(self, label: str, weight: float = 1.0, rank: tuple[int, bool] = (0, False)) -> None:
-        self.label = label
-        self.weight = weight
-        self.rank = rank
-        self.guard: Guard | None = None
-        self.quota: Purse | None = None
-        self.is_each_callers = False
+        # compiled, fields lie in this order: first what is looked at when one is chosen, then what its answer changes
         self.outstanding = 0
         self.cost_s = START_S
+        self.weight = weight
+        self.label = label
+        self.quota: Purse | None = None
+        self.guard: Guard | None = None
+        self.seen_state = "closed"
+        self.in_a_row = 0
+        self.answered = 0
+        self.window_calls = 0
+        self.window_s = 0.0
         self.last_s = START_S
-        self.is_known = False
         self.seen_at = -inf
         self.faded_at = -inf
+        self.is_known = False
+        self.rank = rank
+        self.is_each_callers = False
         self.back_at = -inf
         self.ejected_until = 0.0
         self.out_in_a_row = 0
-        self.in_a_row = 0
-        self.seen_state = "closed"
-        self.window_calls = 0
         self.window_failures = 0
-        self.window_s = 0.0
-        self.answered = 0
         self.failed = 0
         self.refused = 0
         self.ejections: dict[str, int] = {}
@@ -192,10 +193,12 @@ class Peer:
 class _Group:
     """The members of one priority and zone that may be asked: each with its weight as it is now."""
 
-    __slots__ = ("health", "members", "sums", "total")
+    __slots__ = ("health", "is_even", "members", "peers", "sums", "total")
 
     def __init__(self, weighted: Sequence[tuple[Peer, float]], whole: float, spare_ratio: float) -> None:
         self.members = list(weighted)
+        self.peers = [peer for peer, _ in weighted]
+        self.is_even = all(weight == weighted[0][1] for _, weight in weighted)
         self.sums: list[float] = []
         self.total = 0.0
         for _, weight in weighted:
@@ -263,15 +266,20 @@ class Balance:
         return members[min(bisect_right(sums, self._dice() * total), len(members) - 1)][0]
 
     def _cheaper_of_two(self, group: _Group) -> Peer:
-        members, sums, total = group.members, group.sums, group.total
-        first = min(bisect_right(sums, self._dice() * total), len(members) - 1)
-        second = min(bisect_right(sums, self._dice() * total), len(members) - 1)
+        peers = group.peers
+        first, second = self._drawn(group), self._drawn(group)
         if second == first:
             second = first - 1
-        one, other = members[first][0], members[second][0]
+        one, other = peers[first], peers[second]
         floor = self._floor_s
         cost = max(one.cost_s, floor) * (one.outstanding / one.weight + 1.0)
         return one if cost <= max(other.cost_s, floor) * (other.outstanding / other.weight + 1.0) else other
+
+    def _drawn(self, group: _Group) -> int:
+        """One of a group by its weight, as its place there."""
+        if group.is_even:
+            return int(self._dice() * len(group.peers))
+        return min(bisect_right(group.sums, self._dice() * group.total), len(group.peers) - 1)
 
     def _other(self, now: float, tried: Sequence[str], refused: Sequence[Peer]) -> Peer | None:
         """The best of all that could be asked; those left out, too, rather than nobody."""

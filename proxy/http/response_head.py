@@ -15,6 +15,8 @@ LINES_REMEMBERED_MAX = 4096
 PLAIN_BYTES_MAX = 16 * 1024
 """What a plain head is at most; a longer one is left to the parser, and to its bound."""
 LINE_REMEMBERED_BYTES_MAX = 128
+HEADS_REMEMBERED_MAX = 64
+HEAD_REMEMBERED_BYTES_MAX = 2048
 STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
 STATUS_LINES_REMEMBERED_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?")
@@ -115,6 +117,9 @@ def whole_head(data: bytes) -> ResponseHead | None:
     else, what is broken included, is for the parser to read."""
     end = data.find(b"\r\n\r\n", 0, PLAIN_BYTES_MAX) + 4
     raw = data[:end]
+    known = _HEADS.get(raw)
+    if known is not None:
+        return known
     if not _PLAIN.fullmatch(raw):
         return None
     try:
@@ -124,7 +129,15 @@ def whole_head(data: bytes) -> ResponseHead | None:
     head.raw = raw
     head.status = int(raw[9:12])
     head.is_plain = head.length is not None and not head.is_last and not head.events
+    if end <= HEAD_REMEMBERED_BYTES_MAX:
+        if len(_HEADS) >= HEADS_REMEMBERED_MAX:
+            _HEADS.clear()
+        _HEADS[raw] = head
     return head
+
+
+_HEADS: dict[bytes, ResponseHead] = {}
+"""One for all connections: of a hundred copies few would lie in the processor's caches."""
 
 
 _SOUND: set[bytes] = set()

@@ -115,7 +115,7 @@ async def test_what_a_stream_begins_with_goes_out_in_one_piece_with_its_head(goe
 
 
 @pytest.mark.interpreted
-async def test_a_streams_head_is_read_once_and_not_again_while_the_connection_says_the_same(
+async def test_a_streams_head_is_read_once_and_not_again_while_any_connection_says_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ):
     read: list[bytes] = []
@@ -127,14 +127,33 @@ async def test_a_streams_head_is_read_once_and_not_again_while_the_connection_sa
 
     for module in (response_head, upstream):
         monkeypatch.setattr(module, "ResponseHead", Counting)
+    monkeypatch.setattr(response_head, "_HEADS", {})
     async with House(dialect="openai-chat") as house:
         caller = await house.caller()
-        for _ in range(3):
+        for connections in (1, 1, 2):
+            if connections > house.up.connections_ever > 0:
+                for pool in house.pools:
+                    pool.renew()
             house.up.then(sse(content("Hel", "lo")))
             caller.say(chat(CHAT_STREAM))
             assert b"[DONE]" in (await caller.hears()).body
-        assert house.up.connections_ever == 1
+            assert house.up.connections_ever == connections
         assert len(read) == 1
+
+
+def test_of_heads_that_are_each_another_a_few_are_remembered(monkeypatch: pytest.MonkeyPatch):
+    heads: dict[bytes, ResponseHead] = {}
+    monkeypatch.setattr(response_head, "_HEADS", heads)
+    for number in range(10 * response_head.HEADS_REMEMBERED_MAX):
+        raw = b"HTTP/1.1 200 OK\r\nx-id: %d\r\ncontent-length: 0\r\n\r\n" % number
+        head = response_head.whole_head(raw)
+        assert head is not None
+        assert head.block == b"x-id: %d\r\n" % number
+        assert response_head.whole_head(raw) is head
+        assert len(heads) <= response_head.HEADS_REMEMBERED_MAX
+    long = b"HTTP/1.1 200 OK\r\nx-id: %b\r\ncontent-length: 0\r\n\r\n" % (b"a" * 4096)
+    assert response_head.whole_head(long) is not None
+    assert long not in heads
 
 
 async def test_whole_answers_to_a_pipelining_slow_reader_are_bounded_too():
