@@ -30,6 +30,7 @@ ON_EVERY_CALLS_WAY = (
     "policies/retry.py",
     "policies/service.py",
     "policies/usual.py",
+    "proxy/http/chunked.py",
     "proxy/http/door.py",
     "proxy/http/exchange.py",
     "proxy/http/forwarding.py",
@@ -40,6 +41,7 @@ ON_EVERY_CALLS_WAY = (
     "proxy/http/response_head.py",
     "proxy/http/stepping.py",
     "proxy/http/upstream.py",
+    "proxy/http/upstream_stream.py",
     "proxy/tiers/upstream.py",
 )
 MYPY = (

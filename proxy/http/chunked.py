@@ -3,16 +3,22 @@
     SIZE --size line--> DATA --all of it--> AFTER --CRLF--> SIZE ... --size 0--> TRAILER --empty line--> over
 
 Chunk extensions and trailers mean nothing to a proxy and are dropped, but they are bounded and must be well formed.
+Requests are read so. Answers are read by llhttp, but for what most pieces of a stream are: whole chunks, without
+extensions, one or more.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, Protocol
 
 State = Literal["size", "data", "after", "trailer", "over"]
 LINE_BYTES_MAX = 1024
 TRAILER_BYTES_MAX = 8 * 1024
+SIZE_DIGITS_MAX = 8
+"""Of a chunk that is read without a parser."""
+SIZES_REMEMBERED_MAX = 1024
+_SIZE_ALONE = re.compile(rb"[0-9A-Fa-f]{1,%d}" % SIZE_DIGITS_MAX)
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
 NO_TRAILERS = frozenset((b"content-length", b"transfer-encoding", b"host", b"trailer", b"content-encoding"))
@@ -94,3 +100,43 @@ class ChunkedBody:
                 trailer = _TRAILER.fullmatch(line)
                 if trailer is None or trailer[1].lower() in NO_TRAILERS:
                     raise BadChunks("a trailer can't be read, or must not be one")
+
+
+class Taker(Protocol):
+    """Who is given what chunks hold."""
+
+    def feed(self, piece: bytes) -> None: ...
+
+
+def feed_whole_chunks(data: bytes, taker: Taker) -> int:
+    """Give `taker` what is in the chunks that `data` begins with, as far as they are whole, plain and not the last; how
+    many bytes of `data` they were. What stands there instead is for the parser to judge, which is between two chunks.
+    """
+    at = 0
+    while at < len(data):
+        line_end = data.find(b"\r\n", at, at + SIZE_DIGITS_MAX + 2)
+        if line_end < 0:
+            break
+        size = _size_alone(data[at:line_end])
+        begin = line_end + 2
+        end = begin + size
+        if not size or not data.startswith(b"\r\n", end):
+            break
+        at = end + 2
+        taker.feed(data[begin:end])
+    return at
+
+
+def _size_alone(line: bytes) -> int:
+    """What a line says of a chunk's length, or 0 for what is no number alone."""
+    size = _SIZES.get(line)
+    if size is None:
+        if not _SIZE_ALONE.fullmatch(line):
+            return 0
+        size = int(line, 16)
+        if len(_SIZES) < SIZES_REMEMBERED_MAX:
+            _SIZES[line] = size
+    return size
+
+
+_SIZES: dict[bytes, int] = {}

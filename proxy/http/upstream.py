@@ -22,6 +22,7 @@ import httptools
 
 from understudy.policies.service import Answer, Failed
 from understudy.policies.streaming import Clocks, Held, Watch
+from understudy.proxy.http.chunked import feed_whole_chunks
 from understudy.proxy.http.heads import body_is_absent, trailer_line
 from understudy.proxy.http.response_head import ResponseHead, check_status_line, whole_head
 from understudy.proxy.http.stepping import Steps, Waiter
@@ -32,8 +33,6 @@ HEAD_BYTES_MAX = 64 * 1024
 PASSED_WHOLE_BYTES_MAX = 64 * 1024
 ERROR_WHOLE_BYTES_MAX = 1024 * 1024
 """An error is held whole up to here even where other answers are streamed: it may be wanted once all tiers failed."""
-STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
-EVENT_STREAM = b"text/event-stream"
 
 
 JOINED_BYTES_MAX = 64 * 1024
@@ -92,6 +91,7 @@ class Connection(asyncio.Protocol):
         "_head_is_done",
         "_held",
         "_hold_bytes_max",
+        "_is_between_chunks",
         "_known",
         "_method",
         "_news",
@@ -152,6 +152,7 @@ class Connection(asyncio.Protocol):
         self._dry_bytes = 0
         self._skip_interim = False
         self._head_is_done = False
+        self._is_between_chunks = False
 
     # --- the exchange ----------------------------------------------------------------------------------------------
 
@@ -297,7 +298,16 @@ class Connection(asyncio.Protocol):
         if not self._head_is_done:
             self._head_bytes = self._head_bytes + data if self._head_bytes else data
         try:
+            if self._is_between_chunks and self._stream is not None:
+                # the parser would have called back three times for each
+                data = data[feed_whole_chunks(data, self._stream) :]
+                if not data:
+                    self._dry_bytes = 0
+                    return
+            self._is_between_chunks = False
             self._parser.feed_data(data)
+            # behind a chunk there may stand the first bytes of the next one's length
+            self._is_between_chunks = self._is_between_chunks and data.endswith(b"\r\n")
         except httptools.HttpParserUpgrade as switched:
             self._switch(data[cast("int", switched.args[0]) :])
         except Failed as failed:
@@ -469,6 +479,12 @@ class Connection(asyncio.Protocol):
         self._body_bytes += len(piece)
         if self._body_bytes > self._hold_bytes_max or (self._events() and self._content_has_come()):
             self._become_stream(self._parser.get_status_code())
+
+    def on_chunk_header(self) -> None:
+        self._is_between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._is_between_chunks = True
 
     def on_message_complete(self) -> None:
         if self._skip_interim:
