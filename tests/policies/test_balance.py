@@ -82,6 +82,18 @@ def test_endpoints_of_one_speed_are_asked_in_proportion_to_their_weights(
         assert asked[peer] / 6000 == pytest.approx(weight / sum(weights), rel=0.25), (seed, peer.label)
 
 
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+@pytest.mark.parametrize("drawn", [0.0, 0.5, 0.999])
+def test_of_many_two_are_compared_also_when_one_is_drawn_twice(drawn: float, weight: float):
+    # with other weights than the others' one is drawn by its weight, without by its number
+    peers = peers_of(20, weight, *[1.0] * 19)
+    heart = Balance(peers, Rules(), lambda: drawn)
+    one = heart.pick(0.0)
+    assert one is not None
+    one.outstanding = 1
+    assert heart.pick(0.0) not in (one, None)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_many_endpoints_are_asked_in_proportion_to_their_weights_too(seed: int):
     weights = [1.0 + n % 3 for n in range(60)]

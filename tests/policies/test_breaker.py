@@ -86,6 +86,20 @@ def test_open_times_double_up_to_the_bound_and_start_over_once_it_has_closed():
     assert heart.retry_after_s(now) == 5
 
 
+def test_what_opened_it_is_forgotten_when_it_closes_again_also_within_one_bucket_of_the_window():
+    rules = Rules(consecutive=5, calls_min=10, ratio=0.5, open_s=0.5, permits=1, window_s=30.0)
+    heart = opened(rules, 30.0)
+    ticket = heart.admit(31.0)
+    assert ticket is not None
+    heart.succeeded(31.0, ticket)
+    assert heart.state == "closed"
+    assert heart.lately(31.0) == (0, 0)
+    for _ in range(4):
+        heart.failed(31.0, heart.generation, EVEN)
+        heart.succeeded(31.0, heart.generation)
+    assert (heart.state, heart.lately(31.0)) == ("closed", (8, 4))
+
+
 def test_jitter_moves_an_open_time_by_a_quarter_either_way():
     short, long = Breaker(Rules(consecutive=1)), Breaker(Rules(consecutive=1))
     short.failed(0.0, 0, 0.0)
